@@ -1,0 +1,40 @@
+# Python 3.11 (or newer) and make are all a fresh machine needs: every target sets up what it lacks.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := demo
+DATA ?=
+
+.PHONY: setup demo test lint bench models docs clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (some minutes the first time) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/clinical-ser demo --output $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -n auto
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	@test -n "$(DATA)" || { echo "Say where the recordings are: make bench DATA=path/to/corpora (docs/benchmarks.md)"; exit 2; }
+	$(BIN)/python -m benchmarks $(DATA)
+
+docs: setup
+	$(BIN)/python -m clinical_ser.features.catalogue > docs/features.md
+
+clean:
+	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,40 @@
+"""The list of commands."""
+
+from typing import Annotated
+
+import typer
+
+from clinical_ser.cli import cohort, demo, doctor, model, train
+from clinical_ser.cli.console import output
+from clinical_ser.cli.screen import screen
+
+app = typer.Typer(
+    name="clinical-ser",
+    help="Speech screening: a recording in, an explained and calibrated result out, or an honest 'cannot tell'. Screening, never diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        output.print(version("clinical-ser"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+app.command()(screen)
+app.command()(demo.demo)
+app.command()(cohort.simulate)
+app.command()(cohort.cohort)
+app.command()(cohort.extract)
+app.command()(train.train)
+app.add_typer(model.app, name="model")
+app.command()(doctor.doctor)

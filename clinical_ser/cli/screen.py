@@ -1,0 +1,117 @@
+"""`clinical-ser screen`: recordings in, results out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from clinical_ser.cli.console import NOT_USABLE, complain, output
+from clinical_ser.errors import AudioError
+from clinical_ser.screening.result import ScreeningResult, Status
+from clinical_ser.screening.screener import Screener
+
+DEFAULT_MODEL = "depression-simulated"
+_STYLE = {Status.FLAGGED: "bold black on yellow", Status.NOT_USABLE: "bold white on red", Status.INDETERMINATE: "bold black on cyan"}
+_FEATURES_SHOWN = 6
+
+
+def screen(
+    audio: Annotated[list[Path], typer.Argument(help="One or more recordings of one speaker each.", show_default=False)],
+    model: Annotated[str, typer.Option(help="Name of an installed model, or a bundle's folder.")] = DEFAULT_MODEL,
+    sex: Annotated[str | None, typer.Option(help="female, male or other: chooses the reference group, never changes the score.")] = None,
+    age: Annotated[float | None, typer.Option(help="Years.")] = None,
+    prevalence: Annotated[float | None, typer.Option(help="Share of positives among the people you screen, 0 to 1; the model's own otherwise.")] = None,
+    baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable), for models that use one.")] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds into the recording at which to start.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult; one line each when there are several.")] = False,
+) -> None:
+    """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
+    screener = Screener.load(model)
+    failed, unusable = False, False
+    for position, path in enumerate(audio, start=1):
+        try:
+            result = screener.screen(path, sex=sex, age=age, prevalence=prevalence, baseline=baseline or (), start=start, end=end)
+        except AudioError as error:
+            # Named by position: a file's name may be a person's name, and this line may end up in a log.
+            complain(f"Recording {position} of {len(audio)}", error)
+            failed = True
+            continue
+        unusable |= result.status is Status.NOT_USABLE
+        if as_json:
+            output.print(result.model_dump_json(indent=2 if len(audio) == 1 else None), markup=False)
+        else:
+            show(result, f"Recording {position} of {len(audio)}" if len(audio) > 1 else "Result")
+    if failed:
+        raise typer.Exit(1)
+    if unusable:
+        raise typer.Exit(NOT_USABLE)
+
+
+def show(result: ScreeningResult, title: str) -> None:
+    """Print a result for a person."""
+    style = _STYLE.get(result.status, "bold black on green")
+    output.print(f"\n[bold]{title}[/bold]  [{style}] {result.status.value.replace('_', ' ')} [/]  {escape(result.summary)}")
+    for notice in result.notices:
+        output.print(f"  [yellow]![/yellow] {escape(notice)}")
+    _show_probability(result)
+    _show_quality(result)
+    if result.explanation:
+        _show_families(result)
+        _show_features(result)
+    signature = result.model.signature
+    output.print(f"  [dim]Model {result.model.name} {result.model.version}, {result.model.digest[:12]} ({signature} signature). {result.intended_use}[/dim]")
+
+
+def _show_probability(result: ScreeningResult) -> None:
+    if result.probability is None:
+        return
+    for p in result.classes or (result.probability,):
+        mark = "[bold]" if p.label == result.probability.label else "[not bold]"
+        interval = f"{p.interval.low:.0%} to {p.interval.high:.0%}"
+        output.print(f"  {mark}{escape(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})")
+    point = result.operating_point
+    if point:
+        output.print(
+            f"  Threshold {point.probability:.0%}: in training, sensitivity {point.sensitivity:.0%} (at least {point.sensitivity_low:.0%}), "
+            f"specificity {point.specificity:.0%}"
+        )
+
+
+def _show_quality(result: ScreeningResult) -> None:
+    noted = [check for check in result.quality.checks if check.verdict != "pass"]
+    passed = len(result.quality.checks) - len(noted)
+    output.print(f"  Quality: {passed} of {len(result.quality.checks)} checks passed" + ("" if not noted else ":"))
+    for check in noted:
+        value = "not measurable" if check.value is None else f"{check.value:.3g} {check.unit}"
+        output.print(f"    {check.verdict}: {check.name} {value}. {escape(check.advice)}")
+
+
+def _show_families(result: ScreeningResult) -> None:
+    assert result.explanation is not None
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    for column in ("family", "moved the log-odds by", "95 % interval", ""):
+        table.add_column(column, justify="left" if column in ("family", "") else "right")
+    for family in result.explanation.families:
+        note = "" if family.stable else "[dim]not stable across refits[/dim]"
+        table.add_row(family.family.replace("_", " "), f"{family.log_odds:+.2f}", f"{family.low:+.2f} to {family.high:+.2f}", note)
+    output.print(table)
+
+
+def _show_features(result: ScreeningResult) -> None:
+    assert result.explanation is not None
+    features = [feature for family in result.explanation.families for feature in family.features]
+    features = sorted(features, key=lambda feature: (not feature.stands_out, -abs(feature.log_odds)))[:_FEATURES_SHOWN]
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    for column in ("feature", "value", "middle half of the reference group", "percentile"):
+        table.add_column(column, justify="left" if column == "feature" else "right")
+    for feature in features:
+        band = feature.reference
+        reference = f"{band.low:.3g} to {band.high:.3g} ({escape(band.group)}, n={band.subjects})" if band else "none"
+        percentile = "" if feature.percentile is None else f"{feature.percentile:.0f}" + (" *" if feature.stands_out else "")
+        table.add_row(escape(feature.label_en), f"{feature.value:.3g} {escape(feature.unit)}", reference, percentile)
+    output.print(table)
+    if any(feature.stands_out for feature in features):
+        output.print("  [dim]* stands out: below the 10th or above the 90th percentile of the reference group[/dim]")

@@ -1,0 +1,107 @@
+"""Every error this package raises on purpose.
+
+One small tree. A message says what was wrong and what would have been right, and never carries a path, a name or audio: errors
+end up in logs and answers, and those leave the room where the recording was made.
+"""
+
+from collections.abc import Iterable
+
+
+class ClinicalSerError(Exception):
+    """Base of every error raised on purpose; catch this at an entrance (command line, HTTP), nowhere else."""
+
+
+class InvalidValueError(ClinicalSerError, ValueError):
+    """A value that is not one of those allowed.
+
+    Examples
+    --------
+    >>> raise InvalidValueError("head", "svm", ["linear", "xgboost"])
+    Traceback (most recent call last):
+    ...
+    clinical_ser.errors.InvalidValueError: Bad value 'svm' for head, expected one of ['linear', 'xgboost'].
+    """
+
+    def __init__(self, what: str, given: object, expected: Iterable[object] | str) -> None:
+        rule = expected if isinstance(expected, str) else f"one of {list(expected)}"
+        super().__init__(f"Bad value {given!r} for {what}, expected {rule}.")
+
+
+class AudioError(ClinicalSerError):
+    """The recording cannot become samples."""
+
+
+class AudioNotFoundError(AudioError):
+    """No readable file is where the caller said (missing, a directory, no permission)."""
+
+
+class AudioDecodeError(AudioError):
+    """The bytes are not audio that any decoder here understands, or end too early to hold any."""
+
+
+class AudioTooLongError(AudioError):
+    """The decoded recording would exceed the cap (a decompression bomb, or the wrong file)."""
+
+
+class FeatureError(ClinicalSerError):
+    """A feature could not be computed for a reason other than the recording's content."""
+
+
+class ManifestError(ClinicalSerError):
+    """The manifest as a whole cannot be used (a missing column, no row at all); single bad rows are reported, not raised."""
+
+
+class TableError(ClinicalSerError):
+    """A file that is no feature table, or one of another schema."""
+
+
+class CorpusLayoutError(ClinicalSerError):
+    """A corpus folder does not look as its publisher lays it out."""
+
+
+class SplitError(ClinicalSerError):
+    """A split that cannot be made (too few subjects, one class only)."""
+
+
+class SubjectLeakError(SplitError):
+    """A split in which a subject, or a recording, stands on both sides."""
+
+
+class TrainingError(ClinicalSerError):
+    """A model cannot be trained from what was given."""
+
+
+class BundleError(ClinicalSerError):
+    """A bundle that is refused; the subclass says why."""
+
+
+class BundleNotFoundError(BundleError):
+    """No readable bundle folder is where the caller said."""
+
+
+class BundleWriteError(BundleError):
+    """A bundle cannot be written there (something else is in the way, no space, no permission); what was there is as it was."""
+
+
+class BundleIncompleteError(BundleError):
+    """A file that the bundle's manifest lists is missing, cut short, or a file is there that it does not list."""
+
+
+class BundleTamperedError(BundleError):
+    """A file's digest, or the signature, does not fit."""
+
+
+class BundleUntrustedError(BundleError):
+    """A signature by a trusted key was asked for, and the bundle has none, or one by a key that is not trusted here."""
+
+
+class BundleSchemaError(BundleError):
+    """The bundle's schema is unknown to this version, or a file does not follow it."""
+
+
+class BundleFeatureMismatchError(BundleError):
+    """The model was trained on features that this installation computes differently, or not at all."""
+
+
+class SigningKeyError(ClinicalSerError):
+    """A key file that cannot be used (not Ed25519, readable by others, already there); never carries the key."""

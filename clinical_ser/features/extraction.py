@@ -1,0 +1,295 @@
+"""The features of one recording: the engines behind one function, measured once, and remembered by content if the caller wants.
+
+One idea: the result depends on the samples and on nothing else, no other recording, no name, no number of threads. That is what makes it possible
+to measure anywhere (see `batch.py`) and to take from a cache what was measured before.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from clinical_ser import audio
+from clinical_ser.audio.analysis import SpeechAnalysis
+from clinical_ser.audio.quality import QualityMeasures, QualityReport
+from clinical_ser.audio.recording import Recording, SourceInfo
+from clinical_ser.errors import FeatureError, InvalidValueError
+from clinical_ser.features import egemaps, praat, timing
+from clinical_ser.features.cache import Entry, FeatureCache, key_of
+from clinical_ser.features.vector import FeatureVector
+
+FEATURE_SETS = ("egemaps", "praat", "timing", "compare")
+"""In the order in which their features stand in a vector."""
+DEFAULT_SETS = ("egemaps", "praat", "timing")
+
+_Measured = tuple[Mapping[str, float], Mapping[str, str]]
+"""Values of one set, NaN where missing, and for each missing one the reason."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or the part of it between `start` and `end` (seconds)."""
+
+    path: Path = field(repr=False)  # a name may be a person's, and a repr ends up in logs
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Extraction:
+    """All that is kept of one recording: its digest and length, what its file was like, how good it is, and its features. No samples."""
+
+    recording: str
+    duration_s: float
+    source: SourceInfo
+    quality: QualityMeasures
+    features: FeatureVector
+    cached: bool = False
+    """True if nothing had to be decoded or measured."""
+
+
+class _Work:
+    """One recording while it is measured: decoded at most once, analysed at most once, and each only when something asks."""
+
+    def __init__(self, load: Callable[[], Recording], analysis: SpeechAnalysis | None = None) -> None:
+        self._load = load
+        self._given = analysis
+
+    @cached_property
+    def recording(self) -> Recording:
+        return self._load()
+
+    @cached_property
+    def analysis(self) -> SpeechAnalysis:
+        return self._given or audio.analyse(self.recording)
+
+
+@dataclass(frozen=True)
+class _Engine:
+    names: tuple[str, ...]
+    fingerprint: str
+    measure: Callable[[_Work], _Measured]
+
+
+_ENGINES: Mapping[str, _Engine] = {
+    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, egemaps.FINGERPRINT, lambda work: egemaps.functionals(work.recording)),
+    "praat": _Engine(praat.NAMES, praat.FINGERPRINT, lambda work: praat.compute(work.analysis)),
+    "timing": _Engine(timing.NAMES, timing.FINGERPRINT, lambda work: timing.compute(work.analysis)),
+    "compare": _Engine(egemaps.COMPARE_NAMES, egemaps.COMPARE_FINGERPRINT, lambda work: egemaps.compare(work.recording)),
+}
+
+
+def feature_names(sets: Sequence[str] = DEFAULT_SETS) -> tuple[str, ...]:
+    """Return the names of all features of these sets, in the order of a vector."""
+    return _names(_chosen(sets))
+
+
+def fingerprints(sets: Sequence[str] = DEFAULT_SETS) -> dict[str, str]:
+    """Return for each set the fingerprint of the code that computes it: equal fingerprints, equal values."""
+    return {name: _ENGINES[name].fingerprint for name in _chosen(sets)}
+
+
+def extract(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, analysis: SpeechAnalysis | None = None) -> FeatureVector:
+    """Measure the features of one recording, in this process.
+
+    Parameters
+    ----------
+    recording
+        From `clinical_ser.audio.load`.
+    sets
+        Some of `FEATURE_SETS`; their order does not matter.
+    analysis
+        The recording's shared analysis, if it was made already (the gate needs it too).
+
+    Returns
+    -------
+    FeatureVector
+        Raw values; `apply_gate` then removes those that the recording is not good enough for.
+
+    Raises
+    ------
+    InvalidValueError
+        An unknown feature set.
+    """
+    chosen = _chosen(sets)
+    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis)))
+
+
+def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: FeatureCache | None = None) -> Extraction:
+    """Decode, analyse and measure one recording, and measure the quality that a gate judges.
+
+    Parameters
+    ----------
+    source
+        The file, or a part of it.
+    sets
+        Some of `FEATURE_SETS`.
+    cache
+        What is found there is not measured again, and what is not found is put there.
+
+    Raises
+    ------
+    AudioError
+        The file is not there, cannot be decoded or is too long.
+    FeatureError
+        The file changed while it was read.
+    InvalidValueError
+        An unknown feature set.
+    """
+    chosen = _chosen(sets)
+    # Only a regular file is read for its digest: a pipe or a device may never end. What is wrong with others, the loader says.
+    if cache is None or not source.path.is_file():
+        work = _Work(lambda: _load(source))
+        return _extraction(_Facts.of(work), chosen, _measure(chosen, work))
+    stamp = _stamp(source.path)
+    key = key_of("source", _content_digest(source.path), source.start, source.end, _audio_fingerprint())
+    with cache.lock(key, room="source"):
+        return _through_cache(cache, key, chosen, _Work(lambda: _load_unchanged(source, stamp)))
+
+
+def apply_gate(vector: FeatureVector, report: QualityReport) -> FeatureVector:
+    """Make the features missing that the gate has switched off, each with the gate's reason.
+
+    A feature that is missing already keeps its own reason.
+    """
+    switched_off = {name: reason for selector, reason in reversed(report.switched_off.items()) for name in select(vector.names, selector)} | dict(
+        vector.missing
+    )
+    values = np.where([name in switched_off for name in vector.names], np.nan, vector.values)
+    return FeatureVector(vector.names, values, switched_off)
+
+
+@lru_cache(maxsize=256)
+def select(names: tuple[str, ...], selector: str) -> tuple[str, ...]:
+    """Return the names that a selector with shell wildcards means (`praat.shimmer_*`)."""
+    return tuple(name for name in names if fnmatchcase(name, selector))
+
+
+def _chosen(sets: Sequence[str]) -> tuple[str, ...]:
+    if unknown := [name for name in sets if name not in FEATURE_SETS]:
+        raise InvalidValueError("feature set", unknown[0], FEATURE_SETS)
+    if not sets:
+        raise InvalidValueError("feature sets", list(sets), f"at least one of {list(FEATURE_SETS)}")
+    return tuple(name for name in FEATURE_SETS if name in sets)
+
+
+def _names(chosen: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for one in chosen for name in _ENGINES[one].names)
+
+
+def _vector(chosen: tuple[str, ...], measured: Mapping[str, _Measured]) -> FeatureVector:
+    values = {name: value for one in chosen for name, value in measured[one][0].items()}
+    missing = {name: reason for one in chosen for name, reason in measured[one][1].items()}
+    names = _names(chosen)
+    return FeatureVector(names, np.array([values[name] for name in names], np.float64), missing)
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries: 5 ms, so once
+
+
+def _measure(chosen: Sequence[str], work: _Work) -> dict[str, _Measured]:
+    # One BLAS thread everywhere: how a matrix product is split over threads decides the order of its sums, and so the last bits.
+    with _thread_pools().limit(limits=1):
+        return {name: _ENGINES[name].measure(work) for name in chosen}
+
+
+@dataclass(frozen=True, eq=False)
+class _Facts:
+    """What is known of a source before any feature: `samples` is the digest of the float samples themselves.
+
+    `recording` (16-bit) is the same for a 24-bit file and its 16-bit copy, whose features differ in the sixth digit; `samples` is not.
+    """
+
+    recording: str
+    samples: str
+    duration_s: float
+    source: SourceInfo
+    quality: QualityMeasures
+
+    @classmethod
+    def of(cls, work: _Work) -> Self:
+        recording = work.recording
+        with _thread_pools().limit(limits=1):
+            quality = audio.measure(recording, work.analysis)
+        return cls(recording.sha256, hashlib.sha256(recording.samples.tobytes()).hexdigest(), recording.duration_s, recording.source, quality)
+
+    @classmethod
+    def restored(cls, entry: Entry) -> Self:
+        facts: dict[str, Any] = dict(entry.facts)
+        return cls(**facts | {"source": SourceInfo(**facts["source"]), "quality": QualityMeasures(**facts["quality"])})
+
+
+def _extraction(facts: _Facts, chosen: tuple[str, ...], measured: Mapping[str, _Measured], *, cached: bool = False) -> Extraction:
+    return Extraction(facts.recording, facts.duration_s, facts.source, facts.quality, _vector(chosen, measured), cached)
+
+
+def _through_cache(cache: FeatureCache, key: str, chosen: tuple[str, ...], work: _Work) -> Extraction:
+    """Take from the cache what is there, measure the rest, and put it there."""
+    entry = cache.get(key)
+    facts = _Facts.restored(entry) if entry else _Facts.of(work)
+    if entry is None:
+        cache.put(key, asdict(facts))
+    with cache.lock(facts.samples, room="samples"):
+        known = {name: cache.get(_set_key(facts.samples, name)) for name in chosen}
+        measured = _measure([name for name in chosen if known[name] is None], work)
+        for name, (values, missing) in measured.items():
+            cache.put(_set_key(facts.samples, name), missing, [values[feature] for feature in _ENGINES[name].names])
+    remembered = {name: _remembered(name, found) for name, found in known.items() if found is not None}
+    return _extraction(facts, chosen, measured | remembered, cached=entry is not None and not measured)
+
+
+def _set_key(samples: str, name: str) -> str:
+    # The names too: they decide which value is whose. The analysis too: Praat and timing start from it.
+    engine = _ENGINES[name]
+    return key_of("features", samples, name, engine.fingerprint, _digest_of_names(engine.names), _audio_fingerprint())
+
+
+def _remembered(name: str, entry: Entry) -> _Measured:
+    missing = {feature: str(reason) for feature, reason in entry.facts.items()}
+    return dict(zip(_ENGINES[name].names, entry.values.tolist(), strict=True)), missing
+
+
+@lru_cache(maxsize=len(FEATURE_SETS))
+def _digest_of_names(names: tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _audio_fingerprint() -> str:
+    """Name everything that decides what decoding and analysis give: the text of that room, and the libraries that it calls."""
+    digest = hashlib.sha256()
+    for file in sorted((entry for entry in resources.files(audio).iterdir() if entry.name.endswith(".py")), key=lambda entry: entry.name):
+        digest.update(file.name.encode() + b"\n" + file.read_bytes())
+    versions = {name: metadata.version(name) for name in ("soundfile", "av", "soxr", "praat-parselmouth", "numpy", "scipy")}
+    return f"{digest.hexdigest()} {versions}"
+
+
+def _content_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(source: Source) -> Recording:
+    return audio.load(source.path, start=source.start, end=source.end)
+
+
+def _load_unchanged(source: Source, stamp: tuple[int, int, int]) -> Recording:
+    """Refuse a file that changed while it was read: its digest would not be that of the samples, and the cache would pass that on."""
+    recording = _load(source)
+    if _stamp(source.path) != stamp:
+        raise FeatureError("The file changed while it was read; run again when its recording or copying is finished.")
+    return recording
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns

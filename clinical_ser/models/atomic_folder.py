@@ -1,0 +1,126 @@
+"""A folder of files that is there completely or not at all, whenever the process or the machine dies.
+
+Everything is written and synced in a hidden folder beside the target, which one rename then puts in place (rename(2), POSIX.1-2017).
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from clinical_ser.errors import BundleWriteError
+
+# Anyone may read a model, and it holds nobody's data; fixed, so that the umask of whoever trained is not part of the result.
+_FILE_MODE = 0o644
+_FOLDER_MODE = 0o755
+
+
+def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collection[str], replace: bool) -> None:
+    """Write a folder of files in one step.
+
+    Parameters
+    ----------
+    target
+        Where it goes; parents are made. An empty folder may be there.
+    contents
+        File name -> content.
+    known
+        The file names that such a folder may hold; one that holds others is somebody else's, and left alone.
+    replace
+        Whether such a folder that is there may be replaced. It is moved aside first, so no reader sees a mixture; if the process dies between
+        the two renames, the old folder is complete beside the target as `.<name>.*.old`.
+
+    Raises
+    ------
+    BundleWriteError
+        Something is in the way, or the system refuses; what was there is as it was.
+    """
+    parent = target.absolute().parent
+    with _refused_by_system():
+        parent.mkdir(parents=True, exist_ok=True)
+        _check_place(target, known, replace=replace)
+        with _workplace(target) as workplace:
+            draft = workplace / "draft"
+            draft.mkdir()
+            for name, content in sorted(contents.items()):
+                _write_file(draft / name, content)
+            draft.chmod(_FOLDER_MODE)
+            _sync_folder(draft)
+            _move_into_place(draft, target, replace=replace)
+        _sync_folder(parent)
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> None:
+    """Write one file of a published folder in one step, its draft beside the folder; BundleWriteError when the system refuses."""
+    with _refused_by_system():
+        with _workplace(folder) as workplace:
+            _write_file(workplace / name, content)
+            (workplace / name).replace(folder / name)
+        _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.absolute().parent) as folder:
+        yield Path(folder)
+
+
+def _check_place(target: Path, known: Collection[str], *, replace: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_dir():
+        raise BundleWriteError("A file or a link is where the bundle should go; remove it, or choose another place.")
+    names = {entry.name for entry in target.iterdir()}
+    if not names <= set(known):
+        raise BundleWriteError("The folder where the bundle should go holds other files; choose another place.")
+    if names and not replace:
+        raise BundleWriteError("A bundle is there already; choose another place, or say that it may be replaced.")
+
+
+def _move_into_place(draft: Path, target: Path, *, replace: bool) -> None:
+    """Rename the finished draft to the target, which is one atomic step where nothing, or an empty folder, is there."""
+    try:
+        draft.rename(target)
+    except OSError as error:
+        if not replace or error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        _replace_folder(draft, target)
+
+
+def _replace_folder(draft: Path, target: Path) -> None:
+    aside = draft.parent.with_suffix(".old")
+    target.rename(aside)
+    try:
+        draft.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
+    _sync_folder(target.absolute().parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), _FILE_MODE)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _refused_by_system() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # its text holds the path
+        raise BundleWriteError(f"The bundle cannot be written: {error.strerror or 'the system gives no reason'}.") from None

@@ -1,0 +1,217 @@
+"""Gradient-boosted trees that never mix feature families, so that the margin is a sum over families.
+
+The one idea: an interaction constraint a family makes each tree belong to one family. Summing the trees of a family gives its margin, exactly
+and uniquely, without Shapley values and their background.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import xgboost
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+
+from clinical_ser.errors import BundleSchemaError, TrainingError
+from clinical_ser.models.heads import Head, TrainingRows, inner_folds
+from clinical_ser.models.state import Count, Label, State, Vector
+
+MAX_ROUNDS = 400
+PATIENCE_ROUNDS = 30
+DEFAULT_ROUNDS = 60
+"""Where there are too few subjects to choose a number of rounds."""
+
+TREE_PARAMETERS: dict[str, float | int | str] = {
+    "tree_method": "hist",
+    "max_depth": 3,
+    "eta": 0.1,
+    "min_child_weight": 2.0,
+    "lambda": 5.0,
+    "subsample": 0.7,
+    "colsample_bynode": 0.3,
+    "max_bin": 64,
+    # One thread: histogram sums are added in another order with another number, and a bundle's bytes must not depend on the machine.
+    "nthread": 1,
+}
+"""Shallow, slow and sampled, for cohorts of tens to hundreds of subjects; measured in docs/benchmarks.md."""
+
+STATE_ATTRIBUTE = "clinical_ser"
+"""The booster attribute that carries what xgboost does not know (families, classes, zero points), inside the same file."""
+
+
+class BoostedHeadState(State):
+    """What `head.ubj` carries beside the trees."""
+
+    kind: Literal["xgboost"]
+    column_families: tuple[str, ...]
+    classes: Annotated[tuple[Label, ...], Field(min_length=2)]
+    rounds: Count
+    intercept: Vector
+    centre: tuple[Vector, ...]
+    """One row a family, one column a margin: the mean over the training rows of what the family's trees sum to."""
+
+
+class BoostedHead(Head):
+    """xgboost with one interaction constraint a family.
+
+    The number of rounds is the one with the least log-loss in folds by subject (`xgboost.cv`, early stopping); the trees are then grown
+    again on all rows for exactly so many rounds, so there is no best iteration to forget when predicting. It reads the imputed and
+    standardised Z like any head: xgboost's own routing of missing values would let the model use *that* a value is missing, which tells of the
+    device and not of the person.
+
+    Parameters
+    ----------
+    families, classes, balanced, seed
+        See `Head`.
+    rounds
+        Number of boosting rounds; None: chosen in `fit`.
+
+    Attributes
+    ----------
+    rounds_ : int
+    booster_ : xgboost.Booster
+    intercept_ : ndarray of shape () or (classes,)
+    """
+
+    kind: ClassVar[str] = "xgboost"
+    rounds_: int
+    booster_: xgboost.Booster
+
+    def __init__(
+        self,
+        families: Sequence[str],
+        classes: Sequence[str] | Sequence[int] | None = None,
+        *,
+        rounds: int | None = None,
+        balanced: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(families, classes, balanced=balanced, seed=seed)
+        self.rounds = rounds
+
+    def _fit(self, rows: TrainingRows) -> None:
+        data = xgboost.DMatrix(rows.Z, label=rows.target, weight=rows.weight, nthread=1)
+        parameters = self._parameters(rows.n_classes)
+        self.rounds_ = self.rounds if self.rounds is not None else _choose_rounds(data, rows, parameters, self.seed)
+        self.booster_ = xgboost.train(parameters, data, num_boost_round=self.rounds_)
+        self._leaves = _Leaves(self.booster_, self.column_families, self.families_)
+        raw = self._leaves.family_sums(self.booster_, data)
+        self._centre = np.average(raw, axis=0, weights=rows.weight)
+        start = self.booster_.predict(data.slice([0]), output_margin=True)[0] - raw[0].sum(axis=0)
+        self.intercept_ = self._shaped(np.asarray(start + self._centre.sum(axis=0), dtype=np.float64)[None])[0]
+
+    def _parameters(self, n_classes: int) -> dict[str, Any]:
+        objective = {"objective": "binary:logistic"} if n_classes == 2 else {"objective": "multi:softprob", "num_class": n_classes}
+        constraints = json.dumps([columns.tolist() for columns in self._family_columns()])
+        return {**TREE_PARAMETERS, **objective, "interaction_constraints": constraints, "seed": self.seed}
+
+    def family_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Sum the leaves that a row falls in over each family's trees; see `Head.family_margins`."""
+        data = xgboost.DMatrix(self._matrix(Z), nthread=1)
+        return self._shaped(self._leaves.family_sums(self.booster_, data) - self._centre)
+
+    def _shaped(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        return margins[..., 0] if len(self.classes_) == 2 else margins
+
+    def to_bytes(self) -> bytes:
+        """Return `head.ubj`: xgboost's own file (UBJSON) with our state as one of its attributes; no pickle."""
+        state = BoostedHeadState(
+            kind="xgboost",
+            column_families=self.column_families,
+            classes=self.classes_,
+            rounds=self.rounds_,
+            intercept=tuple(np.atleast_1d(self.intercept_).tolist()),
+            centre=tuple(tuple(row) for row in self._centre.tolist()),
+        )
+        booster = self.booster_.copy()
+        booster.set_attr(**{STATE_ATTRIBUTE: json.dumps(state.to_dict(), sort_keys=True)})
+        return bytes(booster.save_raw("ubj"))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Inverse of `to_bytes`.
+
+        Raises
+        ------
+        BundleSchemaError
+            If these are not such bytes, or a tree mixes families.
+        """
+        booster = _load(raw)
+        state = _read_state(booster)
+        head = cls(state.column_families, state.classes, rounds=state.rounds)  # type: ignore[arg-type]
+        head.classes_ = state.classes  # type: ignore[assignment]
+        head.rounds_ = state.rounds
+        head.booster_ = booster
+        head._leaves = _Leaves(booster, head.column_families, head.families_)
+        head._centre = np.array(state.centre)
+        width = 1 if len(state.classes) == 2 else len(state.classes)
+        if head._centre.shape != (len(head.families_), width) or head._leaves.width != width or len(state.intercept) != width:
+            raise BundleSchemaError("The boosted head's trees, classes and families do not fit together.")
+        head.intercept_ = head._shaped(np.array(state.intercept)[None])[0]
+        return head
+
+
+class _Leaves:
+    """The value of every leaf, and for every tree its family and the margin it adds to."""
+
+    def __init__(self, booster: xgboost.Booster, column_families: tuple[str, ...], families: tuple[str, ...]):
+        model = json.loads(booster.save_raw("json"))["learner"]
+        if int(model["learner_model_param"]["num_feature"]) != len(column_families):
+            raise BundleSchemaError("The boosted head's trees were grown on another number of features.")
+        trees = model["gradient_booster"]["model"]["trees"]
+        margin_of_tree = np.array(model["gradient_booster"]["model"]["tree_info"])
+        self.width = max(1, int(model["learner_model_param"]["num_class"]))
+        self.values = np.zeros((len(trees), max(len(tree["left_children"]) for tree in trees)))
+        self.shape = (len(families), self.width)
+        # A tree without a split is a constant of no family; booked under the first, its centre takes it out again.
+        place = np.array([families.index(_family_of(tree, column_families) or families[0]) for tree in trees])
+        self.slot = place * self.width + margin_of_tree
+        for row, tree in zip(self.values, trees, strict=True):
+            leaf = np.array(tree["left_children"]) == -1
+            row[: len(leaf)][leaf] = np.array(tree["split_conditions"])[leaf]
+
+    def family_sums(self, booster: xgboost.Booster, data: xgboost.DMatrix) -> NDArray[np.float64]:
+        """Shape (rows, families, margins), in float64."""
+        leaf = booster.predict(data, pred_leaf=True, strict_shape=True).reshape(data.num_row(), len(self.values)).astype(np.int64)
+        reached = self.values[np.arange(len(self.values)), leaf]
+        adds_to = np.eye(self.shape[0] * self.shape[1])[self.slot]
+        return np.asarray(reached @ adds_to).reshape(-1, *self.shape)
+
+
+def _family_of(tree: dict[str, Any], column_families: tuple[str, ...]) -> str | None:
+    """Return the one family a tree splits on, None for a single leaf; BundleSchemaError for several."""
+    split = np.array(tree["left_children"]) != -1
+    used = {column_families[column] for column in np.array(tree["split_indices"])[split]}
+    if len(used) > 1:
+        raise BundleSchemaError(f"A tree mixes the families {sorted(used)}; its explanation would not be exact.")
+    return next(iter(used), None)
+
+
+def _choose_rounds(data: xgboost.DMatrix, rows: TrainingRows, parameters: dict[str, Any], seed: int) -> int:
+    folds = inner_folds(rows, seed)
+    if not folds:
+        return DEFAULT_ROUNDS
+    metric = "logloss" if rows.n_classes == 2 else "mlogloss"
+    history = xgboost.cv(
+        parameters, data, MAX_ROUNDS, folds=folds, metrics=metric, early_stopping_rounds=PATIENCE_ROUNDS, seed=seed, verbose_eval=False
+    )
+    # With early stopping, xgboost.cv cuts its history at the best round.
+    return len(history)
+
+
+def _load(raw: bytes) -> xgboost.Booster:
+    booster = xgboost.Booster({"nthread": 1})
+    try:
+        booster.load_model(bytearray(raw))
+    except xgboost.core.XGBoostError:
+        raise BundleSchemaError("The boosted head is not an xgboost model in UBJSON.") from None
+    return booster
+
+
+def _read_state(booster: xgboost.Booster) -> BoostedHeadState:
+    text = booster.attr(STATE_ATTRIBUTE)
+    try:
+        return BoostedHeadState.from_dict(json.loads(text or ""))
+    except json.JSONDecodeError:
+        raise BundleSchemaError("The boosted head does not carry its families and classes.") from None

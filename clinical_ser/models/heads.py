@@ -1,0 +1,237 @@
+"""What every head promises: margins, and the same margins as a sum over feature families.
+
+A head is fitted on standardised features and answers with log-odds. Its margin is exactly an intercept plus one number a family; that sum is
+what the explanation shows, so it is part of the contract and not an afterthought.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, log_softmax, softmax
+from sklearn.model_selection import StratifiedGroupKFold
+
+from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.models.weights import subject_of_row
+
+INNER_FOLDS = 5
+"""Folds, by subject, in which a head chooses its own strength."""
+
+Labels = tuple[str, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRows:
+    """Checked training material: features, class index, weight (mean 1) and subject of each row."""
+
+    Z: NDArray[np.float64]
+    target: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    subject: NDArray[Any]
+    n_classes: int
+
+    def take(self, index: NDArray[np.int64]) -> "TrainingRows":
+        """Return the rows at `index`; weights keep their values, so that penalties keep their meaning."""
+        return TrainingRows(self.Z[index], self.target[index], self.weight[index], self.subject[index], self.n_classes)
+
+    @property
+    def class_weight_totals(self) -> NDArray[np.float64]:
+        """Shape (n_classes,); sum of the weights of each class."""
+        return np.bincount(self.target, self.weight, minlength=self.n_classes)
+
+
+class Head(ABC):
+    """Base of the heads; see `LinearHead` and `BoostedHead`.
+
+    Parameters
+    ----------
+    families
+        The family of each column of Z (`pitch`, `timing`, ...), in column order.
+    classes
+        Class labels in the order of the margins, for two classes (negative, positive). None: those in y, sorted.
+    balanced
+        Weigh the classes equally while fitting. The intercept is then put back to the training prevalence (King & Zeng 2001, Political
+        Analysis 9:137-163, section 4.1), so margins mean the same with and without; calibrate afterwards all the same.
+    seed
+        Of the inner folds and of the trees.
+
+    Attributes
+    ----------
+    classes_ : tuple
+    families_ : tuple of str
+        Each family once, in the order of first appearance.
+    intercept_ : ndarray of shape () or (classes,)
+        The margin where every family stands at its zero, the training mean.
+    """
+
+    kind: ClassVar[str]
+    classes_: Labels
+    families_: tuple[str, ...]
+    intercept_: NDArray[np.float64]
+
+    def __init__(self, families: Sequence[str], classes: Sequence[str] | Sequence[int] | None = None, *, balanced: bool = False, seed: int = 0):
+        self.column_families = tuple(families)
+        self.classes = None if classes is None else tuple(classes)
+        self.balanced = balanced
+        self.seed = seed
+        self.families_ = tuple(dict.fromkeys(self.column_families))
+
+    def fit(self, Z: ArrayLike, y: ArrayLike, *, groups: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from standardised features.
+
+        Parameters
+        ----------
+        Z
+            Shape (rows, features), finite, as `Preprocessor.transform` gives it.
+        y
+            Shape (rows,), labels out of `classes`.
+        groups
+            Shape (rows,), the subject of each row; the folds in which the head chooses its strength keep subjects whole. None: every row is
+            a subject of its own.
+        sample_weight
+            Shape (rows,), positive; only their ratios matter (they are scaled to mean 1).
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TrainingError
+            If a class has no row.
+        InvalidValueError
+            If shapes do not fit, a value is not finite, or a label is none of `classes`.
+        """
+        matrix = self._matrix(Z)
+        labels = np.asarray(y)
+        if labels.shape != (len(matrix),):
+            raise InvalidValueError("y", f"array of shape {labels.shape}", f"one label for each of the {len(matrix)} rows")
+        self.classes_ = self.classes if self.classes is not None else tuple(np.unique(labels).tolist())
+        rows = TrainingRows(
+            Z=matrix,
+            target=encode_labels(labels, self.classes_),
+            weight=_mean_one(sample_weight, len(matrix)),
+            subject=subject_of_row(None if groups is None else np.asarray(groups), len(matrix)),
+            n_classes=len(self.classes_),
+        )
+        _require_every_class(rows, self.classes_)
+        self._fit(_balance(rows) if self.balanced else rows)
+        if self.balanced:
+            self.intercept_ = self.intercept_ + _prior_offset(rows.class_weight_totals)
+        return self
+
+    @abstractmethod
+    def _fit(self, rows: TrainingRows) -> None:
+        """Set the learned attributes, `intercept_` among them."""
+
+    @abstractmethod
+    def family_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Split the margins by family.
+
+        Parameters
+        ----------
+        Z
+            Shape (rows, features).
+
+        Returns
+        -------
+        ndarray of shape (rows, families) or (rows, families, classes)
+            In the order of `families_`; `intercept_` plus the sum over families is `margins(Z)`. The zero of a family is its training mean: of
+            the features in a linear head, of the family's own margin in a boosted one.
+        """
+
+    def margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Return the log-odds of the second of two classes, shape (rows,), or the logits of several, shape (rows, classes)."""
+        return self.intercept_ + self.family_margins(Z).sum(axis=1)
+
+    def predict_proba(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Return uncalibrated probabilities, shape (rows, classes); what a result states comes from a calibrator instead."""
+        return probabilities(self.margins(Z))
+
+    def _matrix(self, Z: ArrayLike) -> NDArray[np.float64]:
+        matrix = np.asarray(Z, dtype=np.float64)
+        if matrix.ndim != 2 or matrix.shape[1] != len(self.column_families):
+            raise InvalidValueError("Z", f"array of shape {matrix.shape}", f"shape (rows, {len(self.column_families)})")
+        if not np.isfinite(matrix).all():
+            raise InvalidValueError("Z", "NaN or infinity", "finite numbers; impute with Preprocessor first")
+        return matrix
+
+    def _family_columns(self) -> list[NDArray[np.int64]]:
+        families = np.array(self.column_families)
+        return [np.flatnonzero(families == family) for family in self.families_]
+
+
+def probabilities(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn margins of shape (rows,) or (rows, classes) into probabilities of shape (rows, classes)."""
+    if margins.ndim == 1:
+        return np.column_stack([expit(-margins), expit(margins)])
+    return np.asarray(softmax(margins, axis=1))
+
+
+def log_loss_total(margins: NDArray[np.float64], target: NDArray[np.int64], weight: NDArray[np.float64]) -> float:
+    """Return the weighted sum of -log p(target), in nats."""
+    logits = margins if margins.ndim == 2 else np.column_stack([np.zeros_like(margins), margins])
+    return float(-weight @ log_softmax(logits, axis=1)[np.arange(len(target)), target])
+
+
+def encode_labels(y: ArrayLike, classes: Sequence[str] | Sequence[int]) -> NDArray[np.int64]:
+    """Return each label's place in `classes`, shape (rows,).
+
+    Raises
+    ------
+    InvalidValueError
+        If a label is none of `classes`.
+
+    Examples
+    --------
+    >>> encode_labels(["sad", "calm"], ["calm", "sad"]).tolist()
+    [1, 0]
+    """
+    place = {label: index for index, label in enumerate(classes)}
+    labels = np.asarray(y).tolist()
+    unknown = sorted({str(label) for label in labels if label not in place})
+    if unknown:
+        raise InvalidValueError("y", unknown[:5], classes)
+    return np.array([place[label] for label in labels], dtype=np.int64)
+
+
+def inner_folds(rows: TrainingRows, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Split rows into up to `INNER_FOLDS` (train, test) pairs by subject, each with every class in training; few subjects may leave none."""
+    per_class = [len(np.unique(rows.subject[rows.target == k])) for k in range(rows.n_classes)]
+    folds = min(INNER_FOLDS, *per_class)
+    if folds < 2:
+        return []
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    pairs = splitter.split(rows.Z, rows.target, rows.subject)
+    return [(train, test) for train, test in pairs if len(np.unique(rows.target[train])) == rows.n_classes and len(test)]
+
+
+def _mean_one(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64]:
+    if sample_weight is None:
+        return np.ones(n_rows)
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.shape != (n_rows,) or not (np.isfinite(weight) & (weight > 0)).all():
+        raise InvalidValueError("sample_weight", f"array of shape {weight.shape}", f"{n_rows} positive finite numbers")
+    return weight / weight.mean()
+
+
+def _require_every_class(rows: TrainingRows, classes: Labels) -> None:
+    if len(classes) < 2:
+        raise TrainingError(f"Training needs at least two classes; the labels hold only {list(classes)}.")
+    empty = [classes[k] for k in np.flatnonzero(np.bincount(rows.target, minlength=len(classes)) == 0)]
+    if empty:
+        raise TrainingError(f"No training recording of class {empty}; every class needs some.")
+
+
+def _balance(rows: TrainingRows) -> TrainingRows:
+    totals = rows.class_weight_totals
+    weight = rows.weight * (totals.sum() / (rows.n_classes * totals))[rows.target]
+    return TrainingRows(rows.Z, rows.target, weight, rows.subject, rows.n_classes)
+
+
+def _prior_offset(totals: NDArray[np.float64]) -> NDArray[np.float64]:
+    log_share = np.log(totals / totals.sum())
+    return np.asarray(log_share[1] - log_share[0]) if len(totals) == 2 else log_share - log_share.mean()

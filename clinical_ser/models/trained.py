@@ -1,0 +1,311 @@
+"""A trained model in memory: from features to calibrated log-odds, and from there to everything a result states.
+
+The one idea: after preprocessing, head and calibrator there is one calibrated log-odds (or one a class), and it is a sum over families plus
+a constant. Probability, interval, prediction set, threshold and explanation are all read off it. It goes to a bundle and comes back bit for bit.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+from scipy.special import expit, softmax
+
+from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.errors import BundleSchemaError, InvalidValueError
+from clinical_ser.features import catalogue
+from clinical_ser.models.boosted_head import BoostedHead
+from clinical_ser.models.bundle import VerifiedBundle
+from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
+from clinical_ser.models.conformal import ConformalSets
+from clinical_ser.models.heads import Head
+from clinical_ser.models.linear_head import LinearHead
+from clinical_ser.models.operating_point import OperatingPoint
+from clinical_ser.models.preprocessing import Preprocessor
+from clinical_ser.models.prevalence import shift_log_odds
+from clinical_ser.models.reference import ReferenceGroups
+from clinical_ser.models.state import Share, State
+from clinical_ser.models.strict_json import canonical_json, parse_json
+
+HEADS: dict[str, type[LinearHead] | type[BoostedHead]] = {"linear": LinearHead, "xgboost": BoostedHead}
+NORMAL_95 = 1.959964
+
+Calibrator = MarginPlatt | MulticlassPlatt
+
+
+class _CalibratorState(State):
+    """`calibrator.json`: the calibrator and the share of positives among the subjects it was fitted on."""
+
+    kind: Literal["margin_platt", "multiclass_platt"]
+    calibrator: dict[str, Any]
+    training_prevalence: Share | None
+
+
+class _RefitState(State):
+    calibrator: dict[str, Any]
+    head: dict[str, Any] | None = None
+    trees: str | None = None
+    """An xgboost file in base64."""
+
+
+class _RefitsState(State):
+    """`refits.json`: heads and calibrators learned again on bootstrap samples of subjects."""
+
+    refits: tuple[_RefitState, ...] = Field(min_length=2)
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """Head and calibrator as another sample of subjects would have made them."""
+
+    head: Head
+    calibrator: Calibrator
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the model says of one recording, at one prevalence."""
+
+    log_odds: NDArray[np.float64]
+    """Shape () for two classes, (classes,) for more; calibrated."""
+    probabilities: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    """Shape (classes,); 95 % intervals over refits."""
+    prediction_set: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """The calibrated log-odds of one recording taken apart: `base` plus the sum of `families` is `log_odds`."""
+
+    log_odds: float
+    base: float
+    families: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    features: NDArray[np.float64]
+    """Shape (features,); of the log-odds, in feature order."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """Everything needed to answer, as plain numbers."""
+
+    task: Task
+    features: tuple[str, ...]
+    extractors: dict[str, str]
+    preprocessor: Preprocessor
+    head: Head
+    calibrator: Calibrator
+    conformal: ConformalSets
+    operating_point: OperatingPoint | None
+    refits: tuple[Refit, ...]
+    reference: ReferenceGroups
+    training_prevalence: float | None
+    """Share of positives in training, each subject counting once; None for several classes, whose probabilities are for equal shares."""
+    uses_baseline: bool
+
+    @property
+    def binary(self) -> bool:
+        """Whether the task has two classes."""
+        return self.task.kind is TaskKind.BINARY
+
+    def log_odds(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Calibrated log-odds at training prevalence of rows X (rows, features), NaN where missing: shape (rows,), or (rows, classes)."""
+        return self.calibrator.apply(self.head.margins(self.preprocessor.transform(X)))
+
+    def answer(self, x: ArrayLike, *, prevalence: float | None = None) -> Answer:
+        """Answer for one recording.
+
+        Parameters
+        ----------
+        x
+            Shape (features,), NaN where missing.
+        prevalence
+            Share of positives among the people screened; None takes the task's, or else training's. Not for several classes.
+
+        Returns
+        -------
+        Answer
+            The interval is the point ± 1.96 SD of the refits on the log-odds: what another sample of subjects would have said.
+
+        Raises
+        ------
+        InvalidValueError
+            If a prevalence is given for several classes, or is not between 0 and 1.
+        """
+        Z = self.preprocessor.transform(np.asarray(x, float)[None])
+        point = self.calibrator.apply(self.head.margins(Z))[0]
+        refits = np.array([refit.calibrator.apply(refit.head.margins(Z))[0] for refit in self.refits])
+        spread = NORMAL_95 * refits.std(axis=0, ddof=1)
+        # Sets compare within a class, so they hold at any prevalence; they are read at that of training.
+        labels = self._prediction_set(point)
+        self.check_prevalence(prevalence)
+        if not self.binary:
+            return self._answer_of_classes(point, refits, labels)
+        shift = self._prevalence_shift(prevalence)
+        p, low, high = (float(expit(value + shift)) for value in (point, point - spread, point + spread))
+        return Answer(
+            log_odds=np.asarray(point + shift),
+            probabilities=np.array([1 - p, p]),
+            low=np.array([1 - high, low]),
+            high=np.array([1 - low, high]),
+            prediction_set=labels,
+        )
+
+    def check_prevalence(self, prevalence: float | None) -> None:
+        """Raise InvalidValueError for a prevalence that is no share, or that a model of several classes has no use for."""
+        if prevalence is not None and not self.binary:
+            raise InvalidValueError("prevalence", prevalence, "none: the probabilities of several classes are stated for equal shares")
+        if prevalence is not None and not 0 < prevalence < 1:
+            raise InvalidValueError("prevalence", prevalence, "a share between 0 and 1")
+
+    def stated_prevalence(self, prevalence: float | None = None) -> float:
+        """Return the prevalence that a binary answer is stated for: the caller's, else the task's, else that of training."""
+        stated = prevalence or self.task.prevalence or self.training_prevalence
+        assert stated is not None
+        return stated
+
+    def probability_at(self, log_odds: float, prevalence: float | None = None) -> float:
+        """Return the probability that log-odds at training prevalence (a threshold) are at the stated one."""
+        return float(expit(log_odds + self._prevalence_shift(prevalence)))
+
+    def _prevalence_shift(self, prevalence: float | None) -> float:
+        assert self.training_prevalence is not None
+        return float(shift_log_odds(0.0, self.training_prevalence, self.stated_prevalence(prevalence)))
+
+    def _answer_of_classes(self, point: NDArray[np.float64], refits: NDArray[np.float64], labels: tuple[str, ...]) -> Answer:
+        p = np.asarray(softmax(point))
+        # On each class's own log-odds, so that an interval stays within 0 and 1.
+        own, others = _log_odds_of_each(point[None])[0], _log_odds_of_each(refits)
+        spread = NORMAL_95 * others.std(axis=0, ddof=1)
+        return Answer(point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels)
+
+    def _prediction_set(self, log_odds: NDArray[np.float64]) -> tuple[str, ...]:
+        p = np.array([expit(-log_odds), expit(log_odds)]) if self.binary else softmax(log_odds)
+        inside = self.conformal.predict(np.asarray(p)[None])[0]
+        return tuple(label for label, is_in in zip(self.task.classes, inside, strict=True) if is_in)
+
+    def contributions(self, x: ArrayLike, *, target: str, prevalence: float | None = None) -> Contributions:
+        """Take the calibrated log-odds of one recording apart, against the average training recording.
+
+        Parameters
+        ----------
+        x
+            Shape (features,), NaN where missing.
+        target
+            The class to explain; for two classes the positive one.
+        prevalence
+            As in `answer`; moves `base` only.
+        """
+        Z = self.preprocessor.transform(np.asarray(x, float)[None])
+        k = None if self.binary else self.task.classes.index(target)
+        families = self._family_log_odds(self.head, self.calibrator, Z, k)
+        refits = np.array([self._family_log_odds(refit.head, refit.calibrator, Z, k) for refit in self.refits])
+        half = NORMAL_95 * refits.std(axis=0, ddof=1)
+        base = _centred(self.calibrator.apply(self.head.intercept_[None]), k)[0]
+        shift = self._prevalence_shift(prevalence) if self.binary else 0.0
+        names = self.head.families_
+        whole = _centred(self.calibrator.apply(self.head.margins(Z)), k)[0]
+        return Contributions(
+            log_odds=float(whole + shift),
+            base=float(base + shift),
+            families={name: float(value) for name, value in zip(names, families, strict=True)},
+            intervals={name: (float(v - h), float(v + h)) for name, v, h in zip(names, families, half, strict=True)},
+            features=_centred(self.calibrator.scale_ * self.head.feature_margins(Z)[0], k),
+        )
+
+    @staticmethod
+    def _family_log_odds(head: Head, calibrator: Calibrator, Z: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
+        return _centred(calibrator.scale_ * head.family_margins(Z)[0], k)
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the payload files of a bundle, all but the card."""
+        kind = "margin_platt" if self.binary else "multiclass_platt"
+        calibrator = _CalibratorState(kind=kind, calibrator=self.calibrator.to_dict(), training_prevalence=self.training_prevalence)
+        files = {
+            "preprocessing.json": canonical_json(self.preprocessor.to_dict()),
+            "calibrator.json": canonical_json(calibrator.to_dict()),
+            "conformal.json": canonical_json(self.conformal.to_dict()),
+            "reference.json": canonical_json(self.reference.to_dict()),
+            "refits.json": canonical_json(_RefitsState(refits=tuple(_refit_state(refit) for refit in self.refits)).to_dict()),
+        }
+        if isinstance(self.head, BoostedHead):
+            return files | {"head.ubj": self.head.to_bytes()}
+        return files | {"head.json": canonical_json(_linear(self.head).to_dict())}
+
+    @classmethod
+    def from_bundle(cls, bundle: VerifiedBundle) -> "TrainedModel":
+        """Read a verified bundle; BundleSchemaError if its files do not fit each other."""
+        manifest = bundle.manifest
+        state = _CalibratorState.from_dict(bundle.json("calibrator.json"))
+        calibrator_type: type[MarginPlatt] | type[MulticlassPlatt] = MarginPlatt if state.kind == "margin_platt" else MulticlassPlatt
+        head = _read_head(manifest.head, bundle.files)
+        refits = _RefitsState.from_dict(bundle.json("refits.json")).refits
+        point = manifest.operating_point
+        model = cls(
+            task=manifest.task,
+            features=manifest.features,
+            extractors=dict(manifest.extractors),
+            preprocessor=Preprocessor.from_dict(bundle.json("preprocessing.json")),
+            head=head,
+            calibrator=calibrator_type.from_dict(state.calibrator),
+            conformal=ConformalSets.from_dict(bundle.json("conformal.json")),
+            operating_point=None if point is None else OperatingPoint.from_dict(point),
+            refits=tuple(Refit(_refit_head(refit), calibrator_type.from_dict(refit.calibrator)) for refit in refits),
+            reference=ReferenceGroups.from_dict(bundle.json("reference.json")),
+            training_prevalence=state.training_prevalence,
+            uses_baseline=manifest.uses_baseline,
+        )
+        model._check_fit()
+        return model
+
+    def _check_fit(self) -> None:
+        families = tuple(catalogue.get(name).family for name in self.features)
+        fits = (
+            self.preprocessor.feature_names_ == self.features
+            and tuple(self.head.classes_) == self.task.classes
+            and all(head.column_families == families for head in (self.head, *(refit.head for refit in self.refits)))
+            and self.binary == isinstance(self.calibrator, MarginPlatt) == (self.training_prevalence is not None)
+        )
+        if not fits:
+            raise BundleSchemaError("The bundle's files do not fit each other (features, families or classes differ). Get the bundle again.")
+
+
+def _centred(values: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
+    """Keep the values of two classes as they are; of several take class k's less the mean over classes, which softmax cannot see."""
+    return values if k is None else values[..., k] - values.mean(axis=-1)
+
+
+def _log_odds_of_each(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.clip(softmax(logits, axis=1), 1e-12, 1 - 1e-12)
+    return np.asarray(np.log(p) - np.log1p(-p))
+
+
+def _linear(head: Head) -> LinearHead:
+    assert isinstance(head, LinearHead)
+    return head
+
+
+def _refit_state(refit: Refit) -> _RefitState:
+    calibrator = refit.calibrator.to_dict()
+    if isinstance(refit.head, BoostedHead):
+        return _RefitState(calibrator=calibrator, trees=base64.b64encode(refit.head.to_bytes()).decode("ascii"))
+    return _RefitState(calibrator=calibrator, head=_linear(refit.head).to_dict())
+
+
+def _refit_head(state: _RefitState) -> Head:
+    if state.trees is not None:
+        return BoostedHead.from_bytes(base64.b64decode(state.trees))
+    return LinearHead.from_dict(state.head)
+
+
+def _read_head(kind: str, files: Mapping[str, bytes]) -> Head:
+    if kind == "xgboost" and "head.ubj" in files:
+        return BoostedHead.from_bytes(files["head.ubj"])
+    if kind == "linear" and "head.json" in files:
+        return LinearHead.from_dict(parse_json(files["head.json"]))
+    raise BundleSchemaError(f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; this version reads {sorted(HEADS)}.")

@@ -1,0 +1,349 @@
+"""From a feature table to a trained model, with the subject as the unit in every step.
+
+The one idea: everything that describes the model (calibrator, prediction sets, threshold, figures) is learned on margins out of fold,
+from heads that never heard the subject; then the head is fitted again on everyone.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit, softmax
+
+from clinical_ser.cohorts.baseline import is_baseline, relative_rows
+from clinical_ser.cohorts.gating import judge_table
+from clinical_ser.cohorts.manifest import labels_for
+from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold, leave_one_subject_out, official
+from clinical_ser.cohorts.table import FeatureTable, RowProblem
+from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.features import catalogue
+from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
+from clinical_ser.models.conformal import ConformalSets
+from clinical_ser.models.heads import Head, encode_labels
+from clinical_ser.models.operating_point import OperatingPoint, choose
+from clinical_ser.models.preprocessing import Preprocessor
+from clinical_ser.models.reference import summarise
+from clinical_ser.models.sample_size import warning_for
+from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel
+from clinical_ser.models.weights import subject_weights
+
+MINIMUM_SUBJECTS_PER_CLASS = 5
+"""Below this a fold may have to calibrate on three people; a model from fewer would only look like one."""
+LEAVE_ONE_SUBJECT_OUT = "loso"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; everything that changes the model is here, so that the same table and options give the same bytes."""
+
+    head: str = "linear"
+    split: int | str = 5
+    """Number of folds by subject, `loso`, or the name of the table's column with an official split."""
+    coverage: float = 0.90
+    """Of the prediction sets, in each class."""
+    refits: int = 40
+    without: tuple[str, ...] = ()
+    """Families to leave out, for ablations."""
+    use_baseline: bool = False
+    """Take features against each subject's own baseline recordings (column `baseline`)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise InvalidValueError("head", self.head, sorted(HEADS))
+        if unknown := sorted(set(self.without) - set(catalogue.FAMILIES)):
+            raise InvalidValueError("without", unknown, catalogue.FAMILIES)
+        if self.refits < 2:
+            raise InvalidValueError("refits", self.refits, "at least 2, or no interval can be given")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows that can be learned from."""
+
+    X: NDArray[np.float64]
+    names: tuple[str, ...]
+    target: NDArray[np.int64]
+    subjects: NDArray[np.str_]
+    frame: pd.DataFrame
+    """The table's rows, without the features, in the same order."""
+
+    def take(self, index: NDArray[np.intp]) -> "Rows":
+        """Return the rows at `index`."""
+        return Rows(self.X[index], self.names, self.target[index], self.subjects[index], self.frame.iloc[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A trained model and the evidence about it."""
+
+    model: TrainedModel
+    out_of_fold: pd.DataFrame
+    """One row a training recording: `row`, `recording`, `subject`, covariates, `fold`, `label`, and what a model and calibrator that never
+    heard the subject say: `log_odds` (two classes) and `probability.<class>`, at training prevalence."""
+    counts: dict[str, int]
+    """Rows given, learned from, and left out, by reason."""
+    problems: tuple[RowProblem, ...]
+    warnings: tuple[str, ...]
+    cohort_digest: str
+    simulated: bool
+    options: TrainingOptions = field(default_factory=TrainingOptions)
+
+
+def train(table: FeatureTable, task: Task, options: TrainingOptions | None = None, *, progress: Progress | None = None) -> Training:
+    """Train a calibrated model on a feature table.
+
+    Parameters
+    ----------
+    table
+        One row a recording, from `build_table`.
+    task
+        What to learn; the recordings have to pass its gate.
+    options
+        See `TrainingOptions`.
+    progress
+        Called with (steps done, steps in all).
+
+    Returns
+    -------
+    Training
+        The model, its out-of-fold predictions, and an account of every row.
+
+    Raises
+    ------
+    TrainingError
+        If a class has fewer than `MINIMUM_SUBJECTS_PER_CLASS` subjects.
+    SplitError, SubjectLeakError
+        If the subjects cannot be split as asked, or a split shares one.
+    ManifestError
+        If the table has no labels for the task.
+    """
+    options = options or TrainingOptions()
+    rows, task, counts, problems = _usable_rows(table, task, options)
+    folds = _folds(rows, options)
+    report = progress or (lambda done, total: None)
+    total = len(folds) + 1 + options.refits
+    margins, fold_of = np.empty(0), np.full(len(rows.target), -1)
+    for i, fold in enumerate(folds):
+        head, preprocessor = _fit(rows.take(fold.train), task, options)
+        out = head.margins(preprocessor.transform(rows.X[fold.test]))
+        if not i:
+            margins = np.full((len(rows.target), *out.shape[1:]), np.nan)
+        margins[fold.test], fold_of[fold.test] = out, i
+        report(i + 1, total)
+    tested = fold_of >= 0
+    rows, margins, fold_of, everyone = rows.take(np.flatnonzero(tested)), margins[tested], fold_of[tested], rows
+    calibrator, log_odds = _calibrate(rows, margins, fold_of, task)
+    head, preprocessor = _fit(everyone, task, options)
+    report(len(folds) + 1, total)
+    refits = _refits(everyone, rows, margins, head, preprocessor, task, options, lambda i: report(len(folds) + 1 + i, total))
+    binary = task.kind is TaskKind.BINARY
+    model = TrainedModel(
+        task=task,
+        features=rows.names,
+        extractors=_extractors_used(table, rows.names),
+        preprocessor=preprocessor,
+        head=head,
+        calibrator=calibrator,
+        conformal=ConformalSets().fit(_probabilities(log_odds), rows.target, groups=rows.subjects, coverage=options.coverage),
+        operating_point=_operating_point(rows, log_odds, task) if binary else None,
+        refits=tuple(refits),
+        reference=_reference(everyone, task),
+        training_prevalence=_prevalence(rows) if binary else None,
+        uses_baseline=options.use_baseline,
+    )
+    return Training(
+        model=model,
+        out_of_fold=_out_of_fold(rows, log_odds, fold_of, task),
+        counts=counts,
+        problems=problems,
+        warnings=_warnings(rows, log_odds, task, model.conformal),
+        cohort_digest=_cohort_digest(everyone),
+        simulated=_is_simulated(table.frame),
+        options=options,
+    )
+
+
+def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> tuple[Rows, Task, dict[str, int], tuple[RowProblem, ...]]:
+    """Gate, label and select; account for every row."""
+    gated = judge_table(table, task.limits)
+    baseline = is_baseline(table.frame) if options.use_baseline else np.zeros(len(table.frame), bool)
+    labels = labels_for(task, table.frame)
+    labelled = labels.values.notna().to_numpy()
+    keep = gated.usable & labelled & ~baseline
+    names = tuple(name for name in table.feature_names if catalogue.get(name).family not in options.without)
+    columns = [table.feature_names.index(name) for name in names]
+    X, subjects = gated.features[:, columns], table.subjects
+    if options.use_baseline:
+        heard = np.isin(subjects, subjects[keep])
+        X = X.copy()
+        X[heard] = relative_rows(X[heard], subjects[heard], (baseline & gated.usable)[heard])
+    counts = {
+        "given": len(table.frame) + len(table.problems),
+        "without features": len(table.problems),
+        "not usable": int((~gated.usable).sum()),
+        "baseline": int((baseline & gated.usable).sum()),
+        "without label": int((gated.usable & ~labelled & ~baseline).sum()),
+        "learned from": int(keep.sum()),
+    }
+    task = task.model_copy(update={"classes": labels.classes})
+    if not keep.any():
+        raise TrainingError(f"No row can be learned from: {counts}.")
+    target = encode_labels(labels.values[keep].to_numpy(), task.classes)
+    others = [name for name in table.frame.columns if name not in table.feature_names]
+    rows = Rows(X[keep], names, target, subjects[keep], table.frame.loc[keep, others].reset_index(drop=True))
+    _check_enough_subjects(rows, task)
+    return rows, task, counts, (*table.problems, *labels.problems)
+
+
+def _check_enough_subjects(rows: Rows, task: Task) -> None:
+    per_class = {label: len(np.unique(rows.subjects[rows.target == k])) for k, label in enumerate(task.classes)}
+    few = {label: n for label, n in per_class.items() if n < MINIMUM_SUBJECTS_PER_CLASS}
+    if few:
+        raise TrainingError(f"Each class needs at least {MINIMUM_SUBJECTS_PER_CLASS} subjects with a usable recording; there are {per_class}.")
+
+
+def _folds(rows: Rows, options: TrainingOptions) -> tuple[Fold, ...]:
+    if isinstance(options.split, int):
+        folds = group_k_fold(rows.subjects, rows.target, k=options.split, seed=options.seed)
+    elif options.split == LEAVE_ONE_SUBJECT_OUT:
+        folds = leave_one_subject_out(rows.subjects)
+    elif options.split in rows.frame.columns:
+        folds = official(rows.frame[options.split].to_numpy(), rows.subjects)
+    else:
+        raise InvalidValueError("split", options.split, f"a number of folds, {LEAVE_ONE_SUBJECT_OUT!r}, or one of {list(rows.frame.columns)}")
+    for fold in folds:
+        check_fold(fold, rows.subjects, rows.frame["recording"].to_numpy())
+    return folds
+
+
+def _fit(rows: Rows, task: Task, options: TrainingOptions) -> tuple[Head, Preprocessor]:
+    preprocessor = Preprocessor().fit(rows.X, rows.names)
+    families = [catalogue.get(name).family for name in rows.names]
+    balanced = task.kind is TaskKind.MULTICLASS
+    head = HEADS[options.head](families, task.classes, balanced=balanced, seed=options.seed)
+    return head.fit(preprocessor.transform(rows.X), _labels(rows, task), groups=rows.subjects), preprocessor
+
+
+def _labels(rows: Rows, task: Task) -> NDArray[np.str_]:
+    return np.array(task.classes)[rows.target]
+
+
+def _calibrate(
+    rows: Rows, margins: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task
+) -> tuple[Calibrator, NDArray[np.float64]]:
+    """Return the calibrator on all margins, and log-odds in which each fold was calibrated by the others, for honest figures and sets."""
+    log_odds = np.empty_like(margins)
+    for i in np.unique(fold_of):
+        here, others = fold_of == i, np.flatnonzero(fold_of != i)
+        log_odds[here] = _fit_calibrator(rows.take(others), margins[others], task).apply(margins[here])
+    return _fit_calibrator(rows, margins, task), log_odds
+
+
+def _fit_calibrator(rows: Rows, margins: NDArray[np.float64], task: Task) -> Calibrator:
+    weight = subject_weights(rows.subjects, len(rows.target))
+    if task.kind is TaskKind.BINARY:
+        return MarginPlatt().fit(margins, rows.target, sample_weight=weight)
+    # Equal shares: the classes' frequencies in a corpus are its design, not the world's.
+    totals = np.bincount(rows.target, weight, minlength=len(task.classes))
+    return MulticlassPlatt().fit(margins, rows.target, sample_weight=weight * (weight.sum() / (len(totals) * totals))[rows.target])
+
+
+def _refits(
+    everyone: Rows,
+    tested: Rows,
+    margins: NDArray[np.float64],
+    head: Head,
+    preprocessor: Preprocessor,
+    task: Task,
+    options: TrainingOptions,
+    report: Callable[[int], None],
+) -> list[Refit]:
+    """Learn head and calibrator again on bootstrap samples of subjects, with the settings that the full data chose."""
+    Z, labels = preprocessor.transform(everyone.X), _labels(everyone, task)
+    refits: list[Refit] = []
+    rng = np.random.default_rng([options.seed, 1])
+    while len(refits) < options.refits:
+        people = _bootstrap_people(everyone, rng)
+        train_rows, test_rows = _rows_of(everyone.subjects, people), _rows_of(tested.subjects, people)
+        if len(np.unique(everyone.target[train_rows])) < len(task.classes) or len(np.unique(tested.target[test_rows])) < len(task.classes):
+            continue
+        again = head.settled().fit(Z[train_rows], labels[train_rows])
+        refits.append(Refit(again, _fit_calibrator(tested.take(test_rows), margins[test_rows], task)))
+        report(len(refits))
+    return refits
+
+
+def _bootstrap_people(rows: Rows, rng: np.random.Generator) -> NDArray[np.str_]:
+    people = np.unique(rows.subjects)
+    return people[rng.integers(len(people), size=len(people))]
+
+
+def _rows_of(subjects: NDArray[np.str_], people: NDArray[np.str_]) -> NDArray[np.intp]:
+    drawn = Counter(people.tolist())
+    return np.repeat(np.arange(len(subjects)), [drawn[subject] for subject in subjects.tolist()])
+
+
+def _probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    if log_odds.ndim == 1:
+        return np.column_stack([expit(-log_odds), expit(log_odds)])
+    return np.asarray(softmax(log_odds, axis=1))
+
+
+def _operating_point(rows: Rows, log_odds: NDArray[np.float64], task: Task) -> OperatingPoint:
+    return choose(log_odds, rows.target, groups=rows.subjects, target_sensitivity=task.target_sensitivity)
+
+
+def _prevalence(rows: Rows) -> float:
+    return float(np.average(rows.target, weights=subject_weights(rows.subjects, len(rows.target))))
+
+
+def _reference(rows: Rows, task: Task) -> "ReferenceGroups":
+    healthy = rows.target == 0 if task.kind is TaskKind.BINARY else np.ones(len(rows.target), bool)
+    title = task.classes[0].replace("_", " ") if task.kind is TaskKind.BINARY else "training recordings"
+    sexes = rows.frame["sex"].to_numpy(object) if "sex" in rows.frame else np.full(len(rows.target), None)
+    return summarise(rows.X[healthy], rows.names, rows.subjects[healthy], sexes[healthy], title)
+
+
+def _extractors_used(table: FeatureTable, names: tuple[str, ...]) -> dict[str, str]:
+    used = {catalogue.get(name).set for name in names}
+    return {name: fingerprint for name, fingerprint in table.extractors.items() if name in used}
+
+
+def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task) -> pd.DataFrame:
+    frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task))
+    if log_odds.ndim == 1:
+        frame = frame.assign(log_odds=log_odds)
+    p = _probabilities(log_odds)
+    return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
+
+
+def _warnings(rows: Rows, log_odds: NDArray[np.float64], task: Task, conformal: ConformalSets) -> tuple[str, ...]:
+    found = [f"Too few subjects of class {label!r} for prediction sets: the set always holds it." for label in _vacuous(conformal, task)]
+    subjects = len(np.unique(rows.subjects))
+    if task.kind is TaskKind.BINARY:
+        found.append(warning_for(subjects, len(rows.names), _prevalence(rows), log_odds, rows.target))
+    if len(rows.frame) and _is_simulated(rows.frame):
+        found.append("The speech is simulated; figures say nothing about people.")
+    return tuple(warning for warning in found if warning)
+
+
+def _vacuous(conformal: ConformalSets, task: Task) -> list[str]:
+    return [task.classes[k] for k in conformal.vacuous_classes_]
+
+
+def _is_simulated(frame: pd.DataFrame) -> bool:
+    return "simulated" in frame and bool(frame["simulated"].astype(str).str.lower().isin({"true", "1", "yes"}).any())
+
+
+def _cohort_digest(rows: Rows) -> str:
+    """Return sha256 over the sorted pairs of recording digest and class: says which data, without saying whose."""
+    pairs = sorted(f"{recording} {target}" for recording, target in zip(rows.frame["recording"], rows.target.tolist(), strict=True))
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()

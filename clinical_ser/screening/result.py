@@ -1,0 +1,123 @@
+"""What one screening says: the same strict object from Python, the command line and, later, HTTP.
+
+It carries no path, no name and no samples; the recording is known by the digest of its samples. A number never stands alone: a
+probability comes with its interval and the prevalence it is stated for, a feature with its unit and reference.
+"""
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from clinical_ser.audio.quality import QualityReport
+from clinical_ser.explain.contributions import Explanation
+
+INTENDED_USE = (
+    "Screening aid for trained health workers, never a diagnosis. A result describes how similar this recording is to recordings the "
+    "model was trained on. A result that is not flagged does not rule out illness or risk; decide with the person, not with the number."
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Status(StrEnum):
+    """The answer in one word. `classified` belongs to tasks of several classes; the flags belong to binary ones."""
+
+    FLAGGED = "flagged"
+    NOT_FLAGGED = "not_flagged"
+    CLASSIFIED = "classified"
+    INDETERMINATE = "indeterminate"
+    NOT_USABLE = "not_usable"
+
+
+class Interval(_Strict):
+    """Where the value would lie had the model been trained on other subjects from the same population."""
+
+    low: float
+    high: float
+    level: float = Field(gt=0, lt=1)
+    method: str
+
+
+class ClassProbability(_Strict):
+    """Calibrated probability of one class, stated for `prevalence` (the share of that class among the people screened)."""
+
+    label: str
+    value: float = Field(ge=0, le=1)
+    interval: Interval
+    prevalence: float = Field(gt=0, lt=1)
+
+
+class OperatingPointStatement(_Strict):
+    """The frozen threshold, restated at the prevalence of this result, and what it reached in training (out of fold)."""
+
+    probability: float = Field(ge=0, le=1)
+    sensitivity: float
+    sensitivity_low: float
+    specificity: float
+    note: str | None = None
+
+
+class ModelIdentity(_Strict):
+    """Which model answered. `digest` pins every byte of it."""
+
+    name: str
+    version: str
+    digest: str
+    signature: Literal["trusted", "untrusted", "unsigned"]
+    simulated: bool
+    uses_baseline: bool
+
+
+class RecordingIdentity(_Strict):
+    """Which recording was asked about: digest of its 16 kHz 16-bit samples, and its length."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    duration_s: float = Field(ge=0)
+
+
+class SubjectContext(_Strict):
+    """What the caller said of the person; it chooses reference groups and never enters the score."""
+
+    sex: Literal["female", "male", "other"] | None = None
+    age: float | None = Field(default=None, ge=0, le=130)
+    baseline_recordings: int = Field(default=0, ge=0)
+
+
+class MissingFeature(_Strict):
+    """A feature without a value, and why. The model answered with the training median in its place."""
+
+    name: str
+    reason: str
+
+
+class ScreeningResult(_Strict):
+    """The whole answer. `probability` is the positive class's in a binary task, the most likely class's in another."""
+
+    schema_id: Literal["clinical-ser/result/1"] = "clinical-ser/result/1"
+    status: Status
+    task: str
+    summary: str
+    probability: ClassProbability | None = None
+    classes: tuple[ClassProbability, ...] = ()
+    prediction_set: tuple[str, ...] = ()
+    operating_point: OperatingPointStatement | None = None
+    quality: QualityReport
+    explanation: Explanation | None = None
+    missing: tuple[MissingFeature, ...] = ()
+    timeline: None = None
+    context: SubjectContext = SubjectContext()
+    model: ModelIdentity
+    software: dict[str, str]
+    recording: RecordingIdentity
+    intended_use: str = INTENDED_USE
+    notices: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _a_score_only_from_a_usable_recording(self) -> Self:
+        scored = self.probability is not None
+        if scored == (self.status is Status.NOT_USABLE):
+            raise ValueError("a result has a probability exactly when its recording is usable")
+        return self

@@ -1,0 +1,275 @@
+"""One recording, one answer: the gate first, then features, model, prediction set and explanation, or an honest refusal.
+
+A `Screener` is a verified model in memory, made once and asked often. It keeps nothing of what it hears.
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from clinical_ser import audio
+from clinical_ser.audio import GateLimits, QualityReport, Recording
+from clinical_ser.cohorts.baseline import relative
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.explain.contributions import Explanation, explain
+from clinical_ser.features import extraction
+from clinical_ser.features.extraction import FEATURE_SETS
+from clinical_ser.features.vector import FeatureVector
+from clinical_ser.models.bundle import VerifiedBundle, check_features, read_bundle
+from clinical_ser.models.registry import find_model
+from clinical_ser.models.signing import SignatureState
+from clinical_ser.models.trained import Answer, TrainedModel
+from clinical_ser.screening.result import (
+    ClassProbability,
+    Interval,
+    MissingFeature,
+    ModelIdentity,
+    OperatingPointStatement,
+    RecordingIdentity,
+    ScreeningResult,
+    Status,
+    SubjectContext,
+)
+
+Source = Path | str | BinaryIO | bytes | Recording
+"""A file, its bytes, or a recording that is loaded already."""
+
+SEXES = ("female", "male", "other")
+MAX_AGE_YEARS = 130
+_INTERVAL_METHOD = "point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
+_UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
+
+
+class Screener:
+    """A verified model, ready to answer.
+
+    Examples
+    --------
+    >>> screener = Screener.load("depression-simulated")  # doctest: +SKIP
+    >>> screener.screen("visit.wav", sex="female", age=54).status  # doctest: +SKIP
+    <Status.NOT_FLAGGED: 'not_flagged'>
+    """
+
+    def __init__(self, bundle: VerifiedBundle) -> None:
+        check_features(bundle.manifest, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
+        self._bundle = bundle
+        self._model = TrainedModel.from_bundle(bundle)
+        self._sets = tuple(name for name in FEATURE_SETS if name in bundle.manifest.extractors)
+
+    @classmethod
+    def load(cls, model: str | Path) -> Self:
+        """Load a model by name or folder; raises `BundleError` for one that cannot be trusted byte for byte."""
+        return cls(read_bundle(find_model(model)))
+
+    @property
+    def limits(self) -> GateLimits:
+        """The gate of this model's task."""
+        return self._model.task.limits
+
+    def screen(
+        self,
+        source: Source,
+        *,
+        sex: str | None = None,
+        age: float | None = None,
+        prevalence: float | None = None,
+        baseline: Sequence[Source] = (),
+        start: float | None = None,
+        end: float | None = None,
+    ) -> ScreeningResult:
+        """Screen one recording of one speaker.
+
+        Parameters
+        ----------
+        source
+            The recording.
+        sex
+            `female`, `male` or `other`: chooses the reference group, never changes the score.
+        age
+            Years; kept in the result.
+        prevalence
+            Share of positives among the people screened, which the probability is stated for; None takes the model's.
+        baseline
+            Earlier recordings of the same person, for a model that was trained with them.
+        start, end
+            Seconds; the part of the recording to screen.
+
+        Returns
+        -------
+        ScreeningResult
+
+        Raises
+        ------
+        AudioError
+            If the source cannot be decoded.
+        InvalidValueError
+            If an option is out of its range, or a baseline is missing or given where the model has no use for it.
+        """
+        context = self._context(sex, age, len(baseline))
+        self._model.check_prevalence(prevalence)
+        recording = _recording(source, start, end)
+        quality, vector = self._measure(recording)
+        if vector is None:
+            return self._refusal(recording, quality, context, f"The recording is not usable. {_advice(quality)}")
+        if self._model.uses_baseline:
+            earlier = [self._measure(_recording(item, None, None))[1] for item in baseline]
+            usable = [item for item in earlier if item is not None]
+            if len(usable) < len(earlier):
+                return self._refusal(recording, quality, context, "A baseline recording is not usable; give another one.")
+            vector = relative(vector, usable)
+        return self._result(recording, quality, vector, context, prevalence)
+
+    def _context(self, sex: str | None, age: float | None, baselines: int) -> SubjectContext:
+        if sex not in {None, *SEXES}:
+            raise InvalidValueError("sex", sex, SEXES)
+        if age is not None and not 0 <= age <= MAX_AGE_YEARS:
+            raise InvalidValueError("age", age, f"years from 0 to {MAX_AGE_YEARS}")
+        if self._model.uses_baseline and not baselines:
+            raise InvalidValueError("baseline", "none", "at least one earlier recording of the same person: this model was trained with them")
+        if baselines and not self._model.uses_baseline:
+            raise InvalidValueError("baseline", f"{baselines} recordings", "none: this model was trained without")
+        return SubjectContext(sex=sex, age=age, baseline_recordings=baselines)
+
+    def _measure(self, recording: Recording) -> tuple[QualityReport, FeatureVector | None]:
+        """Gate a recording and, if it is usable, extract the model's features."""
+        analysis = audio.analyse(recording)
+        quality = audio.assess(recording, self.limits, analysis)
+        if not quality.usable:
+            return quality, None
+        vector = extraction.apply_gate(extraction.extract(recording, sets=self._sets, analysis=analysis), quality)
+        return quality, _select(vector, self._model.features)
+
+    def _refusal(self, recording: Recording, quality: QualityReport, context: SubjectContext, summary: str) -> ScreeningResult:
+        return ScreeningResult(
+            status=Status.NOT_USABLE,
+            task=self._model.task.name,
+            summary=summary,
+            quality=quality,
+            context=context,
+            model=self._identity(),
+            software=_software(),
+            recording=_identity_of(recording),
+            notices=self._notices(),
+        )
+
+    def _result(
+        self, recording: Recording, quality: QualityReport, vector: FeatureVector, context: SubjectContext, prevalence: float | None
+    ) -> ScreeningResult:
+        answer = self._model.answer(vector.values, prevalence=prevalence)
+        status = self._status(answer, vector)
+        classes = self._class_probabilities(answer, prevalence)
+        chosen = classes[-1] if self._model.binary else max(classes, key=lambda one: one.value)
+        return ScreeningResult(
+            status=status,
+            task=self._model.task.name,
+            summary=_summary(status, chosen),
+            probability=chosen,
+            classes=() if self._model.binary else classes,
+            prediction_set=answer.prediction_set,
+            operating_point=self._operating_point(prevalence),
+            quality=quality,
+            explanation=self._explanation(vector, chosen.label, context, prevalence),
+            missing=tuple(MissingFeature(name=name, reason=reason) for name, reason in vector.missing.items()),
+            context=context,
+            model=self._identity(),
+            software=_software(),
+            recording=_identity_of(recording),
+            notices=self._notices(),
+        )
+
+    def _status(self, answer: Answer, vector: FeatureVector) -> Status:
+        """Binary: threshold and prediction set have to agree, so that both guarantees hold; several classes: the set names one."""
+        if len(answer.prediction_set) != 1:
+            return Status.INDETERMINATE
+        point = self._model.operating_point
+        if point is None:
+            return Status.CLASSIFIED
+        above = bool(self._model.log_odds(vector.values[None])[0] >= point.threshold)
+        if above != (answer.prediction_set[0] == self._model.task.classes[1]):
+            return Status.INDETERMINATE
+        return Status.FLAGGED if above else Status.NOT_FLAGGED
+
+    def _class_probabilities(self, answer: Answer, prevalence: float | None) -> tuple[ClassProbability, ...]:
+        n = len(self._model.task.classes)
+        shares = [1 / n] * n
+        if self._model.binary:
+            positive = self._model.stated_prevalence(prevalence)
+            shares = [1 - positive, positive]
+        return tuple(
+            ClassProbability(
+                label=label, value=float(p), prevalence=share, interval=Interval(low=float(low), high=float(high), level=0.95, method=_INTERVAL_METHOD)
+            )
+            for label, p, low, high, share in zip(self._model.task.classes, answer.probabilities, answer.low, answer.high, shares, strict=True)
+        )
+
+    def _operating_point(self, prevalence: float | None) -> OperatingPointStatement | None:
+        point = self._model.operating_point
+        if point is None:
+            return None
+        return OperatingPointStatement(
+            probability=self._model.probability_at(point.threshold, prevalence),
+            sensitivity=point.sensitivity,
+            sensitivity_low=point.sensitivity_low,
+            specificity=point.specificity,
+            note=point.note,
+        )
+
+    def _explanation(self, vector: FeatureVector, target: str, context: SubjectContext, prevalence: float | None) -> Explanation:
+        return explain(
+            vector,
+            self._model.contributions(vector.values, target=target, prevalence=prevalence),
+            target=target,
+            scale="calibrated_log_odds" if self._model.binary else "calibrated_centred_logit",
+            reference=self._model.reference.for_person(context.sex),
+        )
+
+    def _identity(self) -> ModelIdentity:
+        manifest = self._bundle.manifest
+        return ModelIdentity(
+            name=manifest.name,
+            version=manifest.version,
+            digest=self._bundle.digest,
+            signature=self._bundle.signature.state.value,
+            simulated=manifest.simulated,
+            uses_baseline=manifest.uses_baseline,
+        )
+
+    def _notices(self) -> tuple[str, ...]:
+        manifest = self._bundle.manifest
+        notices = (manifest.statement, "" if self._bundle.signature.state is SignatureState.TRUSTED else _UNTRUSTED_NOTICE)
+        return tuple(notice for notice in notices if notice)
+
+
+def _recording(source: Source, start: float | None, end: float | None) -> Recording:
+    return source if isinstance(source, Recording) else audio.load(source, start=start, end=end)
+
+
+def _select(vector: FeatureVector, names: tuple[str, ...]) -> FeatureVector:
+    """Put the features into the model's order, leaving out those it does not use."""
+    place = {name: i for i, name in enumerate(vector.names)}
+    missing = {name: vector.missing[name] for name in names if name in vector.missing}
+    return FeatureVector(names, vector.values[[place[name] for name in names]], missing)
+
+
+def _advice(quality: QualityReport) -> str:
+    return " ".join(check.advice for check in quality.checks if check.verdict == "fail")
+
+
+def _summary(status: Status, chosen: ClassProbability) -> str:
+    label = chosen.label.replace("_", " ")
+    if status is Status.CLASSIFIED:
+        return f"This recording is most similar to those labelled {label!r}."
+    return {
+        Status.FLAGGED: f"This recording is more similar to recordings of people labelled {label!r}. It is not a diagnosis.",
+        Status.NOT_FLAGGED: f"This recording is more similar to recordings of people not labelled {label!r}. That does not rule illness out.",
+        Status.INDETERMINATE: "The model cannot tell: recordings like this one came from more than one group.",
+    }[status]
+
+
+def _identity_of(recording: Recording) -> RecordingIdentity:
+    return RecordingIdentity(sha256=recording.sha256, duration_s=recording.duration_s)
+
+
+def _software() -> dict[str, str]:
+    return {name: installed_version(name) for name in ("clinical-ser", "opensmile", "praat-parselmouth")}

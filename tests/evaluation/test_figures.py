@@ -1,0 +1,86 @@
+"""Discrimination, calibration and their intervals against hand-made and simulated truth."""
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
+
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.evaluation.calibration import brier, intercept_and_slope
+from clinical_ser.evaluation.discrimination import auroc, unweighted_average_recall
+from clinical_ser.evaluation.intervals import cluster_bootstrap
+
+
+def test_auroc_agrees_with_scikit_learn_with_ties():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 300)
+    score = np.round(rng.normal(y, 1.0), 1)
+    assert auroc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+
+
+def test_auroc_of_one_class_is_not_defined():
+    assert np.isnan(auroc(np.ones(5, int), np.arange(5.0)))
+
+
+def test_uar_agrees_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    y, answer = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    assert unweighted_average_recall(y, answer) == pytest.approx(balanced_accuracy_score(y, answer), abs=1e-12)
+
+
+def test_brier_agrees_with_scikit_learn_and_extends_to_classes():
+    rng = np.random.default_rng(2)
+    y, p = rng.integers(0, 2, 100), rng.uniform(size=100)
+    assert brier(y, p) == pytest.approx(brier_score_loss(y, p))
+    assert brier(y, np.column_stack([1 - p, p])) == pytest.approx(2 * brier_score_loss(y, p))
+
+
+def test_calibration_recovers_a_known_distortion():
+    rng = np.random.default_rng(3)
+    truth = rng.normal(0, 1.5, 200_000)
+    y = (rng.uniform(size=len(truth)) < expit(truth)).astype(int)
+    stated = 2.0 * truth + 0.5
+    intercept, slope = intercept_and_slope(y, stated)
+    assert slope == pytest.approx(0.5, abs=0.01)
+    assert intercept < -0.2
+    assert intercept_and_slope(y, truth) == pytest.approx((0, 1), abs=0.02)
+
+
+def test_separated_classes_have_no_finite_slope():
+    y = np.array([0, 0, 1, 1])
+    assert np.isnan(intercept_and_slope(y, np.array([-2.0, -1.0, 1.0, 2.0]))[1])
+
+
+def test_bootstrap_draws_subjects_and_covers_where_rows_do_not():
+    """Five recordings a subject with a common shift: the mean's 95 % interval has to cover the truth about 95 % of the time."""
+    rng = np.random.default_rng(4)
+    by_subject, by_row, repeats = 0, 0, 150
+    for _ in range(repeats):
+        subjects = np.repeat(np.arange(60), 5).astype(str)
+        values = np.repeat(rng.normal(size=60), 5) + rng.normal(0, 0.5, 300)
+        estimate = cluster_bootstrap(lambda rows, values=values: float(values[rows].mean()), subjects, replicates=300)
+        by_subject += estimate.low <= 0 <= estimate.high
+        half = 1.96 * values.std(ddof=1) / np.sqrt(300)
+        by_row += abs(values.mean()) <= half
+    assert by_subject / repeats > 0.89
+    assert by_row / repeats < 0.80
+
+
+def test_bootstrap_is_reproducible_and_counts():
+    subjects = np.array(["a", "a", "b", "c"])
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    first, second = (cluster_bootstrap(lambda rows: float(values[rows].mean()), subjects, replicates=50, seed=9) for _ in range(2))
+    assert first == second
+    assert (first.subjects, first.rows) == (3, 4)
+
+
+def test_bootstrap_without_rows_is_refused():
+    with pytest.raises(InvalidValueError, match="at least one row"):
+        cluster_bootstrap(lambda rows: 0.0, np.array([], str))
+
+
+def test_bootstrap_leaves_out_samples_without_a_value():
+    subjects = np.array(["a", "b"])
+    y, score = np.array([0, 1]), np.array([logit(0.2), logit(0.8)])
+    estimate = cluster_bootstrap(lambda rows: auroc(y[rows], score[rows]), subjects, replicates=100)
+    assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
