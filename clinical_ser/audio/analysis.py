@@ -9,26 +9,11 @@ import numpy as np
 import parselmouth
 from numpy.typing import NDArray
 
-FRAME_STEP_S = 0.01
+from clinical_ser.audio.pitch import FRAME_STEP_S, PitchTrack, track_pitch
+from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
+from clinical_ser.audio.voice_activity import detect_speech, level_track
 
-
-@dataclass(frozen=True, eq=False)
-class PitchTrack:
-    """F0 every 10 ms from Praat's autocorrelation method, in a range adapted to the speaker by a first pass."""
-
-    times_s: NDArray[np.float64]
-    f0_hz: NDArray[np.float64]
-    """Shape (frames,); 0 where unvoiced."""
-    strength: NDArray[np.float64]
-    """Shape (frames,); normalised autocorrelation of the chosen candidate, 0 where unvoiced."""
-    floor_hz: float
-    ceiling_hz: float
-    praat: parselmouth.Pitch
-
-    @property
-    def voiced(self) -> NDArray[np.bool_]:
-        """Shape (frames,); where F0 was found."""
-        return self.f0_hz > 0
+__all__ = ["FRAME_STEP_S", "PitchTrack", "SpeechAnalysis", "analyse"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,3 +38,29 @@ class SpeechAnalysis:
     def speech_s(self) -> float:
         """Net speech in seconds."""
         return float(sum(end - start for start, end in self.segments_s))
+
+
+def analyse(recording: Recording) -> SpeechAnalysis:
+    """Measure what the gate and the features share: pitch, level and where there is speech.
+
+    Takes about 4.5 ms of CPU a second of recording, nearly all of it Praat's. Any length will do, from one sample on.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from clinical_ser.audio import analyse, from_samples
+    >>> analyse(from_samples(np.zeros(16_000), 16_000)).speech_s
+    0.0
+    """
+    sound = parselmouth.Sound(recording.samples.astype(np.float64), float(SAMPLE_RATE_HZ))
+    pitch = track_pitch(sound)
+    level_dbfs = level_track(recording.samples)
+    activity = detect_speech(recording.samples, level_dbfs, pitch)
+    return SpeechAnalysis(
+        sound=sound,
+        pitch=pitch,
+        level_dbfs=level_dbfs,
+        speech=activity.speech,
+        noise_floor_dbfs=activity.noise_floor_dbfs,
+        segments_s=activity.segments_s,
+    )

@@ -37,9 +37,7 @@ _OGG_VORBIS_MAGIC = b"\x01vorbis"
 _HEAD_BYTES = 64
 
 # FFmpeg's containers that hold their own samples. Not in the list, on purpose: hls, dash, concat, image2, sdp and the rest that name other files.
-_FFMPEG_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,caf,au,amr,asf,avi,mpegts,mpeg,flv,wv,ape,tta,ac3,eac3"  # fmt: skip
-)
+_FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,caf,au,amr,asf,avi,mpegts,mpeg,flv,wv,ape,tta,ac3,eac3"
 _FFMPEG_OPTIONS = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": ""}
 
 _FORMATS_WITH_DURATION = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "wav", "flac"})
@@ -231,9 +229,7 @@ class _FfmpegStream:
     @contextmanager
     def open(cls, file: _Nameless, size_bytes: int) -> Iterator[AudioStream]:
         try:
-            container = av.open(
-                file, "r", container_options=_FFMPEG_OPTIONS, metadata_errors="ignore", io_open=_refuse_other_files
-            )  # fmt: skip
+            container = av.open(file, "r", container_options=_FFMPEG_OPTIONS, metadata_errors="ignore", io_open=_refuse_other_files)
         except av.FFmpegError:
             raise AudioDecodeError("The file is not audio that can be read here, or its beginning or index is missing.") from None
         with container:
@@ -284,13 +280,13 @@ class _FfmpegStream:
                 return
 
     def _stated_duration_s(self) -> float:
-        """What the header says; 0 where it says nothing, or where FFmpeg guesses from the size."""
+        """Return what the header says; 0 where it says nothing, or where FFmpeg guesses from the size."""
         if self._container.format.name not in _FORMATS_WITH_DURATION or self._stream.duration is None:
             return 0.0
         return float(self._stream.duration * self._stream.time_base)
 
     def _bit_rate(self, size_bytes: int) -> int | None:
-        """The stream's own figure; else the file's, where the stream is all there is in it."""
+        """Return the stream's own figure; else the file's, where the stream is all there is in it."""
         if self._stream.bit_rate:
             return int(self._stream.bit_rate)
         alone = len(self._container.streams) == 1 and self._container.duration
@@ -314,5 +310,5 @@ def as_float(samples: NDArray[Any]) -> Block:
     if np.issubdtype(samples.dtype, np.floating):
         # A float64 beyond float32's range becomes infinite, and infinite samples are counted and set to zero.
         with np.errstate(over="ignore"):
-            return samples.astype(np.float32, copy=False)
+            return np.asarray(samples, np.float32)
     raise InvalidValueError("sample type", samples.dtype.name, "a floating point type, a signed integer or uint8")

@@ -4,13 +4,13 @@ A range that is too wide lets octave errors in, one that is too narrow cuts expr
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import parselmouth
 from numpy.typing import NDArray
 
-from clinical_ser.audio.analysis import FRAME_STEP_S, PitchTrack
-
+FRAME_STEP_S = 0.01
 FIRST_FLOOR_HZ, FIRST_CEILING_HZ = 60.0, 700.0
 """First pass after Hirst 2007 (A Praat plugin for Momel and INTSINT, ICPhS XVI, 1233-1236: 60 to 750 Hz)."""
 FIRST_STEP_S = 0.025
@@ -32,6 +32,25 @@ _OCTAVE_JUMP_COST = 0.35
 _VOICED_UNVOICED_COST = 0.14
 # Praat's window holds three periods of the floor; the lowest floor is FLOOR_RANGE_HZ[0], and a frame more makes sure that one fits.
 _MIN_DURATION_S = 3 / FLOOR_RANGE_HZ[0] + FRAME_STEP_S
+
+
+@dataclass(frozen=True, eq=False)
+class PitchTrack:
+    """F0 every 10 ms from Praat's autocorrelation method, in a range adapted to the speaker by a first pass."""
+
+    times_s: NDArray[np.float64]
+    f0_hz: NDArray[np.float64]
+    """Shape (frames,); 0 where unvoiced."""
+    strength: NDArray[np.float64]
+    """Shape (frames,); normalised autocorrelation of the chosen candidate, 0 where unvoiced."""
+    floor_hz: float
+    ceiling_hz: float
+    praat: parselmouth.Pitch
+
+    @property
+    def voiced(self) -> NDArray[np.bool_]:
+        """Shape (frames,); where F0 was found."""
+        return self.f0_hz > 0
 
 
 def track_pitch(sound: parselmouth.Sound) -> PitchTrack:

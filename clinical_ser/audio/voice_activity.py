@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.ndimage import binary_closing, binary_dilation, maximum_filter1d, minimum_filter1d
 
-from clinical_ser.audio.analysis import FRAME_STEP_S, PitchTrack
+from clinical_ser.audio.pitch import FRAME_STEP_S, PitchTrack
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 
 Levels = NDArray[np.float64]
@@ -35,6 +35,8 @@ MAX_CLOSURE_S = 0.08
 """Silence of a stop between a consonant and its vowel."""
 FLOOR_WINDOW_S = 10.0
 FLOOR_QUANTILE = 0.15
+QUIET_QUANTILE = 0.02
+"""Closures and the ends of words: on emodb clips cut to the first and last sound, these lie 42 dB (median) below the loudest vowels."""
 MIN_NOISE_S = 0.1
 """A noise floor needs this much unvoiced sound; without it every voiced frame counts (a sustained vowel from edge to edge)."""
 
@@ -112,6 +114,11 @@ def noise_frames(level_dbfs: Levels, speech: Mask) -> Mask:
     return ~near & (level_dbfs > DIGITAL_DBFS)
 
 
+def is_noise_heard(level_dbfs: Levels, speech: Mask) -> bool:
+    """Tell whether the recording holds enough of the room alone (0.1 s) to measure it."""
+    return int(noise_frames(level_dbfs, speech).sum()) >= _frames(MIN_NOISE_S)
+
+
 def f0_on_grid(pitch: PitchTrack, frames: int) -> NDArray[np.float64]:
     """Return F0 at the centres of the level frames, shape (frames,), 0 where unvoiced or beyond Praat's first and last frame."""
     if not len(pitch.times_s):
@@ -136,7 +143,7 @@ def _window_sums(values: NDArray[np.floating], frames: int) -> Levels:
     """Sum the pieces of each window; those outside the recording count nothing."""
     after = max(0, (frames - 1) * _SUBS_PER_STEP + _SUBS_PER_WINDOW - _SUBS_BEFORE - len(values))
     padded = np.pad(values.astype(np.float64), (_SUBS_BEFORE, after))
-    return np.asarray(sliding_window_view(padded, _SUBS_PER_WINDOW)[:: _SUBS_PER_STEP][:frames].sum(axis=1))
+    return np.asarray(sliding_window_view(padded, _SUBS_PER_WINDOW)[::_SUBS_PER_STEP][:frames].sum(axis=1))
 
 
 def _noise_floor(level_dbfs: Levels, voiced: Mask) -> Levels:
@@ -218,9 +225,9 @@ def _fill_short_gaps(mask: Mask, frames: int) -> Mask:
 
 
 def _overall_floor(level_dbfs: Levels, speech: Mask) -> float:
-    """Return the median level of the room; where it is never heard alone, the quietest moments of everything."""
+    """Return the median level of the room; where it is never heard alone, that of the quietest moments in speech, which it cannot exceed."""
     noise = level_dbfs[noise_frames(level_dbfs, speech)]
-    if len(noise) >= _frames(MIN_NOISE_S):
+    if is_noise_heard(level_dbfs, speech):
         return float(np.median(noise))
     heard = level_dbfs[level_dbfs > DIGITAL_DBFS]
-    return float(np.quantile(heard, FLOOR_QUANTILE)) if len(heard) else SILENCE_DBFS
+    return float(np.quantile(heard, QUIET_QUANTILE)) if len(heard) else SILENCE_DBFS

@@ -22,8 +22,12 @@ def screen(
     model: Annotated[str, typer.Option(help="Name of an installed model, or a bundle's folder.")] = DEFAULT_MODEL,
     sex: Annotated[str | None, typer.Option(help="female, male or other: chooses the reference group, never changes the score.")] = None,
     age: Annotated[float | None, typer.Option(help="Years.")] = None,
-    prevalence: Annotated[float | None, typer.Option(help="Share of positives among the people you screen, 0 to 1; the model's own otherwise.")] = None,
-    baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable), for models that use one.")] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="Share of positives among the people you screen, 0 to 1; the model's own otherwise.")
+    ] = None,
+    baseline: Annotated[
+        list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable), for models that use one.")
+    ] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the recording at which to start.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult; one line each when there are several.")] = False,
@@ -62,7 +66,9 @@ def show(result: ScreeningResult, title: str) -> None:
         _show_families(result)
         _show_features(result)
     signature = result.model.signature
-    output.print(f"  [dim]Model {result.model.name} {result.model.version}, {result.model.digest[:12]} ({signature} signature). {result.intended_use}[/dim]")
+    output.print(
+        f"  [dim]Model {result.model.name} {result.model.version}, {result.model.digest[:12]} ({signature} signature). {result.intended_use}[/dim]"
+    )
 
 
 def _show_probability(result: ScreeningResult) -> None:
@@ -71,12 +77,14 @@ def _show_probability(result: ScreeningResult) -> None:
     for p in result.classes or (result.probability,):
         mark = "[bold]" if p.label == result.probability.label else "[not bold]"
         interval = f"{p.interval.low:.0%} to {p.interval.high:.0%}"
-        output.print(f"  {mark}{escape(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})")
+        output.print(
+            f"  {mark}{escape(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})"
+        )
     point = result.operating_point
     if point:
         output.print(
-            f"  Threshold {point.probability:.0%}: in training, sensitivity {point.sensitivity:.0%} (at least {point.sensitivity_low:.0%}), "
-            f"specificity {point.specificity:.0%}"
+            f"  Threshold {point.probability:.0%}: out of fold, sensitivity {point.sensitivity.value:.0%} (at least {point.sensitivity.low:.0%}), "
+            f"specificity {point.specificity.value:.0%} (at least {point.specificity.low:.0%})"
         )
 
 

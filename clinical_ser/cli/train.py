@@ -26,7 +26,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's name otherwise.")] = None,
     version: Annotated[str, typer.Option(help="Version of the model.")] = "1",
     without: Annotated[list[str] | None, typer.Option(help="Family to leave out (repeatable).")] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="Take features against each subject's own rows marked in the column 'baseline'.")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Take features against each subject's own rows marked in the column 'baseline'.")
+    ] = False,
     coverage: Annotated[float, typer.Option(help="Coverage of prediction sets in each class.")] = 0.90,
     seed: Annotated[int, typer.Option(help="Of folds, trees and bootstrap samples.")] = 0,
     sign: Annotated[bool, typer.Option("--sign/--no-sign", help="Sign with this machine's key; made on first use.")] = True,

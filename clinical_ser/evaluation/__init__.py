@@ -1,0 +1,1 @@
+"""Figures about a model, each with an interval that respects subjects."""

@@ -12,6 +12,7 @@ from clinical_ser.evaluation.calibration import brier, intercept_and_slope
 from clinical_ser.evaluation.discrimination import auroc, unweighted_average_recall
 from clinical_ser.evaluation.intervals import Statistic, cluster_bootstrap
 from clinical_ser.models.heads import encode_labels
+from clinical_ser.models.sample_size import warning_for
 from clinical_ser.models.training import Training
 
 REPLICATES = 1000
@@ -67,6 +68,7 @@ def make_card(training: Training, *, name: str, version: str, statement: str = "
     """
     rows, task = training.out_of_fold, training.model.task
     options = training.options
+    found = figures(training, replicates=replicates)
     return Card(
         name=name,
         version=version,
@@ -91,9 +93,18 @@ def make_card(training: Training, *, name: str, version: str, statement: str = "
             "baseline": options.use_baseline,
             "seed": options.seed,
         },
-        figures=figures(training, replicates=replicates),
-        warnings=training.warnings,
+        figures=found,
+        warnings=training.warnings + _too_few_subjects(training, found),
     )
+
+
+def _too_few_subjects(training: Training, found: dict[str, Figure]) -> tuple[str, ...]:
+    reached = found["auroc"].value if "auroc" in found else None
+    if reached is None:
+        return ()
+    model = training.model
+    warning = warning_for(training.out_of_fold["subject"].nunique(), len(model.features), model.class_shares[1], reached)
+    return (warning,) if warning else ()
 
 
 def figures(training: Training, *, replicates: int = REPLICATES) -> dict[str, Figure]:

@@ -29,9 +29,7 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def cluster_bootstrap(
-    statistic: Statistic, subjects: NDArray[np.str_], *, replicates: int = 2000, level: float = 0.95, seed: int = 0
-) -> Estimate:
+def cluster_bootstrap(statistic: Statistic, subjects: NDArray[np.str_], *, replicates: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
     """Percentile interval of a statistic over bootstrap samples of subjects.
 
     Parameters

@@ -1,0 +1,1 @@
+"""What moved a score, how surely, and in words a clinician reads."""

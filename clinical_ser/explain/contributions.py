@@ -166,5 +166,9 @@ def _band(name: str, reference: ReferenceGroup) -> Reference | None:
 
 
 def _published(spec: catalogue.FeatureSpec) -> str | None:
-    ranges = [f"{sex}: {r.low:g} to {r.high:g} {spec.unit} ({r.condition}; {r.source})" for sex, r in spec.reference.items()]
+    ranges = [f"{sex}: {_span(known)} {spec.unit} ({known.statistic}, {known.condition}; {known.source})" for sex, known in spec.reference.items()]
     return "; ".join(ranges) or None
+
+
+def _span(known: catalogue.ReferenceRange) -> str:
+    return f"{known.low:g}" if known.low == known.high else f"{known.low:g} to {known.high:g}"

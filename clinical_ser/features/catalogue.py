@@ -185,8 +185,8 @@ def _spec(
 
 # --- eGeMAPS: a contour, over some frames, under a statistic -----------------------------------------------------------------------------
 
-_OVER_VOICED_OR_UNVOICED = re.compile(r"(?P<start>.*?[a-z1-4])(?P<frames>UV|V)(?P<band>\d+-\d+)?")
-"""`slopeUV0-500` is the contour `slope0-500` over unvoiced frames."""
+_OVER_VOICED = re.compile(r"(?P<start>.*[a-z1-4])V(?P<band>\d+-\d+)?")
+"""`slopeV0-500` is the contour `slope0-500` over voiced frames alone."""
 
 
 def _egemaps_specs() -> Iterator[FeatureSpec]:
@@ -229,8 +229,8 @@ def _egemaps_spec(own_name: str) -> FeatureSpec:
 
 
 def _contour_and_frames(measure: str, smoothing: str) -> tuple[str, str]:
-    if found := _OVER_VOICED_OR_UNVOICED.fullmatch(measure):
-        return found["start"] + (found["band"] or ""), {"V": "voiced", "UV": "unvoiced"}[found["frames"]]
+    if found := _OVER_VOICED.fullmatch(measure):
+        return found["start"] + (found["band"] or ""), "voiced"
     return measure, "voiced" if smoothing == "sma3nz" else "all"
 
 
@@ -281,17 +281,15 @@ def _compare_contours(group: str) -> tuple[_Contour, ...]:
 
 
 def _compare_spec(contour: _Contour, key: str, statistic: Mapping[str, str], family: str) -> FeatureSpec:
-    label_en = f"{contour.short_en[0].upper()}{contour.short_en[1:]}: {statistic['en']}"
-    label_zh = f"{contour.short_zh}：{statistic['zh']}"
-    file = _toml("compare")
+    file, short_en = _toml("compare"), contour.short_en[0].upper() + contour.short_en[1:]
     return _spec(
         name=f"compare.{contour.own_name}_{key}",
         family=family,
         unit="a.u.",
-        label_en=label_en,
-        label_zh=label_zh,
-        meaning_en=f"Of the {contour.short_en} over the recording, the {statistic['en']}.",
-        meaning_zh=f"录音中{contour.short_zh}的{statistic['zh']}。",
+        label_en=f"{short_en}: {statistic['en']}",
+        label_zh=f"{contour.short_zh}：{statistic['zh']}",
+        meaning_en=f"{short_en} over the recording, summed up by its {statistic['en']}.",
+        meaning_zh=f"{contour.short_zh}在整段录音中的{statistic['zh']}。",
         higher_en="higher value",
         higher_zh="数值更高",
         lower_en="lower value",

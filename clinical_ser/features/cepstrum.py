@@ -39,7 +39,7 @@ _FIRST_SEARCHED = math.ceil(_RATE_HZ / SEARCH_CEILING_HZ)
 _LAST_SEARCHED = math.floor(_RATE_HZ / SEARCH_FLOOR_HZ)
 _LOG_FLOOR = 1e-300
 _DB_FLOOR = 1e-30
-_FRAMES_AT_ONCE = 256
+_FRAMES_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +145,12 @@ def _averaged(cepstra: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of the linearly interpolated cepstrum over `QUEFRENCY_AVERAGING_S` around each bin, cut off at both ends."""
     integral = np.zeros_like(cepstra)
     np.cumsum(0.5 * (cepstra[:, 1:] + cepstra[:, :-1]), axis=1, out=integral[:, 1:])
-    bins = np.arange(_BINS)
-    left = np.maximum(bins - _AVERAGING_BINS // 2, 0)
-    right = np.minimum(bins + _AVERAGING_BINS // 2, _BINS - 1)
-    mean: NDArray[np.float64] = (integral[:, right] - integral[:, left]) / (right - left)
+    half = _AVERAGING_BINS // 2
+    mean = np.empty_like(cepstra)
+    mean[:, half:-half] = (integral[:, 2 * half :] - integral[:, : -2 * half]) / (2 * half)
+    widths = np.arange(half, 2 * half)
+    mean[:, :half] = integral[:, half : 2 * half] / widths
+    mean[:, -half:] = ((integral[:, -1:] - integral[:, -2 * half : -half]) / widths[::-1])
     return mean
 
 

@@ -219,7 +219,7 @@ def _all_missing(names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, st
 
 
 def _parts(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """Views on equal stretches of at most `PART_S`."""
+    """Cut into equal stretches of at most `PART_S`, as views."""
     return np.array_split(samples, max(1, math.ceil(len(samples) / (PART_S * SAMPLE_RATE_HZ))))
 
 

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
-from clinical_ser.audio.analysis import FRAME_STEP_S, PitchTrack, SpeechAnalysis
+from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
+from clinical_ser.audio.voice_activity import MIN_PAUSE_S, f0_on_grid, runs
 
-MIN_PAUSE_S = 0.25
-"""A silence at least this long is a pause, a shorter one is articulation (Goldman-Eisler 1968, Psycholinguistics; also Mundt et al. 2007)."""
 MIN_PAUSES_FOR_SD = 5
 """Below it the SD of pauses is missing: the standard error of an SD from n values is about 1 / sqrt(2 (n - 1)) of it, 35 % at five."""
 MIN_RUNS_FOR_SD = 5
@@ -135,26 +134,18 @@ def syllable_nuclei_s(analysis: SpeechAnalysis) -> NDArray[np.float64]:
     # Minus infinity outside: speech that is cut at the recording's edge may end in a nucleus.
     bounded = np.concatenate(([-np.inf], level, [-np.inf]))
     peaks = find_peaks(bounded, height=threshold, prominence=MIN_DIP_DB)[0] - 1
-    times_s = (peaks + 0.5) * FRAME_STEP_S
-    return np.asarray(times_s[analysis.speech[peaks] & _voiced_at(analysis.pitch, times_s)], np.float64)
+    nuclei = peaks[(_voiced(analysis) & analysis.speech)[peaks]]
+    return np.asarray((nuclei + 0.5) * FRAME_STEP_S, np.float64)
 
 
 def voiced_runs_s(analysis: SpeechAnalysis) -> NDArray[np.float64]:
-    """Lengths in seconds of the unbroken stretches of voiced frames inside speech, shape (runs,)."""
-    frames = np.floor(analysis.pitch.times_s / FRAME_STEP_S).astype(int)
-    inside = (frames >= 0) & (frames < len(analysis.speech))
-    voiced = np.zeros(len(frames), np.int8)
-    voiced[inside] = analysis.pitch.voiced[inside] & analysis.speech[frames[inside]]
-    edges = np.flatnonzero(np.diff(voiced, prepend=0, append=0))
-    return np.asarray((edges[1::2] - edges[::2]) * FRAME_STEP_S, np.float64)
+    """Measure the unbroken stretches of voiced frames inside speech; their lengths in seconds, shape (runs,)."""
+    return np.asarray(np.diff(runs(_voiced(analysis) & analysis.speech)).ravel() * FRAME_STEP_S, np.float64)
 
 
-def _voiced_at(pitch: PitchTrack, times_s: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether the pitch frame nearest to each time is voiced."""
-    if len(pitch.times_s) == 0:
-        return np.zeros(len(times_s), np.bool_)
-    nearest = np.rint((times_s - pitch.times_s[0]) / FRAME_STEP_S).astype(int)
-    return np.asarray(pitch.voiced[np.clip(nearest, 0, len(pitch.times_s) - 1)])
+def _voiced(analysis: SpeechAnalysis) -> NDArray[np.bool_]:
+    """On the grid of the level track."""
+    return np.asarray(f0_on_grid(analysis.pitch, len(analysis.level_dbfs)) > 0)
 
 
 def _pauses(phrasing: Phrasing) -> dict[str, float | str]:

@@ -13,7 +13,7 @@ import xgboost
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from clinical_ser.errors import BundleSchemaError, TrainingError
+from clinical_ser.errors import BundleSchemaError
 from clinical_ser.models.heads import Head, TrainingRows, inner_folds
 from clinical_ser.models.state import Count, Label, State, Vector
 
@@ -26,7 +26,7 @@ TREE_PARAMETERS: dict[str, float | int | str] = {
     "tree_method": "hist",
     "max_depth": 3,
     "eta": 0.1,
-    "min_child_weight": 2.0,
+    "min_child_weight": 5.0,
     "lambda": 5.0,
     "subsample": 0.7,
     "colsample_bynode": 0.3,

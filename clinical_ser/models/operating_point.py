@@ -218,5 +218,3 @@ def _checked(log_odds: ArrayLike, y: ArrayLike, groups: ArrayLike | None) -> tup
 def _require_share(what: str, value: float) -> None:
     if not 0 < value < 1:
         raise InvalidValueError(what, value, "a share strictly between 0 and 1")
-
-

@@ -114,9 +114,7 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `preprocessing.json`."""
-        state = PreprocessorState(
-            feature_names=self.feature_names_, median=tuple(self.median_), mean=tuple(self.mean_), scale=tuple(self.scale_)
-        )
+        state = PreprocessorState(feature_names=self.feature_names_, median=tuple(self.median_), mean=tuple(self.mean_), scale=tuple(self.scale_))
         return state.to_dict()
 
     @classmethod

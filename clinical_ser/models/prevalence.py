@@ -41,7 +41,11 @@ def shift_log_odds(log_odds: ArrayLike, trained_prevalence: float, stated_preval
     >>> [round(float(expit(shift_log_odds(logit(0.60), 0.50, stated))), 2) for stated in (0.20, 0.10)]
     [0.27, 0.14]
     """
-    return np.asarray(log_odds, dtype=np.float64) + _log_odds("stated_prevalence", stated_prevalence) - _log_odds("trained_prevalence", trained_prevalence)
+    return (
+        np.asarray(log_odds, dtype=np.float64)
+        + _log_odds("stated_prevalence", stated_prevalence)
+        - _log_odds("trained_prevalence", trained_prevalence)
+    )
 
 
 def shift_logits(logits: ArrayLike, trained_shares: Sequence[float], stated_shares: Sequence[float]) -> NDArray[np.float64]:

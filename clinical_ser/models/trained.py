@@ -7,7 +7,7 @@ a constant. Probability, interval, prediction set, threshold and explanation are
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,7 @@ from clinical_ser.models.heads import Head
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.preprocessing import Preprocessor
-from clinical_ser.models.prevalence import shift_log_odds
+from clinical_ser.models.prevalence import shift_log_odds, shift_logits
 from clinical_ser.models.reference import ReferenceGroups
 from clinical_ser.models.state import Share, State
 from clinical_ser.models.strict_json import canonical_json, parse_json
@@ -36,12 +36,11 @@ NORMAL_95 = 1.959964
 Calibrator = MarginPlatt | MulticlassPlatt
 
 
-class _CalibratorState(State):
-    """`calibrator.json`: the calibrator and the share of positives among the subjects it was fitted on."""
+class _CalibratorFile(State):
+    """`calibrator.json`: the calibrator, and the classes' shares among the subjects it was fitted on."""
 
-    kind: Literal["margin_platt", "multiclass_platt"]
     calibrator: dict[str, Any]
-    training_prevalence: Share | None
+    class_shares: tuple[Share, ...]
 
 
 class _RefitState(State):
@@ -51,7 +50,7 @@ class _RefitState(State):
     """An xgboost file in base64."""
 
 
-class _RefitsState(State):
+class _RefitsFile(State):
     """`refits.json`: heads and calibrators learned again on bootstrap samples of subjects."""
 
     refits: tuple[_RefitState, ...] = Field(min_length=2)
@@ -104,8 +103,8 @@ class TrainedModel:
     operating_point: OperatingPoint | None
     refits: tuple[Refit, ...]
     reference: ReferenceGroups
-    training_prevalence: float | None
-    """Share of positives in training, each subject counting once; None for several classes, whose probabilities are for equal shares."""
+    class_shares: tuple[float, ...]
+    """Of the training subjects, each counting once; what calibrated log-odds are stated for until they are moved."""
     uses_baseline: bool
 
     @property
@@ -114,7 +113,7 @@ class TrainedModel:
         return self.task.kind is TaskKind.BINARY
 
     def log_odds(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Calibrated log-odds at training prevalence of rows X (rows, features), NaN where missing: shape (rows,), or (rows, classes)."""
+        """Calibrated log-odds at the training shares of rows X (rows, features), NaN where missing: shape (rows,), or (rows, classes)."""
         return self.calibrator.apply(self.head.margins(self.preprocessor.transform(X)))
 
     def answer(self, x: ArrayLike, *, prevalence: float | None = None) -> Answer:
@@ -165,19 +164,22 @@ class TrainedModel:
 
     def stated_prevalence(self, prevalence: float | None = None) -> float:
         """Return the prevalence that a binary answer is stated for: the caller's, else the task's, else that of training."""
-        stated = prevalence or self.task.prevalence or self.training_prevalence
-        assert stated is not None
-        return stated
+        return prevalence or self.task.prevalence or self.class_shares[1]
 
     def probability_at(self, log_odds: float, prevalence: float | None = None) -> float:
         """Return the probability that log-odds at training prevalence (a threshold) are at the stated one."""
         return float(expit(log_odds + self._prevalence_shift(prevalence)))
 
     def _prevalence_shift(self, prevalence: float | None) -> float:
-        assert self.training_prevalence is not None
-        return float(shift_log_odds(0.0, self.training_prevalence, self.stated_prevalence(prevalence)))
+        return float(shift_log_odds(0.0, self.class_shares[1], self.stated_prevalence(prevalence)))
+
+    def _equal_shares(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move logits of several classes to equal shares: those of a corpus are its design, not the world's."""
+        n = len(self.class_shares)
+        return shift_logits(logits, self.class_shares, [1 / n] * n)
 
     def _answer_of_classes(self, point: NDArray[np.float64], refits: NDArray[np.float64], labels: tuple[str, ...]) -> Answer:
+        point, refits = self._equal_shares(point[None])[0], self._equal_shares(refits)
         p = np.asarray(softmax(point))
         # On each class's own log-odds, so that an interval stays within 0 and 1.
         own, others = _log_odds_of_each(point[None])[0], _log_odds_of_each(refits)
@@ -206,10 +208,10 @@ class TrainedModel:
         families = self._family_log_odds(self.head, self.calibrator, Z, k)
         refits = np.array([self._family_log_odds(refit.head, refit.calibrator, Z, k) for refit in self.refits])
         half = NORMAL_95 * refits.std(axis=0, ddof=1)
-        base = _centred(self.calibrator.apply(self.head.intercept_[None]), k)[0]
+        base = self._class_log_odds(self.head.intercept_[None], k)
         shift = self._prevalence_shift(prevalence) if self.binary else 0.0
         names = self.head.families_
-        whole = _centred(self.calibrator.apply(self.head.margins(Z)), k)[0]
+        whole = self._class_log_odds(self.head.margins(Z), k)
         return Contributions(
             log_odds=float(whole + shift),
             base=float(base + shift),
@@ -218,20 +220,23 @@ class TrainedModel:
             features=_centred(self.calibrator.scale_ * self.head.feature_margins(Z)[0], k),
         )
 
+    def _class_log_odds(self, margins: NDArray[np.float64], k: int | None) -> float:
+        log_odds = self.calibrator.apply(margins)
+        return float(log_odds[0] if k is None else _centred(self._equal_shares(log_odds), k)[0])
+
     @staticmethod
     def _family_log_odds(head: Head, calibrator: Calibrator, Z: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
         return _centred(calibrator.scale_ * head.family_margins(Z)[0], k)
 
     def to_files(self) -> dict[str, bytes]:
         """Return the payload files of a bundle, all but the card."""
-        kind = "margin_platt" if self.binary else "multiclass_platt"
-        calibrator = _CalibratorState(kind=kind, calibrator=self.calibrator.to_dict(), training_prevalence=self.training_prevalence)
+        calibrator = _CalibratorFile(calibrator=self.calibrator.to_dict(), class_shares=self.class_shares)
         files = {
             "preprocessing.json": canonical_json(self.preprocessor.to_dict()),
             "calibrator.json": canonical_json(calibrator.to_dict()),
             "conformal.json": canonical_json(self.conformal.to_dict()),
             "reference.json": canonical_json(self.reference.to_dict()),
-            "refits.json": canonical_json(_RefitsState(refits=tuple(_refit_state(refit) for refit in self.refits)).to_dict()),
+            "refits.json": canonical_json(_RefitsFile(refits=tuple(_refit_state(refit) for refit in self.refits)).to_dict()),
         }
         if isinstance(self.head, BoostedHead):
             return files | {"head.ubj": self.head.to_bytes()}
@@ -241,23 +246,22 @@ class TrainedModel:
     def from_bundle(cls, bundle: VerifiedBundle) -> "TrainedModel":
         """Read a verified bundle; BundleSchemaError if its files do not fit each other."""
         manifest = bundle.manifest
-        state = _CalibratorState.from_dict(bundle.json("calibrator.json"))
-        calibrator_type: type[MarginPlatt] | type[MulticlassPlatt] = MarginPlatt if state.kind == "margin_platt" else MulticlassPlatt
+        calibration = _CalibratorFile.from_dict(bundle.json("calibrator.json"))
+        read = MarginPlatt.from_dict if manifest.task.kind is TaskKind.BINARY else MulticlassPlatt.from_dict
         head = _read_head(manifest.head, bundle.files)
-        refits = _RefitsState.from_dict(bundle.json("refits.json")).refits
-        point = manifest.operating_point
+        refits = _RefitsFile.from_dict(bundle.json("refits.json")).refits
         model = cls(
             task=manifest.task,
             features=manifest.features,
             extractors=dict(manifest.extractors),
             preprocessor=Preprocessor.from_dict(bundle.json("preprocessing.json")),
             head=head,
-            calibrator=calibrator_type.from_dict(state.calibrator),
+            calibrator=read(calibration.calibrator),
             conformal=ConformalSets.from_dict(bundle.json("conformal.json")),
-            operating_point=None if point is None else OperatingPoint.from_dict(point),
-            refits=tuple(Refit(_refit_head(refit), calibrator_type.from_dict(refit.calibrator)) for refit in refits),
+            operating_point=manifest.operating_point,
+            refits=tuple(Refit(_refit_head(refit), read(refit.calibrator)) for refit in refits),
             reference=ReferenceGroups.from_dict(bundle.json("reference.json")),
-            training_prevalence=state.training_prevalence,
+            class_shares=calibration.class_shares,
             uses_baseline=manifest.uses_baseline,
         )
         model._check_fit()
@@ -269,7 +273,7 @@ class TrainedModel:
             self.preprocessor.feature_names_ == self.features
             and tuple(self.head.classes_) == self.task.classes
             and all(head.column_families == families for head in (self.head, *(refit.head for refit in self.refits)))
-            and self.binary == isinstance(self.calibrator, MarginPlatt) == (self.training_prevalence is not None)
+            and len(self.class_shares) == len(self.task.classes)
         )
         if not fits:
             raise BundleSchemaError("The bundle's files do not fit each other (features, families or classes differ). Get the bundle again.")

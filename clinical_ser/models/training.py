@@ -27,8 +27,7 @@ from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.heads import Head, encode_labels
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
-from clinical_ser.models.reference import summarise
-from clinical_ser.models.sample_size import warning_for
+from clinical_ser.models.reference import ReferenceGroups, summarise
 from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel
 from clinical_ser.models.weights import subject_weights
 
@@ -128,7 +127,7 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
     options = options or TrainingOptions()
     rows, task, counts, problems = _usable_rows(table, task, options)
     folds = _folds(rows, options)
-    report = progress or (lambda done, total: None)
+    report = progress or _silent
     total = len(folds) + 1 + options.refits
     margins, fold_of = np.empty(0), np.full(len(rows.target), -1)
     for i, fold in enumerate(folds):
@@ -152,11 +151,11 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         preprocessor=preprocessor,
         head=head,
         calibrator=calibrator,
-        conformal=ConformalSets().fit(_probabilities(log_odds), rows.target, groups=rows.subjects, coverage=options.coverage),
+        conformal=ConformalSets(options.coverage).fit(_probabilities(log_odds), rows.target, groups=rows.subjects),
         operating_point=_operating_point(rows, log_odds, task) if binary else None,
         refits=tuple(refits),
         reference=_reference(everyone, task),
-        training_prevalence=_prevalence(rows) if binary else None,
+        class_shares=_class_shares(rows, task),
         uses_baseline=options.use_baseline,
     )
     return Training(
@@ -164,11 +163,15 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         out_of_fold=_out_of_fold(rows, log_odds, fold_of, task),
         counts=counts,
         problems=problems,
-        warnings=_warnings(rows, log_odds, task, model.conformal),
+        warnings=_warnings(rows, task, model.conformal),
         cohort_digest=_cohort_digest(everyone),
         simulated=_is_simulated(table.frame),
         options=options,
     )
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
 
 
 def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> tuple[Rows, Task, dict[str, int], tuple[RowProblem, ...]]:
@@ -236,9 +239,7 @@ def _labels(rows: Rows, task: Task) -> NDArray[np.str_]:
     return np.array(task.classes)[rows.target]
 
 
-def _calibrate(
-    rows: Rows, margins: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task
-) -> tuple[Calibrator, NDArray[np.float64]]:
+def _calibrate(rows: Rows, margins: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task) -> tuple[Calibrator, NDArray[np.float64]]:
     """Return the calibrator on all margins, and log-odds in which each fold was calibrated by the others, for honest figures and sets."""
     log_odds = np.empty_like(margins)
     for i in np.unique(fold_of):
@@ -248,12 +249,8 @@ def _calibrate(
 
 
 def _fit_calibrator(rows: Rows, margins: NDArray[np.float64], task: Task) -> Calibrator:
-    weight = subject_weights(rows.subjects, len(rows.target))
-    if task.kind is TaskKind.BINARY:
-        return MarginPlatt().fit(margins, rows.target, sample_weight=weight)
-    # Equal shares: the classes' frequencies in a corpus are its design, not the world's.
-    totals = np.bincount(rows.target, weight, minlength=len(task.classes))
-    return MulticlassPlatt().fit(margins, rows.target, sample_weight=weight * (weight.sum() / (len(totals) * totals))[rows.target])
+    calibrator = MarginPlatt() if task.kind is TaskKind.BINARY else MulticlassPlatt()
+    return calibrator.fit(margins, rows.target, groups=rows.subjects)
 
 
 def _refits(
@@ -301,11 +298,12 @@ def _operating_point(rows: Rows, log_odds: NDArray[np.float64], task: Task) -> O
     return choose(log_odds, rows.target, groups=rows.subjects, target_sensitivity=task.target_sensitivity)
 
 
-def _prevalence(rows: Rows) -> float:
-    return float(np.average(rows.target, weights=subject_weights(rows.subjects, len(rows.target))))
+def _class_shares(rows: Rows, task: Task) -> tuple[float, ...]:
+    totals = np.bincount(rows.target, subject_weights(rows.subjects, len(rows.target)), minlength=len(task.classes))
+    return tuple((totals / totals.sum()).tolist())
 
 
-def _reference(rows: Rows, task: Task) -> "ReferenceGroups":
+def _reference(rows: Rows, task: Task) -> ReferenceGroups:
     healthy = rows.target == 0 if task.kind is TaskKind.BINARY else np.ones(len(rows.target), bool)
     title = task.classes[0].replace("_", " ") if task.kind is TaskKind.BINARY else "training recordings"
     sexes = rows.frame["sex"].to_numpy(object) if "sex" in rows.frame else np.full(len(rows.target), None)
@@ -325,18 +323,10 @@ def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.
     return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
 
 
-def _warnings(rows: Rows, log_odds: NDArray[np.float64], task: Task, conformal: ConformalSets) -> tuple[str, ...]:
-    found = [f"Too few subjects of class {label!r} for prediction sets: the set always holds it." for label in _vacuous(conformal, task)]
-    subjects = len(np.unique(rows.subjects))
-    if task.kind is TaskKind.BINARY:
-        found.append(warning_for(subjects, len(rows.names), _prevalence(rows), log_odds, rows.target))
-    if len(rows.frame) and _is_simulated(rows.frame):
-        found.append("The speech is simulated; figures say nothing about people.")
-    return tuple(warning for warning in found if warning)
-
-
-def _vacuous(conformal: ConformalSets, task: Task) -> list[str]:
-    return [task.classes[k] for k in conformal.vacuous_classes_]
+def _warnings(training_rows: Rows, task: Task, conformal: ConformalSets) -> tuple[str, ...]:
+    empty = [f"Too few subjects of class {task.classes[k]!r} for prediction sets: every set holds it." for k in conformal.vacuous_classes_]
+    simulated = ["The speech is simulated; the figures say nothing about people."] if _is_simulated(training_rows.frame) else []
+    return tuple(empty + simulated)
 
 
 def _is_simulated(frame: pd.DataFrame) -> bool:

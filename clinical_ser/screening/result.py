@@ -50,13 +50,21 @@ class ClassProbability(_Strict):
     prevalence: float = Field(gt=0, lt=1)
 
 
+class RateStatement(_Strict):
+    """A share of subjects with its 90 % interval; each bound alone holds with 95 % confidence."""
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    subjects: int
+
+
 class OperatingPointStatement(_Strict):
     """The frozen threshold, restated at the prevalence of this result, and what it reached in training (out of fold)."""
 
     probability: float = Field(ge=0, le=1)
-    sensitivity: float
-    sensitivity_low: float
-    specificity: float
+    sensitivity: RateStatement
+    specificity: RateStatement
     note: str | None = None
 
 

@@ -17,6 +17,7 @@ from clinical_ser.features import extraction
 from clinical_ser.features.extraction import FEATURE_SETS
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.bundle import VerifiedBundle, check_features, read_bundle
+from clinical_ser.models.operating_point import Rate
 from clinical_ser.models.registry import find_model
 from clinical_ser.models.signing import SignatureState
 from clinical_ser.models.trained import Answer, TrainedModel
@@ -26,6 +27,7 @@ from clinical_ser.screening.result import (
     MissingFeature,
     ModelIdentity,
     OperatingPointStatement,
+    RateStatement,
     RecordingIdentity,
     ScreeningResult,
     Status,
@@ -198,7 +200,10 @@ class Screener:
             shares = [1 - positive, positive]
         return tuple(
             ClassProbability(
-                label=label, value=float(p), prevalence=share, interval=Interval(low=float(low), high=float(high), level=0.95, method=_INTERVAL_METHOD)
+                label=label,
+                value=float(p),
+                prevalence=share,
+                interval=Interval(low=float(low), high=float(high), level=0.95, method=_INTERVAL_METHOD),
             )
             for label, p, low, high, share in zip(self._model.task.classes, answer.probabilities, answer.low, answer.high, shares, strict=True)
         )
@@ -209,9 +214,8 @@ class Screener:
             return None
         return OperatingPointStatement(
             probability=self._model.probability_at(point.threshold, prevalence),
-            sensitivity=point.sensitivity,
-            sensitivity_low=point.sensitivity_low,
-            specificity=point.specificity,
+            sensitivity=_rate(point.sensitivity),
+            specificity=_rate(point.specificity),
             note=point.note,
         )
 
@@ -269,6 +273,10 @@ def _summary(status: Status, chosen: ClassProbability) -> str:
 
 def _identity_of(recording: Recording) -> RecordingIdentity:
     return RecordingIdentity(sha256=recording.sha256, duration_s=recording.duration_s)
+
+
+def _rate(rate: Rate) -> RateStatement:
+    return RateStatement(value=rate.value, low=rate.lower, high=rate.upper, subjects=rate.subjects)
 
 
 def _software() -> dict[str, str]:

@@ -85,9 +85,9 @@ def measured_perturbation_percent(reading: Reading) -> tuple[float, float]:
     return 100 * jitter, 100 * shimmer
 
 
-def measured_formants_hz(reading: Reading, number: int) -> NDArray[np.float64]:
+def measured_formants_hz(reading: Reading, number: int, *, ceiling_hz: float = 5000.0) -> NDArray[np.float64]:
     sound = praat_sound(reading)
-    formants = sound.to_formant_burg(maximum_formant=5000.0)
+    formants = sound.to_formant_burg(maximum_formant=ceiling_hz)
     pitch = sound.to_pitch_ac(pitch_floor=60.0, pitch_ceiling=300.0)
     times = [t for t in pitch.xs() if np.isfinite(pitch.get_value_at_time(t))]
     values = np.array([formants.get_value_at_time(number, t) for t in times])
@@ -159,7 +159,7 @@ def test_best_reachable_auc_matches_an_independent_sample_and_no_listener_beats_
     best = best_reachable_auc(design)
     speakers = draw_speakers(design)
     assert roc_auc_score(speakers.depressed, speakers.true_probability) == pytest.approx(best, abs=0.008)
-    assert roc_auc_score(speakers.depressed, speakers.voice[:, [p.name for p in PARAMETERS].index("pause_sd_s")]) < best - 0.05
+    assert roc_auc_score(speakers.depressed, speakers.voice[:, [p.name for p in PARAMETERS].index("pause_sd_s")]) < best - 0.03
 
 
 def test_default_effects_are_larger_than_published_and_reach_a_demo_auc() -> None:
@@ -232,17 +232,18 @@ def test_wider_dynamics_spread_the_level() -> None:
 
 
 def test_breath_lowers_harmonicity_step_by_step() -> None:
-    heard = [measured_hnr_db(read(hnr_db=hnr_db)) for hnr_db in (26.0, 20.0, 14.0, 8.0)]
-    assert (np.diff(heard) < -0.7).all()
+    for sex in Sex:
+        heard = [measured_hnr_db(read(sex, hnr_db=hnr_db)) for hnr_db in (26.0, 20.0, 14.0, 8.0)]
+        assert (np.diff(heard) < -0.9).all()
 
 
 def test_jitter_and_shimmer_are_heard_where_they_were_put() -> None:
     steady = measured_perturbation_percent(read(jitter_percent=0.1, shimmer_percent=0.5))
     rough = measured_perturbation_percent(read(jitter_percent=2.0, shimmer_percent=0.5))
     uneven = measured_perturbation_percent(read(jitter_percent=0.1, shimmer_percent=12.0))
-    assert rough[0] > steady[0] + 0.5
+    assert rough[0] == pytest.approx(np.hypot(steady[0], 2.0), abs=0.3)
     assert uneven[1] > steady[1] + 3.0
-    assert abs(uneven[0] - steady[0]) < 0.5
+    assert abs(uneven[0] - steady[0]) < 0.3
 
 
 def test_less_articulation_narrows_the_travel_of_the_second_formant() -> None:
@@ -252,9 +253,9 @@ def test_less_articulation_narrows_the_travel_of_the_second_formant() -> None:
 
 def test_formant_scale_moves_the_formants_and_not_the_pitch() -> None:
     small, large = read(formant_scale=1.1), read(formant_scale=0.92)
-    for number in (1, 2):
-        ratio = np.median(measured_formants_hz(small, number)) / np.median(measured_formants_hz(large, number))
-        assert ratio == pytest.approx(1.1 / 0.92, rel=0.07)
+    for number in (2, 3, 4):
+        heard = [np.median(measured_formants_hz(reading, number, ceiling_hz=5000 * scale)) for reading, scale in ((small, 1.1), (large, 0.92))]
+        assert heard[0] / heard[1] == pytest.approx(1.1 / 0.92, rel=0.03)
     f0 = [np.median(measured_f0_hz(praat_sound(reading), Sex.MALE)) for reading in (small, large)]
     assert f0[0] == pytest.approx(f0[1], rel=0.02)
 

@@ -1,0 +1,32 @@
+"""Speech screening: a recording in, an explained and calibrated result out, or an honest "cannot tell". Screening, never diagnosis.
+
+>>> import clinical_ser
+>>> result = clinical_ser.screen("visit.m4a", sex="female", age=54)  # doctest: +SKIP
+>>> result.status, result.probability  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clinical_ser.audio import load
+    from clinical_ser.features import extract
+    from clinical_ser.models.training import train
+    from clinical_ser.screening import load_model, screen
+
+__all__ = ["extract", "load", "load_model", "screen", "train"]
+
+_HOME = {
+    "load": "clinical_ser.audio",
+    "extract": "clinical_ser.features",
+    "train": "clinical_ser.models.training",
+    "load_model": "clinical_ser.screening",
+    "screen": "clinical_ser.screening",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # Loaded when asked for: Praat and openSMILE take a second, and `--help` should not.
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

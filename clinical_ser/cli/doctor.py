@@ -1,0 +1,120 @@
+"""`clinical-ser doctor`: is everything here that a screening needs, which versions, under which licences."""
+
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from clinical_ser.cli.console import output
+from clinical_ser.errors import ClinicalSerError
+from clinical_ser.models.registry import list_models
+from clinical_ser.models.signing import default_key_path, user_folder
+
+LICENCES = {
+    "clinical-ser": "Apache-2.0",
+    "opensmile": "audEERING research licence: no commercial use",
+    "praat-parselmouth": "GPL-3.0-or-later",
+    "soundfile": "BSD-3-Clause (libsndfile LGPL-2.1)",
+    "av": "BSD-3-Clause (FFmpeg LGPL-3)",
+    "soxr": "LGPL-2.1-or-later",
+    "numpy": "BSD-3-Clause",
+    "scipy": "BSD-3-Clause",
+    "pandas": "BSD-3-Clause",
+    "pyarrow": "Apache-2.0",
+    "scikit-learn": "BSD-3-Clause",
+    "xgboost-cpu": "Apache-2.0",
+    "pydantic": "MIT",
+    "cryptography": "Apache-2.0 or BSD-3-Clause",
+    "typer": "MIT",
+    "rich": "MIT",
+}
+OPTIONAL = {"ray": "Apache-2.0 (extra 'cluster')"}
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    ok: bool
+    finding: str
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON lines.")] = False) -> None:
+    """Check versions, licences, codecs, models and writable folders; exits 1 if something needed is missing."""
+    checks = [*_packages(), *_codecs(), *_models(), *_folders()]
+    if as_json:
+        for check in checks:
+            output.print(check.model_dump_json(), markup=False)
+    else:
+        _show(checks)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def _show(checks: list[Check]) -> None:
+    table = Table(
+        "", "", "finding", box=None, title=f"Python {platform.python_version()} on {platform.system()} {platform.machine()}", title_justify="left"
+    )
+    for check in checks:
+        table.add_row("[green]ok[/green]" if check.ok else "[bold red]missing[/bold red]", check.what, check.finding)
+    output.print(table)
+
+
+def _packages() -> list[Check]:
+    needed = [
+        Check(what=name, ok=_installed(name) is not None, finding=f"{_installed(name) or 'not installed'}; {licence}")
+        for name, licence in LICENCES.items()
+    ]
+    extras = [Check(what=name, ok=True, finding=f"{_installed(name) or 'not installed'}; {licence}") for name, licence in OPTIONAL.items()]
+    return needed + extras
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        # Outside Linux on x86-64 the same library has its usual name.
+        return _installed("xgboost") if name == "xgboost-cpu" else None
+
+
+def _codecs() -> list[Check]:
+    import av
+    import soundfile
+
+    by_libsndfile = soundfile.available_formats()
+    checks = [Check(what=f"read {name}", ok=name in by_libsndfile, finding="libsndfile") for name in ("WAV", "FLAC", "OGG", "MP3")]
+    for name, codec in (("M4A/AAC", "aac"), ("WebM/Opus", "opus")):
+        checks.append(_check(f"read {name}", lambda codec=codec: f"FFmpeg, {av.codec.Codec(codec, 'r').name}"))  # type: ignore[misc]
+    return checks
+
+
+def _models() -> list[Check]:
+    entries = list_models()
+    checks = [Check(what=f"model {e.name}", ok=e.problem is None, finding=e.problem or f"version {e.version}, {e.signature}") for e in entries]
+    return checks or [Check(what="models", ok=False, finding="none found")]
+
+
+def _folders() -> list[Check]:
+    folders = [("configuration folder", user_folder("config")), ("model folder", user_folder("data"))]
+    checks = [Check(what=what, ok=folder is not None and _writable(folder), finding=str(folder)) for what, folder in folders]
+    return [*checks, _check("signing key", lambda: str(default_key_path()) if default_key_path().exists() else "none yet; training makes one")]
+
+
+def _writable(folder: Path) -> bool:
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return os.access(there, os.W_OK)
+
+
+def _check(what: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(what=what, ok=True, finding=look())
+    except (ClinicalSerError, ValueError) as error:
+        return Check(what=what, ok=False, finding=str(error))
