@@ -6,6 +6,7 @@ Neither sees a name: the content alone decides, no playlist can make FFmpeg open
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,10 @@ _FFMPEG_OPTIONS = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": ""
 
 _FORMATS_WITH_DURATION = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "wav", "flac"})
 _END_TOLERANCE_S = 0.1
+
+_STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (?P<stated>\d+) \(should be (?P<there>\d+)\)", re.MULTILINE)
+_UNKNOWN_SIZE = 2**31 - 2**16
+"""Programs that write to a pipe state a size of 2 or 4 GiB, less a header."""
 
 _SNDFILE_CODECS: Mapping[str, str] = MappingProxyType(
     {
@@ -167,8 +172,10 @@ def _check_header(info: StreamInfo) -> None:
 class _SndfileStream:
     """libsndfile: PCM in WAV, AIFF, CAF, AU and W64; FLAC; Ogg Vorbis."""
 
-    def __init__(self, file: soundfile.SoundFile, size_bytes: int) -> None:
+    def __init__(self, file: soundfile.SoundFile, raw: _Nameless, size_bytes: int) -> None:
         self._file = file
+        self._raw = raw
+        self._size_bytes = size_bytes
         codec = _SNDFILE_CODECS.get(file.subtype, file.subtype.lower())
         self.info = StreamInfo(
             codec="flac" if file.format == "FLAC" else codec,
@@ -177,7 +184,7 @@ class _SndfileStream:
             bit_rate_bps=round(8 * size_bytes * file.samplerate / file.frames) if file.frames > 0 else None,
             frames=file.frames,
         )
-        self.damaged = False
+        self.damaged = _is_cut_short(file.extra_info)
 
     @classmethod
     @contextmanager
@@ -191,7 +198,7 @@ class _SndfileStream:
                 yield stream
             return
         with opened:
-            yield cls(opened, size_bytes)
+            yield cls(opened, file, size_bytes)
 
     def blocks(self, first_frame: int) -> Iterator[Block]:
         if first_frame >= self._file.frames:
@@ -203,8 +210,17 @@ class _SndfileStream:
                 position += len(block)
                 yield np.ascontiguousarray(block.T)
         except soundfile.LibsndfileError:
+            # A damaged FLAC frame costs libsndfile the whole block; FFmpeg goes on behind it.
             self.damaged = True
-        self.damaged |= position < self._file.frames
+            self._raw.seek(0)
+            with _FfmpegStream.open(self._raw, self._size_bytes) as rest:
+                yield from rest.blocks(position)
+
+
+def _is_cut_short(log: str) -> bool:
+    """Tell from libsndfile's log whether the header states more bytes of samples than there are (it silently reads what is there)."""
+    found = _STATED_SIZE.search(log)
+    return found is not None and int(found["there"]) < int(found["stated"]) < _UNKNOWN_SIZE
 
 
 class _FfmpegStream:
@@ -304,7 +320,7 @@ def _to_float(samples: NDArray[Any], planar: bool, channels: int) -> Block:
 def as_float(samples: NDArray[Any]) -> Block:
     """Scale integers of any width to full scale 1 and return float32; floats keep their values."""
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
     if np.issubdtype(samples.dtype, np.signedinteger):
         return samples.astype(np.float32) * np.float32(1 / -float(np.iinfo(samples.dtype).min))
     if np.issubdtype(samples.dtype, np.floating):

@@ -273,7 +273,7 @@ def _resampled(blocks: Iterator[Mono], rate_hz: int) -> Iterator[Mono]:
 
 
 def _average(block: Block) -> Mono:
-    return block[0] if len(block) == 1 else np.mean(block, axis=0, dtype=np.float32)
+    return np.asarray(block[0] if len(block) == 1 else block.mean(axis=0))
 
 
 def _cancels(meter: SourceMeter) -> bool:

@@ -128,7 +128,7 @@ def _powers(block: Block) -> NDArray[np.float64]:
 
 
 def _flat_samples(signal: NDArray[np.float32], top: float, edge: float) -> int:
-    """Count samples in runs of at least `MIN_RUN` at `top` that end in a step of at least `edge` on both sides."""
+    """Count samples in runs of at least `MIN_RUN` at `top` with a step of at least `edge` at either end."""
     at_top = np.flatnonzero(signal == np.float32(top))
     if len(at_top) < MIN_RUN:
         return 0
@@ -138,5 +138,5 @@ def _flat_samples(signal: NDArray[np.float32], top: float, edge: float) -> int:
     before = signal[np.maximum(first - 1, 0)]
     after = signal[np.minimum(last + 1, len(signal) - 1)]
     lengths = last - first + 1
-    abrupt = top - np.maximum(before, after) >= edge
+    abrupt = top - np.minimum(before, after) >= edge
     return int(lengths[abrupt & (lengths >= MIN_RUN)].sum())

@@ -82,7 +82,7 @@ def level_track(samples: NDArray[np.float32]) -> Levels:
         _window_sums(values, frames) for values in (counts, pieces.sum(axis=1, dtype=np.float64), np.einsum("ij,ij->i", pieces, pieces))
     )
     power = squares / total - np.square(sums / total)
-    return 10 * np.log10(np.maximum(power, _MIN_POWER))
+    return np.asarray(10 * np.log10(np.maximum(power, _MIN_POWER)))
 
 
 def detect_speech(samples: NDArray[np.float32], level_dbfs: Levels, pitch: PitchTrack) -> VoiceActivity:
@@ -111,7 +111,7 @@ def detect_speech(samples: NDArray[np.float32], level_dbfs: Levels, pitch: Pitch
 def noise_frames(level_dbfs: Levels, speech: Mask) -> Mask:
     """Return where only the room is heard: not speech, nor 50 ms beside it, nor digital silence."""
     near = binary_dilation(speech, iterations=_frames(0.05)) if speech.any() else speech
-    return ~near & (level_dbfs > DIGITAL_DBFS)
+    return np.asarray(~near & (level_dbfs > DIGITAL_DBFS))
 
 
 def is_noise_heard(level_dbfs: Levels, speech: Mask) -> bool:

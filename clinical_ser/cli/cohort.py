@@ -73,6 +73,8 @@ def cohort(
     write_manifest(frame, manifest)
     output.print(f"{adapter.title}: {len(frame)} recordings of {frame['subject'].nunique()} subjects. Licence: {escape(adapter.licence)}")
     output.print(f"Official split: {escape(adapter.official_split)}")
+    for reason, n in frame.attrs.get("left_out", {}).items():
+        complain("Left out", f"{n} files: {reason}")
 
 
 def _show_corpora() -> None:

@@ -93,8 +93,11 @@ def _parquet_cells(content: bytes) -> Cells:
     names = _column_names([str(name) for name in frame.columns])
     frame.columns = pd.Index(names)
     known = {name: [_as_text(value) for value in frame[name]] for name in KNOWN if name in names}
-    further = frame[[name for name in names if name not in {*KNOWN, "row"}]]
-    return Cells(known, list(range(1, len(frame) + 1)), further.reset_index(drop=True))
+    further = frame[[name for name in names if name not in {*KNOWN, "row"}]].reset_index(drop=True)
+    texts = [name for name in further if isinstance(further[name].dtype, pd.StringDtype)]
+    further = further.astype(dict.fromkeys(texts, object))
+    further[texts] = further[texts].where(further[texts].notna(), None)
+    return Cells(known, list(range(1, len(frame) + 1)), further)
 
 
 def _as_text(value: object) -> str:
@@ -127,7 +130,7 @@ def _csv_cells(content: bytes) -> Cells:
 def _records(text: str, separator: str) -> tuple[list[str], list[list[str]]]:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
-        header, *records = lines
+        header, *records = list(lines) or [[]]
     except csv.Error:
         raise ManifestError(
             f"The manifest cannot be split into cells near line {lines.line_num}: most likely a quotation mark is not closed. "

@@ -95,7 +95,7 @@ def read_manifest(path: Path) -> Manifest:
     manifest = _RowReader(read_cells(path), folder=path.resolve().parent).read()
     if manifest.frame.empty:
         first = f"; the first problem, in row {manifest.problems[0].row}: {manifest.problems[0].reason}" if manifest.problems else ""
-        raise ManifestError(f"The manifest has no usable row ({len(manifest.problems)} rows have a problem){first}.")
+        raise ManifestError(f"The manifest has no usable row (rows with a problem: {len(manifest.problems)}){first}.")
     return manifest
 
 

@@ -97,8 +97,9 @@ def extract_many(
     names = feature_names(sets)
     extract_one = partial(extract_row, sets=tuple(sets), cache=FeatureCache(cache) if cache else None, expected=fingerprints(sets))
     rows = [(index, replace(source, path=source.path.absolute())) for index, source in enumerate(sources)]
+    answers: Generator[tuple[int, Outcome | Lost]]
     if executor == Executor.RAY:
-        from clinical_ser.features.cluster import run_on_ray  # noqa: PLC0415 -- an optional extra
+        from clinical_ser.features.cluster import run_on_ray  # an optional extra
 
         answers = run_on_ray(extract_one, rows, address=ray_address, at_once=workers or None)
     elif workers:

@@ -296,7 +296,7 @@ def _compare_spec(contour: _Contour, key: str, statistic: Mapping[str, str], fam
         lower_zh="数值更低",
         sources=file["sources"],
         caveats=file["caveats"],
-        voiced_only=contour.own_name.startswith(("F0final", "jitter", "shimmer", "logHNR")),
+        voiced_only=contour.own_name.startswith(("F0final", "jitter", "shimmer", "logHNR")) and key != "ff0_nnz",
     )
 
 
@@ -311,7 +311,7 @@ A feature belongs to one engine, and values of two engines are never mixed, unde
 HNR was -1.4 dB and Praat's 17.5 dB. A published reference stands here only where a source gives one for the engine and the kind of recording; it
 is context, not a cut-off. Everything else is read against a local reference group.
 
-What could not be measured is missing with a reason, never 0. A recording over four minutes is given to openSMILE in equal parts, and its
+What could not be measured is missing with a reason, never 0. A recording over two minutes is given to openSMILE in equal parts, and its
 openSMILE features are the means over these parts, weighted by voiced or unvoiced time where only such frames count: one call counts
 at most 1000 voiced segments, so that over a whole interview `VoicedSegmentsPerSec` would come out too low.
 

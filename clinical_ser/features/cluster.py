@@ -7,6 +7,7 @@ What the nodes need: this package in the same versions (checked for every row), 
 sent, so that no voice is left in an object store or its spill files), and the cache on that storage too, if one is used.
 """
 
+import importlib
 import importlib.util
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -46,11 +47,11 @@ def run_on_ray(
     """
     if importlib.util.find_spec("ray") is None:
         raise FeatureError("Ray is not installed; install clinical-ser[cluster].")
-    import ray  # noqa: PLC0415 -- an optional extra, and two seconds of import
+    ray: Any = importlib.import_module("ray")  # two seconds, so only here
 
     with _cluster(ray, address, at_once):
         limit = at_once or UNDER_WAY_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        # Ray gives a task of one processor one OMP thread. One retry is ours, after all others and alone: Ray's own would run beside the row that took the memory.
+        # Ray gives a task of one processor one OMP thread. No retry by Ray: it would run beside the job that took the memory; ours comes last, alone.
         task = ray.remote(num_cpus=1, max_retries=0)(_apply)
         shared = ray.put(function)
         suspects: list[int] = []

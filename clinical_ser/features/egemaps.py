@@ -21,10 +21,10 @@ from clinical_ser.features import catalogue
 
 MIN_SAMPLES = 960
 """60 ms, the longest analysis window of both sets: below it openSMILE warns and gives NaN."""
-PART_S = 240.0
+PART_S = 120.0
 """Longest stretch given to openSMILE in one call. Its voiced segments are counted up to 1000 a call (`Segments.maxNumSeg` in
-GeMAPSv01b_core.func.conf.inc): at 3.3 a second VoicedSegmentsPerSec is right up to 5 minutes and falls to half of the truth at 10.
-A call takes 24 MB of memory for each minute (47 MB for 2 minutes, 243 MB for 10), so this also holds a two-hour interview to 100 MB."""
+GeMAPSv01b_core.func.conf.inc): at 3.3 a second VoicedSegmentsPerSec is right up to 5 minutes and falls to half of the truth at 10. Two minutes
+hold 8.3 a second, more than speech has. A call takes 24 MB of memory for each minute (243 MB for 10), so a part takes 50 MB at any length."""
 
 EGEMAPS_NAMES: tuple[str, ...] = catalogue.names("egemaps")
 COMPARE_NAMES: tuple[str, ...] = catalogue.names("compare")
@@ -193,12 +193,12 @@ def _weights(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 def _join(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over parts (rows) with weights of the same shape, leaving out NaN; one part is returned as it is, bit for bit."""
     if len(rows) == 1:
-        return rows[0]
+        return np.asarray(rows[0], np.float64)
     present = np.isfinite(rows)
     weights = np.where(present, weights, 0.0)
     total = weights.sum(axis=0)
     sums = (weights * np.where(present, rows, 0.0)).sum(axis=0)
-    return np.divide(sums, total, out=np.full(rows.shape[1], np.nan), where=total > 0)
+    return np.asarray(np.divide(sums, total, out=np.full(rows.shape[1], np.nan), where=total > 0), np.float64)
 
 
 def _reason(name: str, *, voiced: bool) -> str:

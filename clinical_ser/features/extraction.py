@@ -159,11 +159,18 @@ def apply_gate(vector: FeatureVector, report: QualityReport) -> FeatureVector:
 
     A feature that is missing already keeps its own reason.
     """
-    switched_off = {name: reason for selector, reason in reversed(report.switched_off.items()) for name in select(vector.names, selector)} | dict(
-        vector.missing
-    )
-    values = np.where([name in switched_off for name in vector.names], np.nan, vector.values)
-    return FeatureVector(vector.names, values, switched_off)
+    off = switched_off(vector.names, report)
+    values = np.array([np.nan if name in off else value for name, value in zip(vector.names, vector.values, strict=True)], np.float64)
+    return FeatureVector(vector.names, values, off | dict(vector.missing))
+
+
+def switched_off(names: tuple[str, ...], report: QualityReport) -> dict[str, str]:
+    """Return which of these features the gate has switched off, each with the reason (where several selectors meet one, the first's)."""
+    found: dict[str, str] = {}
+    for selector, reason in report.switched_off.items():
+        for name in select(names, selector):
+            found.setdefault(name, reason)
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -28,24 +28,12 @@ MINIMUM_DURATION_S = 2.0 / PITCH_FLOOR_HZ
 """One window and the longest lag after it."""
 _EXTREME_DB = 150.0
 _LEAST_NOISE = 1e-15
-_FRAMES_AT_ONCE = 256
+_FRAMES_AT_ONCE = 512
 _POLYNOMIAL_DEGREE = 11
 """Follows a sinc sum between two lags to 1e-9, what is left of (pi/2)^12 / (2^11 12!)."""
 _NEWTON_STEPS = 4
-_RIVAL_MARGIN = 9.0
-"""Peaks whose estimated height is this far below the highest estimate are not refined. The estimate errs by 0.05 in white noise."""
 _ROUNDING = 1e-10
 """What a correlation by FFT may be off; a rise smaller than that is no peak."""
-
-
-def _halfway_weights(depth: int) -> NDArray[np.float64]:
-    """Weights of the samples 0.5, 1.5, ... away, on either side, for the value halfway between two samples."""
-    distance = np.arange(depth) + 0.5
-    weights: NDArray[np.float64] = np.sinc(distance) * np.cos(0.5 * np.pi * distance / depth) ** 2
-    return weights
-
-
-_HALFWAY = _halfway_weights(6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,34 +161,16 @@ def _cross_correlation(seen: NDArray[np.float64], window: int) -> NDArray[np.flo
 
 
 def _best_peak(correlation: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Height of the highest interpolated peak of each row, reflected around 1 where it exceeds that; -1 where there is no peak."""
-    middle, before, after = correlation[:, 2:window], correlation[:, 1 : window - 1], correlation[:, 3:]
-    is_peak = (middle > 0.0) & (middle > before + _ROUNDING) & (middle >= after - _ROUNDING)
-    estimate = np.where(is_peak, _estimated_heights(correlation)[:, 2:window], -np.inf)
-    row, offset = np.nonzero(is_peak & (estimate >= estimate.max(axis=1, keepdims=True) - _RIVAL_MARGIN))
+    """Height of the highest interpolated peak of each row, reflected around 1 where it exceeds that; -1 where there is no peak.
 
+    Every peak is refined: between two samples a correlation can rise from 0.3 to 0.9, so the lower ones may not be left out.
+    """
+    middle, before, after = correlation[:, 2:window], correlation[:, 1 : window - 1], correlation[:, 3:]
+    row, offset = np.nonzero((middle > 0.0) & (middle > before + _ROUNDING) & (middle >= after - _ROUNDING))
     height = _refined(correlation, row, offset + 2, window)
     best = np.full(len(correlation), -1.0)
     np.maximum.at(best, row, np.where(height > 1.0, 1.0 / np.maximum(height, 1.0), height))
     return best
-
-
-def _estimated_heights(correlation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """About how high each row rises within half a lag of every lag: parabolas through values half a lag apart; shape as `correlation`."""
-    lags = correlation.shape[1]
-    mirrored = np.concatenate([correlation[:, _HALFWAY.size : 0 : -1], correlation, np.zeros((len(correlation), _HALFWAY.size))], axis=1)
-    halves = np.zeros((len(correlation), 2 * lags + 1))
-    halves[:, 1::2] = correlation
-    for distance, weight in enumerate(_HALFWAY):
-        left = _HALFWAY.size - 1 - distance
-        right = _HALFWAY.size + distance
-        halves[:, ::2] += weight * (mirrored[:, left : left + lags + 1] + mirrored[:, right : right + lags + 1])
-    middle, before, after = halves[:, 1:-1], halves[:, :-2], halves[:, 2:]
-    bend = 2.0 * middle - before - after
-    rise = np.divide((after - before) ** 2, 8.0 * bend, out=np.zeros_like(bend), where=(middle >= before) & (middle >= after) & (bend > 0.0))
-    heights = np.pad(middle + rise, ((0, 0), (1, 1)), constant_values=-np.inf)
-    highest: NDArray[np.float64] = np.maximum(np.maximum(heights[:, :-2:2], heights[:, 1:-1:2]), heights[:, 2::2])
-    return highest
 
 
 def _refined(
@@ -221,9 +191,11 @@ def _maximum_between(
     tables = _polynomial_tables(window)
     coefficients = np.empty((len(row), _POLYNOMIAL_DEGREE + 1))
     order = np.argsort(lag, kind="stable")
-    lags, starts = np.unique(lag[order], return_index=True)
-    for value, members in zip(lags, np.split(order, starts[1:]), strict=True):
-        coefficients[members] = correlation[row[members]] @ tables[value]
+    bounds = np.searchsorted(lag[order], np.arange(window + 1))
+    for table, start, end in zip(tables, bounds, bounds[1:], strict=False):
+        members = order[start:end]
+        if len(members):
+            coefficients[members] = correlation[row[members]] @ table
     return _polynomial_maximum(coefficients)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -44,7 +44,7 @@ class Lost:
 
 def run_in_processes(
     function: Callable[[J], R], jobs: Sequence[J], *, workers: int, timeout_s: float = JOB_TIMEOUT_S
-) -> Iterator[tuple[int, R | Lost]]:
+) -> Generator[tuple[int, R | Lost]]:
     """Apply `function` to every job in `workers` processes and yield (index, result) as they finish.
 
     A job whose process dies is tried once more after all others, alone: where two large recordings did not fit into memory side by side, each
@@ -122,7 +122,8 @@ class _Worker(Generic[J, R]):
             self.ready = message == _READY
             return None
         self._free()
-        return message  # type: ignore[no-any-return]
+        result: R = message
+        return result
 
     def restart(self) -> None:
         self.stop()

@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 import xgboost
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clinical_ser.errors import BundleSchemaError
 from clinical_ser.models.heads import Head, TrainingRows, inner_folds
-from clinical_ser.models.state import Count, Label, State, Vector
+from clinical_ser.models.state import Count, Label, Matrix, State, Vector
 
 MAX_ROUNDS = 400
 PATIENCE_ROUNDS = 30
@@ -48,8 +48,19 @@ class BoostedHeadState(State):
     classes: Annotated[tuple[Label, ...], Field(min_length=2)]
     rounds: Count
     intercept: Vector
-    centre: tuple[Vector, ...]
+    centre: Matrix
     """One row a family, one column a margin: the mean over the training rows of what the family's trees sum to."""
+    feature_centre: Matrix
+    """The same of each feature's Shapley values."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        width = 1 if len(self.classes) == 2 else len(self.classes)
+        if len(self.centre) != len(set(self.column_families)) or len(self.feature_centre) != len(self.column_families):
+            raise ValueError("a row of zero points each family and each feature is needed")
+        if any(len(row) != width for row in (self.intercept, *self.centre, *self.feature_centre)):
+            raise ValueError(f"{len(self.classes)} classes need {width} numbers in every row")
+        return self
 
 
 class BoostedHead(Head):
@@ -98,6 +109,7 @@ class BoostedHead(Head):
         self._leaves = _Leaves(self.booster_, self.column_families, self.families_)
         raw = self._leaves.family_sums(self.booster_, data)
         self._centre = np.average(raw, axis=0, weights=rows.weight)
+        self._feature_centre = np.average(self._shapley_values(data), axis=0, weights=rows.weight)
         start = self.booster_.predict(data.slice([0]), output_margin=True)[0] - raw[0].sum(axis=0)
         self.intercept_ = self._shaped(np.asarray(start + self._centre.sum(axis=0), dtype=np.float64)[None])[0]
 
@@ -111,6 +123,24 @@ class BoostedHead(Head):
         data = xgboost.DMatrix(self._matrix(Z), nthread=1)
         return self._shaped(self._leaves.family_sums(self.booster_, data) - self._centre)
 
+    def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Divide each family's margin among its features by Shapley values; see `Head.feature_margins`.
+
+        Path-dependent TreeSHAP (Lundberg et al. 2020, Nat Mach Intell 2:56-67), which starts from the mean that the trees remember, moved to
+        the family's zero. In 32-bit arithmetic: a family's features sum to its margin within 1e-5.
+        """
+        data = xgboost.DMatrix(self._matrix(Z), nthread=1)
+        return self._shaped(self._shapley_values(data) - self._feature_centre)
+
+    def settled(self) -> Self:
+        """Return an unfitted head with this one's number of rounds."""
+        return type(self)(self.column_families, self.classes_, rounds=self.rounds_, balanced=self.balanced, seed=self.seed)
+
+    def _shapley_values(self, data: xgboost.DMatrix) -> NDArray[np.float64]:
+        """Shape (rows, features, margins)."""
+        values = self.booster_.predict(data, pred_contribs=True, strict_shape=True).astype(np.float64)
+        return np.asarray(values[:, :, :-1].transpose(0, 2, 1))
+
     def _shaped(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         return margins[..., 0] if len(self.classes_) == 2 else margins
 
@@ -123,6 +153,7 @@ class BoostedHead(Head):
             rounds=self.rounds_,
             intercept=tuple(np.atleast_1d(self.intercept_).tolist()),
             centre=tuple(tuple(row) for row in self._centre.tolist()),
+            feature_centre=tuple(tuple(row) for row in self._feature_centre.tolist()),
         )
         booster = self.booster_.copy()
         booster.set_attr(**{STATE_ATTRIBUTE: json.dumps(state.to_dict(), sort_keys=True)})
@@ -144,10 +175,9 @@ class BoostedHead(Head):
         head.rounds_ = state.rounds
         head.booster_ = booster
         head._leaves = _Leaves(booster, head.column_families, head.families_)
-        head._centre = np.array(state.centre)
-        width = 1 if len(state.classes) == 2 else len(state.classes)
-        if head._centre.shape != (len(head.families_), width) or head._leaves.width != width or len(state.intercept) != width:
-            raise BundleSchemaError("The boosted head's trees, classes and families do not fit together.")
+        if head._leaves.width != (1 if len(state.classes) == 2 else len(state.classes)):
+            raise BundleSchemaError("The boosted head's trees and classes do not fit together.")
+        head._centre, head._feature_centre = np.array(state.centre), np.array(state.feature_centre)
         head.intercept_ = head._shaped(np.array(state.intercept)[None])[0]
         return head
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from scipy.special import expit, log_softmax, logsumexp, softmax
 from scipy.stats import norm
 
-from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.errors import BundleSchemaError, InvalidValueError, TrainingError
 from clinical_ser.models.state import Matrix, Positive, State, Vector
 from clinical_ser.models.weights import subject_weights
 
@@ -118,7 +118,7 @@ class MarginPlatt:
         """Return the standard error of the calibrated log-odds, shape (rows,): of the calibration alone, the head taken as given."""
         m = _finite(margins, ndim=1)
         design = np.column_stack([m, np.ones_like(m)])
-        return np.sqrt(np.einsum("ij,jk,ik->i", design, self.covariance_, design))
+        return np.asarray(np.sqrt(np.einsum("ij,jk,ik->i", design, self.covariance_, design)))
 
     def interval(self, margins: ArrayLike, *, level: float = 0.95) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (lower, upper) calibrated log-odds, each of shape (rows,)."""
@@ -308,5 +308,5 @@ def _state(kind: Literal["platt", "multiclass_platt"], scale: float, offset: Seq
 def _read(data: object, kind: Literal["platt", "multiclass_platt"]) -> CalibratorState:
     state = CalibratorState.from_dict(data)
     if state.kind != kind:
-        raise InvalidValueError("kind", state.kind, [kind])
+        raise BundleSchemaError(f"The calibrator is of kind {state.kind!r} where {kind!r} belongs.")
     return state

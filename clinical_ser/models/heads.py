@@ -7,7 +7,7 @@ what the explanation shows, so it is part of the contract and not an afterthough
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,7 +40,7 @@ class TrainingRows:
     @property
     def class_weight_totals(self) -> NDArray[np.float64]:
         """Shape (n_classes,); sum of the weights of each class."""
-        return np.bincount(self.target, self.weight, minlength=self.n_classes)
+        return np.bincount(self.target, self.weight, minlength=self.n_classes).astype(np.float64)
 
 
 class Head(ABC):
@@ -74,7 +74,7 @@ class Head(ABC):
 
     def __init__(self, families: Sequence[str], classes: Sequence[str] | Sequence[int] | None = None, *, balanced: bool = False, seed: int = 0):
         self.column_families = tuple(families)
-        self.classes = None if classes is None else tuple(classes)
+        self.classes: Labels | None = None if classes is None else _labels(classes)
         self.balanced = balanced
         self.seed = seed
         self.families_ = tuple(dict.fromkeys(self.column_families))
@@ -109,7 +109,7 @@ class Head(ABC):
         labels = np.asarray(y)
         if labels.shape != (len(matrix),):
             raise InvalidValueError("y", f"array of shape {labels.shape}", f"one label for each of the {len(matrix)} rows")
-        self.classes_ = self.classes if self.classes is not None else tuple(np.unique(labels).tolist())
+        self.classes_ = self.classes if self.classes is not None else _sorted_labels(labels)
         rows = TrainingRows(
             Z=matrix,
             target=encode_labels(labels, self.classes_),
@@ -143,9 +143,28 @@ class Head(ABC):
             the features in a linear head, of the family's own margin in a boosted one.
         """
 
+    @abstractmethod
+    def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Split the margins by feature; those of a family's features sum to the family's margin.
+
+        Parameters
+        ----------
+        Z
+            Shape (rows, features).
+
+        Returns
+        -------
+        ndarray of shape (rows, features) or (rows, features, classes)
+            In column order, with the same zero as `family_margins`.
+        """
+
+    @abstractmethod
+    def settled(self) -> Self:
+        """Return an unfitted head of the same kind whose strength is fixed at what this one chose; to refit on resampled subjects."""
+
     def margins(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Return the log-odds of the second of two classes, shape (rows,), or the logits of several, shape (rows, classes)."""
-        return self.intercept_ + self.family_margins(Z).sum(axis=1)
+        return np.asarray(self.intercept_ + self.family_margins(Z).sum(axis=1))
 
     def predict_proba(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Return uncalibrated probabilities, shape (rows, classes); what a result states comes from a calibrator instead."""
@@ -209,6 +228,16 @@ def inner_folds(rows: TrainingRows, seed: int) -> list[tuple[NDArray[np.int64], 
     return [(train, test) for train, test in pairs if len(np.unique(rows.target[train])) == rows.n_classes and len(test)]
 
 
+def _sorted_labels(labels: NDArray[Any]) -> Labels:
+    return _labels(np.unique(labels).tolist())
+
+
+def _labels(classes: Sequence[str] | Sequence[int]) -> Labels:
+    if len(set(classes)) != len(classes):
+        raise InvalidValueError("classes", list(classes), "each label once")
+    return cast(Labels, tuple(classes))
+
+
 def _mean_one(sample_weight: ArrayLike | None, n_rows: int) -> NDArray[np.float64]:
     if sample_weight is None:
         return np.ones(n_rows)
@@ -234,4 +263,4 @@ def _balance(rows: TrainingRows) -> TrainingRows:
 
 def _prior_offset(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     log_share = np.log(totals / totals.sum())
-    return np.asarray(log_share[1] - log_share[0]) if len(totals) == 2 else log_share - log_share.mean()
+    return np.asarray(log_share[1] - log_share[0] if len(totals) == 2 else log_share - log_share.mean())

@@ -117,6 +117,15 @@ class LinearHead(Head):
         matrix = self._matrix(Z)
         return np.stack([matrix[:, columns] @ self.coef_[columns] for columns in self._family_columns()], axis=1)
 
+    def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+        """Coefficient times feature; see `Head.feature_margins`."""
+        matrix = self._matrix(Z)
+        return matrix * self.coef_ if self.coef_.ndim == 1 else matrix[:, :, None] * self.coef_
+
+    def settled(self) -> Self:
+        """Return an unfitted head with this one's strength."""
+        return type(self)(self.column_families, self.classes_, strength=self.strength_, balanced=self.balanced, seed=self.seed)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for `head.json`."""
         coefficients = self.coef_.reshape(len(self.column_families), -1)
@@ -204,7 +213,7 @@ class RidgePath:
 
 def _log_shares(rows: TrainingRows) -> NDArray[np.float64]:
     totals = rows.class_weight_totals
-    return np.log(totals / totals.sum())
+    return np.asarray(np.log(totals / totals.sum()))
 
 
 def _choose_strength(rows: TrainingRows, seed: int) -> float:

@@ -142,7 +142,7 @@ def build_androids(root: Path) -> None:
 
 
 MODMA_TABLE = "subjects_information_audio_lanzhou_2015"
-MODMA_HEADER = ["subject id", "type", "age", "gender", "education（years）", "PHQ-9", "CTQ-SF", "LES", "SSRS", "GAD-7", "PSQI"]  # noqa: RUF001
+MODMA_HEADER = ["subject id", "type", "age", "gender", "education（years）", "PHQ-9", "CTQ-SF", "LES", "SSRS", "GAD-7", "PSQI"]
 MODMA_ROWS = [[2010002, "MDD", 18, "F", 12, 23, 63, 10, 30, 18, 12], [2020008, "HC", 42, "M", 16, 4, 40, 2, 45, 1, 5]]
 
 
@@ -248,7 +248,7 @@ class TestEveryAdapter:
 
 
 def test_depression_classes_are_those_of_the_task() -> None:
-    assert (NOT_DEPRESSED, DEPRESSED) == DEPRESSION.classes
+    assert DEPRESSION.classes == (NOT_DEPRESSED, DEPRESSED)
 
 
 def test_ravdess_reads_the_name_code_and_leaves_songs_out(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_bad_row_is_reported_by_number_and_reason(tmp_path: Path, columns: str
 
 def test_all_that_is_wrong_with_a_row_is_said_at_once(tmp_path: Path) -> None:
     result = manifest(tmp_path, "path,subject,age,sex\n,,200,?\na.wav,1,,\n")
-    assert problems(result) == {1: "no path; no subject; age is not between 0 and 120; sex is none of female, male, other (or f, m, w)"}
+    assert problems(result) == {1: "no path; no subject; sex is none of female, male, other (or f, m, w); age is not between 0 and 120"}
 
 
 @pytest.mark.parametrize(("word", "sex"), [("F", "female"), ("w", "female"), ("Male", "male"), ("M", "male"), ("d", "other"), ("女", "female")])
@@ -181,11 +181,15 @@ class TestFilesThatAreNoManifest:
         [
             (b"", "is empty"),
             (b"\xef\xbb\xbf\n\n", "lacks"),
+            (b"sep=;", "lacks"),
             (b"path,subject\n", "no row below"),
             (b"path,subject\n,\n\n", "no usable row"),
-            (b"path,subject\n,1\n", "no usable row .1 rows have a problem.; the first problem, in row 1: no path"),
+            (b"path,subject\n,1\n", "no usable row .rows with a problem: 1.; the first problem, in row 1: no path"),
             (b"path,label\na.wav,x\n", r"lacks \['subject'\]; found \['path', 'label'\] and 0 other"),
-            (b"file,speaker_id,mood\na.wav,1,x\n", r"lacks \['path', 'subject'\].*1 other columns. Rename 'file' to 'path'. Rename 'speaker_id' to 'subject'"),
+            (
+                b"file,speaker_id,mood\na.wav,1,x\n",
+                r"lacks \['path', 'subject'\].*1 other columns. Rename 'file' to 'path'. Rename 'speaker_id' to 'subject'",
+            ),
             (b"path,subject,label,Label\na,b,c,d\n", r"names \['label'\] more than once"),
             (b"path,subject,x,x\na,b,c,d\n", "two columns the same name"),
             (b"path,subject,,x\na,b,c,d\n", "Column 3 .* no name"),
@@ -246,7 +250,10 @@ def test_parquet_reads_like_csv_whatever_its_types(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     """Also where every one clashes with another: nothing is quadratic. 1 s of CPU each here; the limit is for slow machines."""
-    rows = [f"audio\\s{index // 10}\\r{index}.wav,S{index // 10},x,{20 + index % 60},F,2024-01-{1 + index % 28:02d},0,{1 + index % 9}" for index in range(50_000)]
+    rows = [
+        f"audio\\s{index // 10}\\r{index}.wav,S{index // 10},x,{20 + index % 60},F,2024-01-{1 + index % 28:02d},0,{1 + index % 9}"
+        for index in range(50_000)
+    ]
     started = time.process_time()
     result = manifest(tmp_path, "\n".join(["path,subject,label,age,sex,recorded_at,start,end", *rows, *rows]))
     assert time.process_time() - started < 8

@@ -23,8 +23,8 @@ from clinical_ser.cohorts.simulation import (
     Language,
     Microphone,
     Sex,
-    Site,
     SimulatedCohort,
+    Site,
     best_reachable_auc,
     draw_speakers,
     simulate,
@@ -32,7 +32,8 @@ from clinical_ser.cohorts.simulation import (
     true_probability,
 )
 from clinical_ser.cohorts.simulation.articulation import contract, line_spectra
-from clinical_ser.cohorts.simulation.model import reference_mean, residual_correlation, severity_to_score
+from clinical_ser.cohorts.simulation.model import severity_to_score
+from clinical_ser.cohorts.simulation.parameters import reference_mean, residual_correlation
 from clinical_ser.cohorts.simulation.scene import Scene, record
 from clinical_ser.cohorts.simulation.speech import EDGE_SILENCE_S, SHORTEST_PAUSE_S, Reading, VoiceSettings, draw_pauses, read_passage
 from clinical_ser.cohorts.simulation.voices import Voice, get_voice
@@ -91,7 +92,7 @@ def measured_formants_hz(reading: Reading, number: int, *, ceiling_hz: float = 5
     pitch = sound.to_pitch_ac(pitch_floor=60.0, pitch_ceiling=300.0)
     times = [t for t in pitch.xs() if np.isfinite(pitch.get_value_at_time(t))]
     values = np.array([formants.get_value_at_time(number, t) for t in times])
-    return values[np.isfinite(values)]
+    return np.asarray(values[np.isfinite(values)])
 
 
 def measured_gaps_s(sound: parselmouth.Sound) -> NDArray[np.float64]:
@@ -122,7 +123,8 @@ def test_true_probability_equals_bayes_rule_by_numerical_integration() -> None:
     sd = np.array([p.sd for p in PARAMETERS])
     means = reference_mean(speakers.sex, speakers.language, speakers.age)
     for k in range(6):
-        likelihood = multivariate_normal(np.zeros(len(sd)), residual_correlation()).pdf((speakers.voice[k] - means[k]) / sd - np.outer(z + 1.34, loadings))
+        residual = (speakers.voice[k] - means[k]) / sd - np.outer(z + 1.34, loadings)
+        likelihood = multivariate_normal(np.zeros(len(sd)), residual_correlation()).pdf(residual)
         posterior = prior * likelihood
         assert speakers.true_probability[k] == pytest.approx(posterior[z >= 0].sum() / posterior.sum(), abs=2e-3)
 
@@ -246,9 +248,12 @@ def test_jitter_and_shimmer_are_heard_where_they_were_put() -> None:
     assert abs(uneven[0] - steady[0]) < 0.3
 
 
-def test_less_articulation_narrows_the_travel_of_the_second_formant() -> None:
-    heard = [measured_formants_hz(read(articulation=articulation), 2).std() for articulation in (0.5, 0.75, 1.0)]
-    assert heard[0] < 0.95 * heard[1] < 0.95 * 0.95 * heard[2]
+def test_less_articulation_narrows_the_travel_of_the_formants() -> None:
+    for sex in Sex:
+        first = [measured_formants_hz(read(sex, articulation=articulation), 1).std() for articulation in (0.5, 0.75, 1.0)]
+        assert first[0] < 0.93 * first[1] < 0.93 * 0.93 * first[2]
+    second = [measured_formants_hz(read(articulation=articulation), 2).std() for articulation in (0.5, 1.0)]
+    assert second[0] < 0.9 * second[1]
 
 
 def test_formant_scale_moves_the_formants_and_not_the_pitch() -> None:
@@ -289,7 +294,8 @@ def test_a_livelier_room_fills_the_pauses() -> None:
     inside = np.zeros(len(reading.samples), bool)
     inside[int(EDGE_SILENCE_S * RATE_HZ) : -int(EDGE_SILENCE_S * RATE_HZ)] = True
     pauses = ~reading.spoken & inside
-    levels = [np.mean(record(reading, Scene(Microphone.HEADSET, 0.0, rt60_s, 70.0), np.random.default_rng(2))[pauses] ** 2.0) for rt60_s in (0.0, 0.2, 0.8)]
+    takes = [record(reading, Scene(Microphone.HEADSET, 0.0, rt60_s, 70.0), np.random.default_rng(2)) for rt60_s in (0.0, 0.2, 0.8)]
+    levels = [np.mean(take[pauses] ** 2.0) for take in takes]
     assert levels[0] < 0.5 * levels[1] < 0.25 * levels[2]
 
 
@@ -395,7 +401,15 @@ def test_a_folder_with_somebodys_manifest_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("languages", ["xx"]), ("prevalence", 1.5), ("effect_scale", -1.0), ("speech_s", 0.0), ("languages", []), ("languages", ["en", "en"]), ("sites", ())],
+    [
+        ("languages", ["xx"]),
+        ("languages", []),
+        ("languages", ["en", "en"]),
+        ("sites", ()),
+        ("prevalence", 1.5),
+        ("effect_scale", -1.0),
+        ("speech_s", 0.0),
+    ],
 )
 def test_a_bad_value_is_refused_by_name_before_anything_is_written(name: str, value: object, tmp_path: Path) -> None:
     with pytest.raises(InvalidValueError, match=name):

@@ -8,17 +8,15 @@ from clinical_ser.cohorts.simulation.model import (
     DEFAULT_SITES,
     DEMO_EFFECT_SCALE,
     LITERATURE_EFFECT_SCALE,
-    PARAMETERS,
     CohortDesign,
-    Language,
     Microphone,
-    Sex,
     Site,
     Speakers,
     best_reachable_auc,
     draw_speakers,
     true_probability,
 )
+from clinical_ser.cohorts.simulation.parameters import PARAMETERS, Language, Sex
 
 __all__ = [
     "DEFAULT_SITES",

@@ -24,20 +24,16 @@ from numpy.typing import NDArray
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.simulation.model import (
-    ALL_LANGUAGES,
     DEFAULT_SITES,
     DEMO_EFFECT_SCALE,
     LITERATURE_EFFECT_SCALE,
-    PARAMETERS,
     CohortDesign,
-    Language,
-    Sex,
     Site,
     Speakers,
     best_reachable_auc,
     draw_speakers,
-    natural_values,
 )
+from clinical_ser.cohorts.simulation.parameters import ALL_LANGUAGES, PARAMETERS, Language, Sex, natural_values
 from clinical_ser.cohorts.simulation.scene import Scene, record
 from clinical_ser.cohorts.simulation.speech import VoiceSettings, read_passage
 from clinical_ser.cohorts.simulation.voices import Voice, get_voice
@@ -49,8 +45,10 @@ GENERATOR_VERSION = 1
 TASK_NAME = "read speech"
 
 _DESIGN_FILE, _MANIFEST_FILE, _TRUTH_FILE, _SPEAKERS_FILE, _AUDIO_FOLDER = "simulation.json", "manifest.csv", "truth.json", "speakers.csv", "audio"
+_FREE_FOLDER = "an empty folder, or one of the same design and versions"
 _UNSEEN_STREAM = 2
 _UNSEEN_POOL = 300
+_PHRASES_APART = 4  # the next recording of a subject starts so much further into the passage
 
 Progress = Callable[[int, int], None]
 _VoiceKey = tuple[Language, Sex]
@@ -216,13 +214,6 @@ def simulate_visits(out: Path, *, design: CohortDesign | None = None, language: 
     return tuple(visits)
 
 
-def synthesise(job_voice: NDArray[np.float64], *, voice: Voice, site: Site, speech_s: float, number: int, rng: np.random.Generator) -> NDArray[np.int16]:
-    """One recording of a speaker at a site: `job_voice` has shape (K,), Gaussian scale; `number` moves the start of the passage."""
-    settings = VoiceSettings.of_recording(job_voice, rng)
-    reading = read_passage(voice, settings, speech_s, rng, start_phrase=4 * number)
-    return record(reading, Scene.at_site(site, rng), rng)
-
-
 def _jobs(out: Path, design: CohortDesign, speakers: Speakers) -> list[_Job]:
     sites = {site.name: site for site in design.sites}
     return [
@@ -248,8 +239,10 @@ def _subject_name(index: int) -> str:
 
 def _record_one(job: _Job) -> None:
     rng = np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=job.stream))
-    voice = _worker_voices.get((job.language, job.sex)) or get_voice(job.language, job.sex)
-    pcm = synthesise(job.voice, voice=voice, site=job.site, speech_s=job.speech_s, number=job.number, rng=rng)
+    raw_voice = _worker_voices.get((job.language, job.sex)) or get_voice(job.language, job.sex)
+    settings = VoiceSettings.of_recording(job.voice, rng)
+    reading = read_passage(raw_voice, settings, job.speech_s, rng, start_phrase=_PHRASES_APART * job.number)
+    pcm = record(reading, Scene.at_site(job.site, rng), rng)
     encoded = io.BytesIO()
     soundfile.write(encoded, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     _write_atomically(job.path, encoded.getvalue())
@@ -291,7 +284,7 @@ def _load_voices(files: dict[_VoiceKey, Path]) -> None:
 
 
 def _identity(design: CohortDesign) -> dict[str, object]:
-    """What decides the samples: the design, this generator's version and Praat's."""
+    """Return what decides the samples: the design, this generator's version and Praat's."""
     made_by = {"simulated": True, "generator_version": GENERATOR_VERSION, "praat": parselmouth.PRAAT_VERSION}
     identity: dict[str, object] = {**made_by, "design": design.model_dump(mode="json")}
     return {**identity, "digest": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()}
@@ -303,10 +296,10 @@ def _claim(out: Path, design: CohortDesign) -> None:
     marker = out / _DESIGN_FILE
     if marker.exists():
         if marker.read_bytes() != mine:
-            raise InvalidValueError("the output folder", "a folder with another simulated cohort", "an empty folder, or one of the same design and versions")
+            raise InvalidValueError("the output folder", "a folder with another simulated cohort", _FREE_FOLDER)
         return
     if (out / _MANIFEST_FILE).exists():
-        raise InvalidValueError("the output folder", "a folder with a manifest", "an empty folder, or one of the same design and versions")
+        raise InvalidValueError("the output folder", "a folder with a manifest", _FREE_FOLDER)
     _write_atomically(marker, mine)
 
 

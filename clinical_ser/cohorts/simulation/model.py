@@ -17,6 +17,16 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtr, ndtri
 from sklearn.metrics import roc_auc_score
 
+from clinical_ser.cohorts.simulation.parameters import (
+    ALL_LANGUAGES,
+    PARAMETERS,
+    Language,
+    Sex,
+    between_speaker_sd,
+    reference_mean,
+    residual_correlation,
+    severity_loadings,
+)
 from clinical_ser.errors import InvalidValueError
 
 LITERATURE_EFFECT_SCALE = 1.0
@@ -31,99 +41,12 @@ REFERENCE_SEVERITY = -1.34
 """Severity at which a speaker sounds like the reference means below: the mean of a population with 9 % above the cut-off (2009, ibid.)."""
 
 
-class Sex(StrEnum):
-    """Sex as the reference values are split."""
-
-    FEMALE = "female"
-    MALE = "male"
-
-
-class Language(StrEnum):
-    """Languages there is a passage and a synthesiser voice for (ISO 639-1)."""
-
-    ENGLISH = "en"
-    GERMAN = "de"
-    MANDARIN = "zh"
-
-
 class Microphone(StrEnum):
     """Recording devices; their responses are in `scene`."""
 
     HEADSET = "headset"
     TABLET = "tablet"
     LAPTOP = "laptop"
-
-
-ALL_LANGUAGES: tuple[Language, ...] = tuple(Language)
-
-
-@dataclass(frozen=True)
-class VoiceParameter:
-    """One property of a voice: its reference distribution over adults and its correlation with severity.
-
-    `female` and `male` are the reference means at age 45 in English (medians where `logarithmic`); `sd`, `mandarin_shift` and
-    `female_per_decade`/`male_per_decade` are on the Gaussian scale (natural logarithm where `logarithmic`).
-    """
-
-    name: str
-    unit: str
-    female: float
-    male: float
-    sd: float
-    severity_r: float
-    source: str
-    logarithmic: bool = False
-    mandarin_shift: float = 0.0
-    female_per_decade: float = 0.0
-    male_per_decade: float = 0.0
-
-
-_ASSUMED = "direction published, size assumed here: "
-PARAMETERS: tuple[VoiceParameter, ...] = (
-    VoiceParameter(
-        "f0_semitones", "st re 27.5 Hz", 35.2, 25.5, 2.0, 0.0, "means Traunmüller & Eriksson; no pooled effect, p = .58 (2026 meta-analysis)",
-        female_per_decade=-0.3, male_per_decade=0.1,
-    ),
-    VoiceParameter(
-        "f0_sd_semitones", "st", 2.8, 2.6, 0.20, -0.10, _ASSUMED + "r = -.01 (Mundt 2007), fell in Nilsonne 1988; a tone language moves more",
-        logarithmic=True, mandarin_shift=0.20,
-    ),
-    VoiceParameter(
-        "tempo", "articulation rate, 1 = the language's typical reader", 0.98, 1.02, 0.10, -0.12,
-        "set so that, with the pauses, speech rate has the r = -.23 of Mundt 2007 (PMC3022333); direction Cummins 2023",
-        logarithmic=True, female_per_decade=-0.015, male_per_decade=-0.015,
-    ),
-    VoiceParameter(
-        "pause_excess_s", "mean pause beyond the shortest, s", 0.34, 0.34, 0.40, 0.29, "total pause time r = .29, Mundt 2007 (PMC3022333)", logarithmic=True
-    ),
-    VoiceParameter("pause_sd_s", "SD of pauses, s", 0.24, 0.24, 0.40, 0.38, "pause SD r = .38, Mundt 2007 (PMC3022333)", logarithmic=True),
-    VoiceParameter("level_db", "speech level at the microphone, dBFS", -26.5, -25.5, 2.5, -0.15, _ASSUMED + "lower, Cummins 2023; PMC6794822"),
-    VoiceParameter(
-        "dynamics", "level range, 1 = the synthesiser's", 1.0, 1.0, 0.20, -0.12, _ASSUMED + "narrower (a vendor's range only)", logarithmic=True
-    ),
-    VoiceParameter("jitter_percent", "added cycle-to-cycle jitter, %", 0.6, 0.7, 0.35, 0.08, _ASSUMED + "higher, MDVP study of 18/24/9", logarithmic=True),
-    VoiceParameter("shimmer_percent", "added cycle-to-cycle shimmer, %", 3.0, 3.4, 0.30, 0.08, _ASSUMED + "higher, MDVP study of 18/24/9", logarithmic=True),
-    VoiceParameter(
-        "hnr_db", "voiced sound over breath noise, dB", 20.5, 19.0, 2.5, -0.10, _ASSUMED + "NHR higher, MDVP study of 18/24/9",
-        female_per_decade=-0.3, male_per_decade=-0.4,
-    ),
-    VoiceParameter("articulation", "formant movement, 1 = the synthesiser's", 0.80, 0.77, 0.08, -0.17, "F2 variability r = -.17, Mundt 2007 (PMC3022333)"),
-    VoiceParameter("formant_scale", "formants, 1 = the synthesiser's speaker", 1.0, 1.0, 0.04, 0.0, "vocal tract length; no effect", logarithmic=True),
-)  # fmt: skip
-PARAMETER_NAMES: tuple[str, ...] = tuple(parameter.name for parameter in PARAMETERS)
-
-_RESIDUAL_CORRELATIONS = {
-    # Between speakers of one severity; assumed here, from how the quantities hang together.
-    ("pause_excess_s", "pause_sd_s"): 0.6,
-    ("tempo", "pause_excess_s"): -0.2,
-    ("tempo", "articulation"): -0.2,
-    ("f0_semitones", "formant_scale"): 0.3,
-    ("level_db", "dynamics"): 0.2,
-    ("level_db", "hnr_db"): 0.3,
-    ("jitter_percent", "shimmer_percent"): 0.6,
-    ("jitter_percent", "hnr_db"): -0.4,
-    ("shimmer_percent", "hnr_db"): -0.5,
-}
 
 
 class Site(BaseModel):
@@ -134,7 +57,7 @@ class Site(BaseModel):
     name: str = Field(pattern=r"^simulated-[a-z0-9-]+$")
     prevalence_odds: float = Field(default=1.0, gt=0)
     """Odds of a positive against the other sites; the cohort's prevalence stays as asked."""
-    language_weights: dict[Language, float] = Field(default={language: 1.0 for language in ALL_LANGUAGES})
+    language_weights: dict[Language, float] = Field(default=dict.fromkeys(ALL_LANGUAGES, 1.0))
     microphone: Microphone = Microphone.HEADSET
     gain_db: float = 0.0
     rt60_s: float = Field(default=0.2, ge=0, le=1.5)
@@ -231,11 +154,6 @@ def severity_to_score(severity: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.clip(np.floor(12.0 * np.exp(severity / 2.0) - 2.0), 0, SCORE_MAX).astype(np.int64)
 
 
-def natural_values(voice: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Turn Gaussian-scale parameters, shape (..., K), into values in their units, one array a parameter."""
-    return {p.name: np.exp(voice[..., k]) if p.logarithmic else voice[..., k] for k, p in enumerate(PARAMETERS)}
-
-
 def site_prevalences(design: CohortDesign) -> dict[str, float]:
     """Prevalence of each site: odds in the stated ratio, mean over (equally large) sites as the design asks."""
     offsets = np.log([site.prevalence_odds for site in design.sites])
@@ -261,8 +179,8 @@ def draw_speakers(design: CohortDesign, *, stream: int = 0) -> Speakers:
     language = _draw_languages(design, site, rng)
     severity = _site_mean_severity(design, site) + rng.standard_normal(n)
     residual = rng.standard_normal((n, len(PARAMETERS))) @ np.linalg.cholesky(residual_correlation()).T
-    standardised = _loadings(design.effect_scale) * (severity - REFERENCE_SEVERITY)[:, None] + residual
-    voice = reference_mean(sex, language, age) + _SD * standardised
+    standardised = severity_loadings(design.effect_scale) * (severity - REFERENCE_SEVERITY)[:, None] + residual
+    voice = reference_mean(sex, language, age) + between_speaker_sd() * standardised
     probability = true_probability(voice, sex=sex, language=language, age=age, site=site, design=design)
     return Speakers(sex, age, language, site, severity, voice, probability)
 
@@ -292,9 +210,9 @@ def true_probability(
     -------
     array of shape (n,)
     """
-    loadings = _loadings(design.effect_scale)
+    loadings = severity_loadings(design.effect_scale)
     weights = np.linalg.solve(residual_correlation(), loadings)
-    standardised = (voice - reference_mean(sex, language, age)) / _SD
+    standardised = (voice - reference_mean(sex, language, age)) / between_speaker_sd()
     precision = 1.0 + float(weights @ loadings)
     mean = (_site_mean_severity(design, site) + (standardised + loadings * REFERENCE_SEVERITY) @ weights) / precision
     return np.asarray(ndtr(mean * np.sqrt(precision)), dtype=np.float64)
@@ -317,42 +235,11 @@ def best_reachable_auc(design: CohortDesign, *, speakers: int = 200_000) -> floa
     return _cached_best_auc(population.model_dump_json())
 
 
-def reference_mean(sex: NDArray[np.str_], language: NDArray[np.str_], age: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Shape (n, K): where a speaker of this sex, language and age lies at the reference severity, on the Gaussian scale."""
-    female = np.asarray(sex == Sex.FEMALE)[:, None]
-    base = np.where(female, _column("female"), _column("male"))
-    slope = np.where(female, [p.female_per_decade for p in PARAMETERS], [p.male_per_decade for p in PARAMETERS])
-    mandarin = np.asarray(language == Language.MANDARIN)[:, None] * np.array([p.mandarin_shift for p in PARAMETERS])
-    return np.asarray(base + slope * (np.asarray(age)[:, None] - 45) / 10 + mandarin, dtype=np.float64)
-
-
-def residual_correlation() -> NDArray[np.float64]:
-    """Shape (K, K): correlation of the parameters between speakers of one severity."""
-    matrix = np.eye(len(PARAMETERS))
-    for (first, second), r in _RESIDUAL_CORRELATIONS.items():
-        i, j = PARAMETER_NAMES.index(first), PARAMETER_NAMES.index(second)
-        matrix[i, j] = matrix[j, i] = r
-    return matrix
-
-
-_SD = np.array([p.sd for p in PARAMETERS])
-
-
-def _column(sex: str) -> NDArray[np.float64]:
-    return np.array([np.log(getattr(p, sex)) if p.logarithmic else getattr(p, sex) for p in PARAMETERS])
-
-
-def _loadings(effect_scale: float) -> NDArray[np.float64]:
-    """Standardised change per unit of severity: r / sqrt(1 - r^2) has correlation r with z at scale 1."""
-    r = np.array([p.severity_r for p in PARAMETERS])
-    return effect_scale * r / np.sqrt(1.0 - r**2)
-
-
 def _site_mean_severity(design: CohortDesign, site: NDArray[np.str_]) -> NDArray[np.float64]:
     means = {name: float(ndtri(prevalence)) for name, prevalence in site_prevalences(design).items()}
     unknown = set(map(str, site)) - set(means)
     if unknown:
-        raise InvalidValueError("site", sorted(unknown)[0], sorted(means))
+        raise InvalidValueError("site", min(unknown), sorted(means))
     names, inverse = np.unique(site, return_inverse=True)
     return np.array([means[str(name)] for name in names])[inverse]
 
@@ -369,4 +256,4 @@ def _draw_languages(design: CohortDesign, site: NDArray[np.str_], rng: np.random
 
 
 def _shares(weights: Sequence[float]) -> NDArray[np.float64]:
-    return np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    return np.asarray(weights, dtype=np.float64) / float(np.sum(weights))

@@ -1,6 +1,6 @@
 """What the simulated speakers read: a short neutral passage in each language, written for this project, in phrases between two breaths."""
 
-from clinical_ser.cohorts.simulation.model import Language
+from clinical_ser.cohorts.simulation.parameters import Language
 
 PASSAGES: dict[Language, tuple[str, ...]] = {
     Language.ENGLISH: (

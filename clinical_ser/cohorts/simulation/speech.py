@@ -13,7 +13,7 @@ from scipy.ndimage import uniform_filter1d
 from scipy.special import gammaincinv
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
-from clinical_ser.cohorts.simulation.model import PARAMETERS, natural_values
+from clinical_ser.cohorts.simulation.parameters import PARAMETERS, between_speaker_sd, natural_values
 from clinical_ser.cohorts.simulation.voices import CONTRASTS, OVERSAMPLING, UNVOICED_STEP_S, Phrase, Voice
 
 SHORTEST_PAUSE_S = 0.28
@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class VoiceSettings:
-    """Values of the voice parameters in their units (`model.PARAMETERS`)."""
+    """Values of the voice parameters in their units (`parameters.PARAMETERS`)."""
 
     f0_semitones: float
     f0_sd_semitones: float
@@ -56,8 +56,7 @@ class VoiceSettings:
     @classmethod
     def of_recording(cls, voice: Array, rng: np.random.Generator) -> Self:
         """One recording of a speaker: `voice` has shape (K,), Gaussian scale; a person is not the same every day."""
-        spread = WITHIN_SPEAKER * np.array([parameter.sd for parameter in PARAMETERS])
-        values = natural_values(voice + spread * rng.standard_normal(len(PARAMETERS)))
+        values = natural_values(voice + WITHIN_SPEAKER * between_speaker_sd() * rng.standard_normal(len(PARAMETERS)))
         return cls(**{name: float(value) for name, value in values.items()})
 
 
@@ -75,7 +74,7 @@ class Reading:
 def read_passage(voice: Voice, settings: VoiceSettings, speech_s: float, rng: np.random.Generator, *, start_phrase: int = 0) -> Reading:
     """Read phrases, over again if need be, until there are `speech_s` seconds of speech."""
     phrases = _chosen_phrases(voice, settings.tempo, speech_s, start_phrase)
-    spoken = [_louder(_utter(phrase, voice.pitch_sd_st, settings, rng), _PHRASE_LEVEL_SD_DB * settings.dynamics * rng.standard_normal()) for phrase in phrases]
+    spoken = [_utter(phrase, voice.pitch_sd_st, settings, rng) for phrase in phrases]
     pauses_s = draw_pauses(len(spoken) - 1, settings, rng)
     return _level(_join(spoken, pauses_s), settings.level_db)
 
@@ -89,7 +88,7 @@ def draw_pauses(count: int, settings: VoiceSettings, rng: np.random.Generator) -
     uniform = (rng.permutation(count) + rng.random(count)) / max(count, 1)
     shape = (settings.pause_excess_s / settings.pause_sd_s) ** 2
     excess = gammaincinv(shape, uniform) * settings.pause_sd_s**2 / settings.pause_excess_s
-    return np.minimum(SHORTEST_PAUSE_S + excess, LONGEST_PAUSE_S)
+    return np.asarray(np.minimum(SHORTEST_PAUSE_S + excess, LONGEST_PAUSE_S))
 
 
 def _chosen_phrases(voice: Voice, tempo: float, speech_s: float, start: int) -> list[Phrase]:
@@ -103,7 +102,7 @@ def _chosen_phrases(voice: Voice, tempo: float, speech_s: float, start: int) -> 
 
 
 def _utter(phrase: Phrase, pitch_sd_st: float, settings: VoiceSettings, rng: np.random.Generator) -> Array:
-    """One phrase in the speaker's voice, at 16 kHz."""
+    """One phrase in the speaker's voice, at 16 kHz, now a little louder, now a little softer."""
     marks_out_s = phrase.marks_s / settings.tempo
     semitones = settings.f0_semitones + phrase.pitch_st * settings.f0_sd_semitones / pitch_sd_st
     f0_hz = np.clip(_SEMITONE_REFERENCE_HZ * 2 ** (semitones / 12), *_F0_LIMITS_HZ)
@@ -119,7 +118,8 @@ def _utter(phrase: Phrase, pitch_sd_st: float, settings: VoiceSettings, rng: np.
         gain=_gains(phrase.level_db[source], voiced, settings, rng),
     )
     samples = _overlap_add(grains, _articulated(phrase, settings.articulation), settings.formant_scale, marks_out_s[-1])
-    return samples + _breath(samples, times_s, voiced, settings.hnr_db, rng)
+    gain_db = _PHRASE_LEVEL_SD_DB * settings.dynamics * rng.standard_normal()
+    return (samples + _breath(samples, times_s, voiced, settings.hnr_db, rng)) * 10 ** (gain_db / 20)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def _articulated(phrase: Phrase, articulation: float) -> NDArray[np.float32]:
     place = np.interp(articulation, CONTRASTS, np.arange(len(CONTRASTS)))
     lower = min(int(place), len(CONTRASTS) - 2)
     share = np.float32(place - lower)
-    return (1 - share) * phrase.samples[lower] + share * phrase.samples[lower + 1]
+    return np.asarray((1 - share) * phrase.samples[lower] + share * phrase.samples[lower + 1])
 
 
 def _overlap_add(grains: _Grains, source: NDArray[np.float32], formant_scale: float, duration_s: float) -> Array:
@@ -159,7 +159,7 @@ def _overlap_add(grains: _Grains, source: NDArray[np.float32], formant_scale: fl
     values = source[whole] + (read - whole) * (source[whole + 1] - source[whole])
     length = int(np.ceil(duration_s * SAMPLE_RATE_HZ))
     inside = (positions >= 0) & (positions < length)
-    return np.bincount(positions[inside], weights=(window * values)[inside], minlength=length)
+    return np.asarray(np.bincount(positions[inside], weights=(window * values)[inside], minlength=length), dtype=np.float64)
 
 
 def _breath(samples: Array, times_s: Array, voiced: NDArray[np.bool_], hnr_db: float, rng: np.random.Generator) -> Array:
@@ -167,10 +167,6 @@ def _breath(samples: Array, times_s: Array, voiced: NDArray[np.bool_], hnr_db: f
     power = uniform_filter1d(samples**2, int(_BREATH_WINDOW_S * SAMPLE_RATE_HZ))
     voicing = np.interp(np.arange(len(samples)) / SAMPLE_RATE_HZ, times_s, voiced.astype(float))
     return np.asarray(rng.standard_normal(len(samples)) * np.sqrt(np.maximum(power, 0.0) * 10 ** (-hnr_db / 10)) * voicing)
-
-
-def _louder(samples: Array, gain_db: float) -> Array:
-    return np.asarray(samples * 10 ** (gain_db / 20))
 
 
 def _join(phrases: list[Array], pauses_s: Array) -> Reading:

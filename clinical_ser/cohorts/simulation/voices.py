@@ -20,7 +20,7 @@ from scipy.signal import resample_poly
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.simulation.articulation import contract, frame_times_s, line_spectra
-from clinical_ser.cohorts.simulation.model import Language, Sex
+from clinical_ser.cohorts.simulation.parameters import Language, Sex
 from clinical_ser.cohorts.simulation.passages import PASSAGES
 
 OVERSAMPLING = 2
@@ -59,7 +59,7 @@ class Phrase:
     @property
     def duration_s(self) -> float:
         """Length as the synthesiser spoke it."""
-        return self.samples.shape[1] / (OVERSAMPLING * SAMPLE_RATE_HZ)
+        return float(self.samples.shape[1]) / (OVERSAMPLING * SAMPLE_RATE_HZ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +127,7 @@ def _trim(samples: Array) -> Array:
     ramp = np.linspace(0.0, 1.0, fade)
     kept[:fade] *= ramp
     kept[-fade:] *= ramp[::-1]
-    return kept - kept.mean()
+    return np.asarray(kept - kept.mean())
 
 
 def _articulations(spoken: list[Array], pitches: list[parselmouth.Pitch]) -> list[Array]:
@@ -146,11 +146,11 @@ def _articulations(spoken: list[Array], pitches: list[parselmouth.Pitch]) -> lis
 
 def _voiced_at(pitch: parselmouth.Pitch, times_s: Array) -> NDArray[np.bool_]:
     voiced = (pitch.selected_array["frequency"] > 0).astype(float)
-    return np.interp(times_s, pitch.xs(), voiced, left=0.0, right=0.0) > 0.99
+    return np.asarray(np.interp(times_s, pitch.xs(), voiced, left=0.0, right=0.0) > 0.99)
 
 
 def _marks(sound: parselmouth.Sound, pitch: parselmouth.Pitch, floor_hz: float) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Times, periods and voicing of all marks of a phrase, in order."""
+    """Return times, periods and voicing of all marks of a phrase, in order."""
     points = call([sound, pitch], "To PointProcess (cc)")
     pulses = np.array([call(points, "Get time from index", k + 1) for k in range(call(points, "Get number of points"))])
     gaps = np.diff(pulses)
@@ -166,7 +166,7 @@ def _marks(sound: parselmouth.Sound, pitch: parselmouth.Pitch, floor_hz: float) 
 
 
 def _fill(pulses: Array, end_s: float) -> Array:
-    """Marks for everything that has no pulse near it, edges included."""
+    """Return marks for everything that has no pulse near it, edges included."""
     edges = np.concatenate([[0.0], pulses, [end_s]])
     starts, stops = edges[:-1], edges[1:]
     counts = np.where(stops - starts > 2.5 * UNVOICED_STEP_S, np.floor((stops - starts) / UNVOICED_STEP_S), 0).astype(int)

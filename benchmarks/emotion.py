@@ -1,0 +1,111 @@
+"""Emotion on real speech with subjects kept apart: RAVDESS on EmoBox's six folds, EmoDB leaving one speaker out.
+
+    python -m benchmarks.emotion --corpus ravdess --data PATH/TO/ravdess
+    python -m benchmarks.emotion --corpus emodb --data PATH/TO/emodb
+
+Each row is the product's own training (nested: strength, calibration and sets by subject); UAR with its interval over speakers. "own
+baseline": features less the mean of two neutral clips of the same speaker, which are not scored. "speaker z" is transductive (it uses all of a
+test speaker's unlabelled, class-balanced clips) and stands only beside published rows that do the same.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.tables import markdown
+from clinical_ser.cohorts.building import build_table
+from clinical_ser.cohorts.corpora import get_corpus
+from clinical_ser.cohorts.manifest import Manifest
+from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.cohorts.tasks import EMOTION
+from clinical_ser.evaluation.card import figures
+from clinical_ser.models.training import TrainingOptions, train
+
+SPLIT = {"ravdess": "fold", "emodb": "loso"}
+SETS = {"eGeMAPS": ("egemaps",), "eGeMAPS + Praat + timing": ("egemaps", "praat", "timing"), "ComParE": ("compare",)}
+
+
+def measure(table: FeatureTable, corpus: str, heads: tuple[str, ...]) -> Iterator[dict[str, object]]:
+    """Train every variant and yield its figures."""
+    for features, sets in SETS.items():
+        chosen = only(table, sets)
+        for head in heads:
+            if features == "ComParE" and head != "linear":
+                continue
+            variants = {"none": (chosen, False), "own baseline": (chosen, True), "speaker z": (speaker_z(chosen), False)}
+            for speaker, (rows, baseline) in variants.items():
+                yield run(rows, corpus, features, head, speaker, baseline)
+
+
+def run(table: FeatureTable, corpus: str, features: str, head: str, speaker: str, baseline: bool) -> dict[str, object]:
+    """One row."""
+    started = time.process_time()
+    if speaker == "own baseline":
+        table = with_baseline(table)
+    options = TrainingOptions(head=head, split=SPLIT[corpus], refits=2, use_baseline=baseline)
+    training = train(table, EMOTION, options)
+    found = figures(training, replicates=1000)
+    uar = found["uar"]
+    return {
+        "features": features,
+        "head": head,
+        "speaker information": speaker,
+        "UAR": f"{uar.value:.3f} [{uar.low:.3f}, {uar.high:.3f}]",
+        "accuracy": f"{found['accuracy'].value:.3f}",
+        "Brier": f"{found['brier'].value:.3f}",
+        "rows": len(training.out_of_fold),
+        "CPU s": round(time.process_time() - started),
+    }
+
+
+def only(table: FeatureTable, sets: tuple[str, ...]) -> FeatureTable:
+    """Keep the features of some sets."""
+    names = tuple(name for name in table.feature_names if name.split(".")[0] in sets)
+    return replace(table, feature_names=names)
+
+
+def with_baseline(table: FeatureTable) -> FeatureTable:
+    """Mark two neutral clips of each speaker (the first in manifest order, of different sentences where there are)."""
+    frame = table.frame.copy()
+    neutral = frame[frame["label"] == "neutral"].sort_values("row")
+    first = neutral.groupby("subject").head(2).index
+    frame["baseline"] = frame.index.isin(first)
+    return replace(table, frame=frame)
+
+
+def speaker_z(table: FeatureTable) -> FeatureTable:
+    """Standardise each feature within each speaker (transductive)."""
+    frame, names = table.frame.copy(), list(table.feature_names)
+    by_speaker = frame.groupby("subject")[names]
+    spread = by_speaker.transform("std")
+    frame[names] = (frame[names] - by_speaker.transform("mean")) / spread.where(spread > 0, 1.0)
+    return replace(table, frame=frame)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--corpus", choices=sorted(SPLIT), required=True)
+    parser.add_argument("--heads", default="linear,xgboost")
+    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    frame = get_corpus(given.corpus).read(given.data)
+    frame["row"] = np.arange(1, len(frame) + 1)
+    table = build_table(Manifest(frame), sets=("egemaps", "praat", "timing", "compare"), workers=given.workers, cache=given.cache)
+    rows = []
+    for row in measure(table, given.corpus, tuple(given.heads.split(","))):
+        rows.append(row)
+        print(markdown([row], header=len(rows) == 1), flush=True)
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

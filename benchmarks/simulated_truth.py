@@ -1,0 +1,99 @@
+"""What we estimate against what generated it: simulated cohorts of known risk.
+
+    python -m benchmarks.simulated_truth --data FOLDER [--subjects 300] [--effect-scale 1]
+
+Trains on one simulated cohort and tests on another of the same world. Prints AUC beside the best reachable one, calibration of the stated
+probabilities against outcomes and against each speaker's true probability, coverage of prediction sets, and how often the interval holds the truth.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+from scipy.stats import spearmanr
+
+from benchmarks.tables import markdown
+from clinical_ser.cohorts.building import build_table
+from clinical_ser.cohorts.gating import judge_table
+from clinical_ser.cohorts.manifest import read_manifest
+from clinical_ser.cohorts.simulation import DEMO_EFFECT_SCALE, SimulatedCohort, simulate
+from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.cohorts.tasks import DEPRESSION
+from clinical_ser.evaluation.calibration import intercept_and_slope
+from clinical_ser.evaluation.discrimination import auroc
+from clinical_ser.evaluation.intervals import cluster_bootstrap
+from clinical_ser.models.trained import TrainedModel
+from clinical_ser.models.training import TrainingOptions, train
+
+
+def cohort(folder: Path, subjects: int, seed: int, effect_scale: float, workers: int) -> tuple[SimulatedCohort, FeatureTable]:
+    """Simulate and extract."""
+    made = simulate(subjects, folder / f"cohort-{seed}-{subjects}-{effect_scale:g}", seed=seed, effect_scale=effect_scale, workers=workers)
+    return made, build_table(read_manifest(made.manifest), workers=workers, cache=folder / "cache")
+
+
+def measure(model: TrainedModel, table: FeatureTable, best: float, head: str) -> dict[str, object]:
+    """Figures of a model on a cohort it has not heard."""
+    gated = judge_table(table, DEPRESSION.limits)
+    columns = [table.feature_names.index(name) for name in model.features]
+    X, frame = gated.features[gated.usable][:, columns], table.frame[gated.usable]
+    y = (frame["label"] == DEPRESSION.classes[1]).to_numpy(int)
+    truth = frame["true_probability"].to_numpy(float)
+    log_odds = model.log_odds(X)
+    subjects = frame["subject"].to_numpy(str)
+    auc = cluster_bootstrap(lambda at: auroc(y[at], log_odds[at]), subjects, replicates=500)
+    intercept = cluster_bootstrap(lambda at: intercept_and_slope(y[at], log_odds[at])[0], subjects, replicates=500)
+    slope = cluster_bootstrap(lambda at: intercept_and_slope(y[at], log_odds[at])[1], subjects, replicates=500)
+    p = expit(log_odds)
+    sets = model.conformal.predict(np.column_stack([1 - p, p]))
+    answers = [model.answer(x, prevalence=model.class_shares[1]) for x in X]
+    low, high = (np.array([getattr(answer, side)[1] for answer in answers]) for side in ("low", "high"))
+    return {
+        "head": head,
+        "AUC": str(auc),
+        "best reachable": f"{best:.3f}",
+        "of the true probabilities here": f"{auroc(y, truth):.3f}",
+        "calibration intercept": str(intercept),
+        "slope": str(slope),
+        "rank correlation with the true probability": f"{spearmanr(log_odds, truth).statistic:.3f}",
+        "interval holds E[y | score]": f"{holds(low, high, log_odds, truth):.2f}",
+        "coverage, negatives": f"{sets[y == 0, 0].mean():.2f}",
+        "coverage, positives": f"{sets[y == 1, 1].mean():.2f}",
+        "one-class sets": f"{(sets.sum(axis=1) == 1).mean():.2f}",
+        "sensitivity": f"{(log_odds[y == 1] >= model.operating_point.threshold).mean():.2f}" if model.operating_point else "",
+        "specificity": f"{(log_odds[y == 0] < model.operating_point.threshold).mean():.2f}" if model.operating_point else "",
+    }
+
+
+def holds(low: NDArray[np.float64], high: NDArray[np.float64], log_odds: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    """Share of recordings whose interval holds the mean true probability of the recordings with about the same score (a running mean over 15 %)."""
+    order = np.argsort(log_odds)
+    window = max(10, int(0.15 * len(order)))
+    local = pd.Series(truth[order]).rolling(window, center=True, min_periods=window // 2).mean().to_numpy()
+    return float(np.mean((low[order] <= local) & (local <= high[order])))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder for the simulated cohorts.")
+    parser.add_argument("--subjects", type=int, default=300)
+    parser.add_argument("--effect-scale", type=float, default=DEMO_EFFECT_SCALE)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    made, table = cohort(given.data, given.subjects, 1, given.effect_scale, given.workers)
+    _, unseen = cohort(given.data, given.subjects, 2, given.effect_scale, given.workers)
+    rows = []
+    for head in ("linear", "xgboost"):
+        rows.append(measure(train(table, DEPRESSION, TrainingOptions(head=head)).model, unseen, made.best_reachable_auc, head))
+    print(markdown(rows))
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
