@@ -67,6 +67,10 @@ class SubjectLeakError(SplitError):
     """A split in which a subject, or a recording, stands on both sides."""
 
 
+class SimulationError(ClinicalSerError):
+    """A simulated voice cannot be made on this machine."""
+
+
 class TrainingError(ClinicalSerError):
     """A model cannot be trained from what was given."""
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 output = Console(soft_wrap=True, highlight=False)
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 NOT_USABLE = 3
 """Exit code when a recording cannot be used; 0 is done, 1 failed, 2 wrong usage."""

@@ -100,10 +100,12 @@ def _show_quality(result: ScreeningResult) -> None:
 def _show_families(result: ScreeningResult) -> None:
     assert result.explanation is not None
     table = Table(box=None, padding=(0, 2, 0, 2))
-    for column in ("family", "moved the log-odds by", "95 % interval", ""):
-        table.add_column(column, justify="left" if column in ("family", "") else "right")
+    table.add_column("family")
+    for column in ("moved the log-odds by", "95 % interval"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
     for family in result.explanation.families:
-        note = "" if family.stable else "[dim]not stable across refits[/dim]"
+        note = "" if family.stable else "[dim]unstable[/dim]"
         table.add_row(family.family.replace("_", " "), f"{family.log_odds:+.2f}", f"{family.low:+.2f} to {family.high:+.2f}", note)
     output.print(table)
 
@@ -112,14 +114,17 @@ def _show_features(result: ScreeningResult) -> None:
     assert result.explanation is not None
     features = [feature for family in result.explanation.families for feature in family.features]
     features = sorted(features, key=lambda feature: (not feature.stands_out, -abs(feature.log_odds)))[:_FEATURES_SHOWN]
+    band = next((feature.reference for feature in features if feature.reference), None)
     table = Table(box=None, padding=(0, 2, 0, 2))
-    for column in ("feature", "value", "middle half of the reference group", "percentile"):
-        table.add_column(column, justify="left" if column == "feature" else "right")
+    table.add_column("feature", overflow="fold")
+    for column in ("value", "usual", "percentile"):
+        table.add_column(column, justify="right", no_wrap=True)
     for feature in features:
-        band = feature.reference
-        reference = f"{band.low:.3g} to {band.high:.3g} ({escape(band.group)}, n={band.subjects})" if band else "none"
-        percentile = "" if feature.percentile is None else f"{feature.percentile:.0f}" + (" *" if feature.stands_out else "")
-        table.add_row(escape(feature.label_en), f"{feature.value:.3g} {escape(feature.unit)}", reference, percentile)
+        usual = f"{feature.reference.low:.3g} to {feature.reference.high:.3g}" if feature.reference else ""
+        percentile = "" if feature.percentile is None else f"{feature.percentile:.0f}{' *' if feature.stands_out else '  '}"
+        table.add_row(escape(feature.label_en), f"{feature.value:.3g} {escape(feature.unit)}", usual, percentile)
     output.print(table)
+    if band:
+        output.print(f"  [dim]usual: the middle half of the reference group ({escape(band.group)}, n={band.subjects} subjects)[/dim]")
     if any(feature.stands_out for feature in features):
         output.print("  [dim]* stands out: below the 10th or above the 90th percentile of the reference group[/dim]")

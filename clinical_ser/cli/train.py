@@ -12,7 +12,7 @@ from clinical_ser.cohorts.table import read_table
 from clinical_ser.cohorts.tasks import Task, get_task, read_task
 from clinical_ser.evaluation.card import Card, make_card, software_versions
 from clinical_ser.models.saving import save
-from clinical_ser.models.signing import SigningKey, default_key_path
+from clinical_ser.models.signing import SigningKey, own_signing_key
 from clinical_ser.models.training import Training, TrainingOptions
 from clinical_ser.models.training import train as train_model
 
@@ -94,10 +94,7 @@ def _task(name: str) -> Task:
 
 
 def _own_key() -> SigningKey:
-    path = default_key_path()
-    if path.exists():
-        return SigningKey.load(path)
-    key = SigningKey.generate()
-    key.save(path)
-    complain("Made a signing key", "it stays in this machine's configuration folder; `clinical-ser doctor` says where")
+    key, made = own_signing_key()
+    if made:
+        complain("Made a signing key for this machine", "`clinical-ser doctor` says where it is; what it signs is trusted here")
     return key

@@ -51,7 +51,7 @@ def relative_rows(X: NDArray[np.float64], subjects: NDArray[np.str_], baseline: 
     without = set(np.unique(subjects)) - set(means.index)
     if without:
         raise TrainingError(f"{len(without)} subjects have no baseline recording; mark at least one row of each in the column '{COLUMN}'.")
-    relative: NDArray[np.float64] = X - means.loc[subjects].to_numpy(np.float64)
+    relative: NDArray[np.float64] = X - means.reindex(list(subjects)).to_numpy(np.float64)
     return relative
 
 

@@ -84,7 +84,7 @@ def write_table(table: FeatureTable, path: Path) -> None:
     except pa.ArrowException as error:
         raise TableError(f"A column holds values of several types ({type(error).__name__}); give every column of the manifest one type.") from None
     # Without pandas' own metadata: it holds the versions of pandas and pyarrow, and so would change the bytes.
-    columns = columns.replace_schema_metadata({_METADATA_KEY: json.dumps(about, ensure_ascii=False, sort_keys=True).encode()})
+    columns = _with_plain_text(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about, ensure_ascii=False, sort_keys=True).encode()})
     with _replaced(path) as unfinished:
         pq.write_table(columns, unfinished, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
 
@@ -98,9 +98,11 @@ def read_table(path: Path) -> FeatureTable:
         Not there, not Parquet, not a feature table, or of an unknown schema.
     """
     try:
-        columns = pq.ParquetFile(path).read()
+        with path.open("rb") as file:
+            columns = pq.ParquetFile(file).read()
     except OSError as error:
-        raise TableError(f"The table cannot be read: {error.strerror or 'it is cut short or damaged'}.") from None
+        # Not the error's own text: pyarrow's quotes the path.
+        raise TableError(f"The table cannot be read: {os.strerror(error.errno) if error.errno else 'it is damaged'}.") from None
     except pa.ArrowException:
         raise TableError("The file is not a Parquet table; `clinical-ser extract` makes one from a manifest.") from None
     about = _about(columns.schema.metadata or {})
@@ -116,6 +118,12 @@ def write_csv(table: FeatureTable, path: Path) -> None:
     """Write the rows as CSV for a person or a spreadsheet; numbers in full (17 digits). `read_table` does not read it: it has no metadata."""
     with _replaced(path) as unfinished:
         table.frame.to_csv(unfinished, index=False, encoding="utf-8", lineterminator="\n")
+
+
+def _with_plain_text(columns: pa.Table) -> pa.Table:
+    """Give text one Parquet type: pandas has two kinds of text column, by how it came about, and pyarrow one type for each."""
+    plain = [entry.with_type(pa.string()) if pa.types.is_large_string(entry.type) else entry for entry in columns.schema]
+    return columns.cast(pa.schema(plain))
 
 
 def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:

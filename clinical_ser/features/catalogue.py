@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from clinical_ser.errors import InvalidValueError
 
@@ -19,6 +19,8 @@ FAMILIES = ("pitch", "timing", "loudness", "voice_quality", "articulation", "emb
 """The units of explanation, in the order in which they are shown."""
 ENGINES: Mapping[str, str] = {"egemaps": "opensmile", "praat": "praat", "timing": "timing", "compare": "opensmile"}
 """Feature set to the engine that computes it, in the order of a feature vector."""
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,12 @@ def get(name: str) -> FeatureSpec:
     >>> get("timing.pause_mean_s").lower_en
     'shorter pauses'
     """
-    spec = _described().get(name) or _compare_specs().get(name)
-    if spec is None:
-        known = [*_described(), *_compare_specs()]
-        raise InvalidValueError("feature", name, get_close_matches(name, known, n=3) or "a name that docs/features.md lists")
-    return spec
+    if name in _described():
+        return _described()[name]
+    if name in _compare_entries():
+        return _compare_spec(name)
+    known = [*_described(), *_compare_entries()]
+    raise InvalidValueError("feature", name, get_close_matches(name, known, n=3) or "a name that docs/features.md lists")
 
 
 def names(*sets: str) -> tuple[str, ...]:
@@ -149,7 +152,7 @@ def _toml(name: str) -> dict[str, Any]:
 @cache
 def _names_of(feature_set: str) -> tuple[str, ...]:
     if feature_set == "compare":
-        return tuple(_compare_specs())
+        return tuple(_compare_entries())
     return tuple(name for name, spec in _described().items() if spec.set == feature_set)
 
 
@@ -247,18 +250,24 @@ class _Contour:
     short_zh: str
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A ComParE feature before its texts are put together: 6373 names are often asked for, 6373 descriptions seldom."""
+
+    contour: _Contour
+    statistic: str
+    family: str
+
+
 @cache
-def _compare_specs() -> dict[str, FeatureSpec]:
-    blocks = _toml("compare")["blocks"]
-    return {spec.name: spec for block in blocks for spec in _compare_block(block)}
-
-
-def _compare_block(block: Mapping[str, Any]) -> Iterator[FeatureSpec]:
-    statistics = _toml("compare")["statistics"]
-    for group in block["groups"]:
-        for contour in _compare_contours(group):
-            for key in block["statistics"]:
-                yield _compare_spec(contour, key, statistics[key], block.get("family", contour.family))
+def _compare_entries() -> dict[str, _Entry]:
+    return {
+        f"compare.{contour.own_name}_{statistic}": _Entry(contour, statistic, block.get("family", contour.family))
+        for block in _toml("compare")["blocks"]
+        for group in block["groups"]
+        for contour in _compare_contours(group)
+        for statistic in block["statistics"]
+    }
 
 
 @cache
@@ -280,11 +289,14 @@ def _compare_contours(group: str) -> tuple[_Contour, ...]:
     return tuple(contours)
 
 
-def _compare_spec(contour: _Contour, key: str, statistic: Mapping[str, str], family: str) -> FeatureSpec:
-    file, short_en = _toml("compare"), contour.short_en[0].upper() + contour.short_en[1:]
+@cache
+def _compare_spec(name: str) -> FeatureSpec:
+    file, entry = _toml("compare"), _compare_entries()[name]
+    contour, statistic = entry.contour, file["statistics"][entry.statistic]
+    short_en = contour.short_en[0].upper() + contour.short_en[1:]
     return _spec(
-        name=f"compare.{contour.own_name}_{key}",
-        family=family,
+        name=name,
+        family=entry.family,
         unit="a.u.",
         label_en=f"{short_en}: {statistic['en']}",
         label_zh=f"{contour.short_zh}：{statistic['zh']}",
@@ -296,7 +308,7 @@ def _compare_spec(contour: _Contour, key: str, statistic: Mapping[str, str], fam
         lower_zh="数值更低",
         sources=file["sources"],
         caveats=file["caveats"],
-        voiced_only=contour.own_name.startswith(("F0final", "jitter", "shimmer", "logHNR")) and key != "ff0_nnz",
+        voiced_only=contour.own_name.startswith(("F0final", "jitter", "shimmer", "logHNR")) and entry.statistic != "ff0_nnz",
     )
 
 
@@ -315,21 +327,30 @@ What could not be measured is missing with a reason, never 0. A recording over t
 openSMILE features are the means over these parts, weighted by voiced or unvoiced time where only such frames count: one call counts
 at most 1000 voiced segments, so that over a whole interview `VoicedSegmentsPerSec` would come out too low.
 
-Units: `st` semitone, `1` pure number, `a.u.` openSMILE's own scale.
+Units: `st` semitone, `1` pure number, `us` microsecond, `a.u.` openSMILE's own scale. The last two columns give the numbers of the notes
+and sources below.
 """
 
 
 def document() -> str:
     """Write the catalogue as Markdown; the same text for the same catalogue."""
+    sets = {"egemaps": "eGeMAPSv02 (openSMILE)", "praat": "Praat", "timing": "Timing"}
+    specs = [get(name) for name in names(*sets)]
+    notes = _numbered(caveat for spec in specs for caveat in spec.caveats)
+    sources = _numbered(source for spec in specs for source in (*spec.sources, *(limits.source for limits in spec.reference.values())))
     sections = [_INTRODUCTION, _document_families()]
-    for feature_set, title in (
-        ("egemaps", "eGeMAPSv02 (openSMILE), 88 features"),
-        ("praat", f"Praat, {len(names('praat'))} features"),
-        ("timing", f"Timing, {len(names('timing'))} features"),
-    ):
-        sections.append(f"## {title}\n\n" + "\n".join(_document_set(feature_set)))
+    for feature_set, title in sets.items():
+        lines = _document_set(feature_set, notes, sources)
+        sections.append("\n".join([f"## {title}, {len(names(feature_set))} features", "", *lines]))
+    sections.append("\n".join(["## Bear in mind", "", *(f"{number}. {note.en} {note.zh}" for note, number in notes.items()), ""]))
+    sections.append("\n".join(["## Sources", "", *(f"{number}. {source}" for source, number in sources.items()), ""]))
     sections.append(_document_compare())
     return "\n".join(sections)
+
+
+def _numbered(items: Iterable[_Item]) -> dict[_Item, int]:
+    """Give the distinct items numbers by first appearance, from 1."""
+    return {item: number for number, item in enumerate(dict.fromkeys(items), start=1)}
 
 
 def _document_families() -> str:
@@ -337,19 +358,18 @@ def _document_families() -> str:
     return "\n".join(["## Families", "", "| family | label | meaning |", "| --- | --- | --- |", *rows, ""])
 
 
-def _document_set(feature_set: str) -> Iterator[str]:
+def _document_set(feature_set: str, notes: Mapping[Caveat, int], sources: Mapping[str, int]) -> Iterator[str]:
     for family, members in by_family(names(feature_set)).items():
         yield f"### {get_family(family).label_en}\n"
         yield "| feature | label | unit | meaning | higher / lower | reference | bear in mind | source |"
         yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-        yield from (_document_row(get(name)) for name in members)
+        yield from (_document_row(get(name), notes, sources) for name in members)
         yield ""
 
 
-def _document_row(spec: FeatureSpec) -> str:
+def _document_row(spec: FeatureSpec, notes: Mapping[Caveat, int], sources: Mapping[str, int]) -> str:
     references = [
-        f"{sex}: {f'{limits.low:g}' if limits.low == limits.high else f'{limits.low:g} to {limits.high:g}'} {spec.unit}, "
-        f"{limits.statistic} ({limits.condition}; {limits.source})"
+        f"{sex}: {_range_text(limits)} {spec.unit}, {limits.statistic} ({limits.condition}; source {sources[limits.source]})"
         for sex, limits in spec.reference.items()
     ]
     cells = (
@@ -359,10 +379,14 @@ def _document_row(spec: FeatureSpec) -> str:
         f"{spec.meaning_en}<br>{spec.meaning_zh}",
         f"{spec.higher_en} / {spec.lower_en}<br>{spec.higher_zh} / {spec.lower_zh}",
         "<br>".join(references) or "local",
-        "<br>".join(f"{caveat.en} {caveat.zh}" for caveat in spec.caveats),
-        "<br>".join(spec.sources),
+        ", ".join(str(notes[caveat]) for caveat in spec.caveats),
+        ", ".join(str(sources[source]) for source in spec.sources),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _range_text(limits: ReferenceRange) -> str:
+    return f"{limits.low:g}" if limits.low == limits.high else f"{limits.low:g} to {limits.high:g}"
 
 
 def _document_compare() -> str:

@@ -9,12 +9,14 @@ sent, so that no voice is left in an object store or its spill files), and the c
 
 import importlib
 import importlib.util
+import os
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from clinical_ser.errors import FeatureError
+from clinical_ser.errors import FeatureError, InvalidValueError
 from clinical_ser.features.workers import Lost
 
 J = TypeVar("J")
@@ -22,6 +24,9 @@ R = TypeVar("R")
 
 UNDER_WAY_PER_CPU = 2
 """Tasks submitted for each processor of the cluster: one runs, one is there when it ends."""
+KNOCK_S = 5.0
+"""How long a cluster may take to accept a connection."""
+_ADVICE = "Start one with `ray start --head`, or leave the address out to use this machine alone."
 
 
 def run_on_ray(
@@ -44,6 +49,8 @@ def run_on_ray(
     ------
     FeatureError
         Ray is not installed, or there is no cluster at the address.
+    InvalidValueError
+        The address is none.
     """
     if importlib.util.find_spec("ray") is None:
         raise FeatureError("Ray is not installed; install clinical-ser[cluster].")
@@ -89,14 +96,30 @@ def _cluster(ray: Any, address: str | None, at_once: int | None) -> Iterator[Non
     if ray.is_initialized():
         yield
         return
+    if address is not None:
+        _knock(address)
+    # No dashboard, no copying of workers' output, no change to the caller's logging. A cluster that `ray.init` starts sends no usage statistics
+    # (unless Ray is a nightly build); for one that is joined, its operator has decided.
+    own = {"num_cpus": at_once, "include_dashboard": False} if address is None else {}
     try:
-        # No dashboard, no copying of workers' output, no change to the caller's logging. A cluster that `ray.init` starts sends no usage statistics
-        # in a released Ray; for one that is joined, its operator has decided.
-        own = {"num_cpus": at_once, "include_dashboard": False} if address is None else {}
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, logging_level="error", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise FeatureError(f"No Ray cluster could be reached or started ({type(error).__name__}); start one with `ray start --head`.") from None
+        raise FeatureError(f"No Ray cluster could be {'joined' if address else 'started'} ({type(error).__name__}). {_ADVICE}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody answers: Ray 2.60 itself tries for 200 s and then ends the whole process."""
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if not named:
+        return  # Ray looks for a cluster on this machine, and says at once if there is none
+    host, _, port = named.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise InvalidValueError("Ray address", address, "`auto`, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise FeatureError(f"No Ray cluster answers at the address ({type(error).__name__}). {_ADVICE}") from None

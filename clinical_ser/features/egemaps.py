@@ -40,8 +40,6 @@ _LEAST_SHARE = 0.01 / PART_S
 """One frame of a part: the least weight of a part in which something was measured."""
 _RECORDING_VOICED = "F0semitoneFrom27.5Hz_sma3nz_amean"
 _RUN_RATE, _RUN_MEAN = "VoicedSegmentsPerSec", "MeanVoicedSegmentLengthSec"
-_COMPARE_VOICED = "F0final_sma_ff0_nnz"
-_COMPARE_VOICED_ONLY = ("F0final_", "jitter", "shimmer", "logHNR_")
 
 
 def _fingerprint(feature_set: opensmile.FeatureSet, *folders: str) -> str:
@@ -106,9 +104,8 @@ def compare(recording: Recording) -> tuple[dict[str, float], dict[str, str]]:
     if len(recording.samples) < MIN_SAMPLES:
         return _all_missing(COMPARE_NAMES)
     rows = np.stack(_rows(recording, opensmile.FeatureSet.ComParE_2016))
-    voiced_only = np.array([_own(name).startswith(_COMPARE_VOICED_ONLY) and _own(name) != _COMPARE_VOICED for name in COMPARE_NAMES])
-    share = rows[:, [COMPARE_NAMES.index(f"compare.{_COMPARE_VOICED}")]]
-    values = _join(np.where(voiced_only & (share == 0), np.nan, rows), np.where(voiced_only, share, 1.0))
+    share = rows[:, [_COMPARE_SHARE]]
+    values = _join(np.where(_COMPARE_VOICED & (share == 0), np.nan, rows), np.where(_COMPARE_VOICED, share, 1.0))
     return _named(COMPARE_NAMES, values, dict.fromkeys(COMPARE_NAMES, NO_VOICE))
 
 
@@ -167,6 +164,10 @@ _COLUMN = {_own(name): index for index, name in enumerate(EGEMAPS_NAMES)}
 _COLUMNS = tuple(_column(name) for name in _COLUMN)
 _VOICED = np.array([column.frames == "voiced" for column in _COLUMNS])
 _UNVOICED = np.array([column.frames == "unvoiced" for column in _COLUMNS])
+_COMPARE_SHARE = COMPARE_NAMES.index("compare.F0final_sma_ff0_nnz")
+"""The share of voiced frames."""
+_COMPARE_VOICED = np.array([_own(name).startswith(("F0final_", "jitter", "shimmer", "logHNR_")) for name in COMPARE_NAMES])
+_COMPARE_VOICED[_COMPARE_SHARE] = False
 _ANCHORED = np.flatnonzero(_VOICED | _UNVOICED)
 _ANCHORS = np.array([_COLUMN[_COLUMNS[index].anchor] for index in _ANCHORED])
 

@@ -32,6 +32,7 @@ _FRAMES_AT_ONCE = 512
 _POLYNOMIAL_DEGREE = 11
 """Follows a sinc sum between two lags to 1e-9, what is left of (pi/2)^12 / (2^11 12!)."""
 _NEWTON_STEPS = 4
+_FIRST_PROBE = math.sqrt(5.0) - 2.0
 _ROUNDING = 1e-10
 """What a correlation by FFT may be off; a rise smaller than that is no peak."""
 
@@ -118,9 +119,7 @@ def _to_db(strength: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(strength > 1.0 - _LEAST_NOISE, _EXTREME_DB, ratio_db)
 
 
-def _strength(
-    samples: NDArray[np.float64], peak: float, times_s: NDArray[np.float64], geometry: _Geometry
-) -> NDArray[np.float64]:
+def _strength(samples: NDArray[np.float64], peak: float, times_s: NDArray[np.float64], geometry: _Geometry) -> NDArray[np.float64]:
     """Correlation at each frame's best lag; NaN where the frame is silent."""
     # Praat's order of operations: half of all frames lie exactly between two samples, or on one.
     step_s = 1.0 / geometry.rate_hz
@@ -173,21 +172,24 @@ def _best_peak(correlation: NDArray[np.float64], window: int) -> NDArray[np.floa
     return best
 
 
-def _refined(
-    correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int
-) -> NDArray[np.float64]:
+def _refined(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int) -> NDArray[np.float64]:
     """Maximum of the sinc-interpolated correlation within one lag of each peak (`row`, `lag`)."""
-    left = _maximum_between(correlation, row, lag - 1, window)
-    right = _maximum_between(correlation, row, lag, window)
+    before, after = (_polynomials(correlation, row, start, window) for start in (lag - 1, lag))
+    left, right = _polynomial_maximum(before), _polynomial_maximum(after)
+    # The sum changes its depth at the lag itself, and a flat top may have a maximum on either side. Praat's search (Brent 1973) goes to
+    # the one on that side where its first two probes are higher; that shows above 50 dB only.
+    probe = np.full(len(row), 1.0 - 2.0 * _FIRST_PROBE)
+    goes_left = _evaluate(before, probe) > _evaluate(after, -probe)
+    middle = correlation[row, lag]
+    two_tops = np.minimum(left, right) > middle + _ROUNDING
+    height = np.where(two_tops, np.where(goes_left, left, right), np.maximum(left, right))
     # A period of two samples or less lies beyond Praat's ceiling, half the sampling rate, and counts as no peak.
     beyond = (lag == 2) & (left > right)
-    return np.where(beyond, -1.0, np.maximum(left, right))
+    return np.where(beyond, -1.0, height)
 
 
-def _maximum_between(
-    correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int
-) -> NDArray[np.float64]:
-    """Maximum of each interpolated row between `lag` and `lag + 1`."""
+def _polynomials(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int) -> NDArray[np.float64]:
+    """Coefficients of what each row follows between `lag` and `lag + 1`; shape (k, degree + 1), lowest power first."""
     tables = _polynomial_tables(window)
     coefficients = np.empty((len(row), _POLYNOMIAL_DEGREE + 1))
     order = np.argsort(lag, kind="stable")
@@ -196,7 +198,7 @@ def _maximum_between(
         members = order[start:end]
         if len(members):
             coefficients[members] = correlation[row[members]] @ table
-    return _polynomial_maximum(coefficients)
+    return coefficients
 
 
 def _polynomial_maximum(coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -225,7 +227,7 @@ def _evaluate(coefficients: NDArray[np.float64], at: NDArray[np.float64]) -> NDA
 
 @lru_cache(maxsize=4)
 def _polynomial_tables(window: int) -> NDArray[np.float64]:
-    """What turns correlations into the polynomial that Praat's interpolation follows between two lags.
+    """Build what turns correlations into the polynomial that Praat's interpolation follows between two lags.
 
     Shape (window, window + 1, degree + 1): for lag m, correlations at lags 0 ... window times table m gives coefficients of powers of u,
     where u = -1 at lag m and 1 at lag m + 1. Praat interpolates over the correlation mirrored at lag 0, as deep as lags reach to the right.

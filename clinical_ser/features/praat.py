@@ -5,7 +5,6 @@ and HNR, is computed by `cepstrum` and `harmonicity` to the same numbers. A valu
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -116,7 +115,7 @@ NO_SPEECH = "no speech found"
 SILENT = "the recording is digital silence"
 FORMANT_NOT_FOUND = "formant found in too few voiced frames"
 
-_Found = Mapping[str, float | str]
+_Found = dict[str, float | str]
 
 
 def compute(analysis: SpeechAnalysis) -> tuple[dict[str, float], dict[str, str]]:
@@ -277,7 +276,7 @@ def _formant_track(analysis: SpeechAnalysis, ceiling_hz: int) -> parselmouth.For
 
 
 def _near_voice(samples: int, first_s: float, rate_hz: int, pitch: PitchTrack) -> NDArray[np.bool_]:
-    """Samples that a formant frame nearest to a voiced pitch frame can see; shape (samples,)."""
+    """Mark the samples that a formant frame nearest to a voiced pitch frame can see; shape (samples,)."""
     # Praat's Gaussian window is physically twice as long; a frame's centre may be half a step away from the pitch frame's.
     reach_s = FORMANT_WINDOW_S + FRAME_STEP_S
     times_s = pitch.times_s[pitch.voiced]
@@ -302,9 +301,7 @@ def _intensity(analysis: SpeechAnalysis) -> _Found:
         return dict.fromkeys(_INTENSITY_NAMES, NO_SPEECH)
     mean_db = 10.0 * math.log10(float(np.mean(10.0 ** (level_db / 10.0))))
     low_db, high_db = np.percentile(level_db, (5, 95), method="hazen")
-    return dict(
-        zip(_INTENSITY_NAMES, (mean_db, float(level_db.std(ddof=1)), float(low_db), float(high_db), float(high_db - low_db)), strict=True)
-    )
+    return dict(zip(_INTENSITY_NAMES, (mean_db, float(level_db.std(ddof=1)), float(low_db), float(high_db), float(high_db - low_db)), strict=True))
 
 
 def voiced_at(times_s: NDArray[np.float64], pitch: PitchTrack) -> NDArray[np.bool_]:

@@ -51,8 +51,7 @@ def frame_times(samples: int, rate_hz: float, window_s: float, step_s: float) ->
         return np.empty(0)
     frames = math.floor((duration_s - window_s) / step_s) + 1
     first_s = 0.5 * duration_s - 0.5 * (frames * step_s) + 0.5 * step_s
-    times: NDArray[np.float64] = first_s + np.arange(frames) * step_s
-    return times
+    return first_s + np.arange(frames, dtype=np.float64) * step_s
 
 
 def first_sample_time(samples: int, rate_hz: float, resampled: int, new_rate_hz: float) -> float:

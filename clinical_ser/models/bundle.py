@@ -26,6 +26,7 @@ from clinical_ser.errors import (
     BundleTamperedError,
 )
 from clinical_ser.models.atomic_folder import publish_folder, replace_file
+from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.signing import SignatureStatus, SigningKey, TrustStore, require_trust, verify_signature
 from clinical_ser.models.strict_json import JsonValue, StrictJsonError, canonical_json, parse_canonical_object, parse_json
 
@@ -81,8 +82,8 @@ class ManifestFields(BaseModel):
     """Catalogue names in the order in which the head was trained on them."""
     extractors: dict[ShortText, ShortText] = Field(min_length=1)
     """Feature set -> fingerprint of the code that computed it (`FeatureTable.extractors`)."""
-    operating_point: dict[ShortText, bool | int | float | str | None] | None
-    """The threshold frozen at training and how it was reached, by name; None for a task of several classes."""
+    operating_point: OperatingPoint | None
+    """The threshold frozen at training; None for a task of several classes."""
     cohort_digest: Sha256
     """Digest of the cohort that the model was trained on."""
     simulated: bool

@@ -147,6 +147,9 @@ class Head(ABC):
     def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Split the margins by feature; those of a family's features sum to the family's margin.
 
+        What a family adds is unique; how its correlated features share it is a convention (coefficient times value in a linear head, Shapley
+        values in a boosted one), so this is detail inside a family and no ranking across families.
+
         Parameters
         ----------
         Z

@@ -147,7 +147,7 @@ class LinearHead(Head):
         head.classes_ = state.classes  # type: ignore[assignment]
         head.strength_ = state.strength
         binary = len(state.classes) == 2
-        head.coef_ = np.array(state.coefficients)[:, 0] if binary else np.array(state.coefficients)
+        head.coef_ = np.array([row[0] for row in state.coefficients]) if binary else np.array(state.coefficients)
         head.intercept_ = np.array(state.intercept[0]) if binary else np.array(state.intercept)
         return head
 
@@ -194,7 +194,8 @@ class RidgePath:
         self.intercept = solution[-1] * self.intercept_scale
         coef = self.rotation @ self.coef @ self.contrasts.T
         intercept = self.intercept @ self.contrasts.T - self.centre @ coef
-        return (coef[:, 1], intercept[1]) if self.rows.n_classes == 2 else (coef, intercept)
+        # Contiguous, as a head read from disk has it: BLAS sums a strided vector in another order.
+        return (np.ascontiguousarray(coef[:, 1]), intercept[1]) if self.rows.n_classes == 2 else (np.ascontiguousarray(coef), intercept)
 
     def _objective(self, flat: NDArray[np.float64], scale: NDArray[np.float64], strength: float) -> tuple[float, NDArray[np.float64]]:
         rows = self.rows

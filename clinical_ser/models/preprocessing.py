@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import model_validator
 
 from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.models.rounding import rounded
 from clinical_ser.models.state import State, Vector
 
 MAX_ABS_Z = 5.0
@@ -150,5 +151,5 @@ def _checked(X: ArrayLike, names: tuple[str, ...]) -> NDArray[np.float64]:
 def _medians(values: NDArray[np.float64]) -> NDArray[np.float64]:
     known = ~np.isnan(values).all(axis=0)
     medians = np.zeros(values.shape[1])
-    medians[known] = np.nanmedian(values[:, known], axis=0)
+    medians[known] = rounded(np.nanmedian(values[:, known], axis=0))
     return medians

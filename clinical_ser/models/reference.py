@@ -1,6 +1,7 @@
 """What is usual: quantiles and moments of each feature in a reference group, without any person in it.
 
-Only summaries over at least `MINIMUM_SUBJECTS` people are kept, and no extreme (minimum, maximum), which would be one person's value.
+Only summaries over at least `MINIMUM_SUBJECTS` people are kept, quantiles rounded, and no extreme (minimum, maximum): each would be one
+person's value.
 """
 
 from typing import Self
@@ -10,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from clinical_ser.models.rounding import rounded
 from clinical_ser.models.state import Count, Finite, State, Vector
 
 MINIMUM_SUBJECTS = 20
@@ -85,7 +87,7 @@ def summarise(X: NDArray[np.float64], names: tuple[str, ...], subjects: NDArray[
 
 def _summary(name: str, rows: pd.DataFrame) -> ReferenceGroup:
     known = rows.loc[:, rows.notna().sum() >= MINIMUM_SUBJECTS]
-    quantiles = known.quantile(list(LEVELS))
+    quantiles = known.quantile(list(LEVELS)).map(lambda value: float(rounded(value)))
     return ReferenceGroup(
         name=name,
         subjects=len(rows),

@@ -51,7 +51,7 @@ def save(
         head=model.head.kind,
         features=model.features,
         extractors=model.extractors,
-        operating_point=None if model.operating_point is None else model.operating_point.to_dict(),
+        operating_point=model.operating_point,
         cohort_digest=training.cohort_digest,
         simulated=training.simulated,
         statement=statement,

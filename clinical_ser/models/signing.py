@@ -213,6 +213,24 @@ class TrustStore:
         return cls.load(SHIPPED_TRUSTED_KEYS, *([own / "trusted_keys"] if own else []))
 
 
+def own_signing_key() -> tuple[SigningKey, bool]:
+    """Return this user's signing key, made and trusted here if there is none yet, and whether it was made.
+
+    Raises
+    ------
+    SigningKeyError
+        The process has no home folder, the key cannot be read or written, or others may read it.
+    """
+    path = default_key_path()
+    if path.exists():
+        return SigningKey.load(path), False
+    key = SigningKey.generate()
+    # Trust first: a crash between the two then leaves a public key that signed nothing, not a key that signs what is not trusted.
+    key.public.save(path.parent.parent / "trusted_keys" / f"{key.public.key_id}.pub")
+    key.save(path)
+    return key, True
+
+
 class SignatureState(StrEnum):
     """What a bundle's signature says; one that does not fit is an error and no state."""
 

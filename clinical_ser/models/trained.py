@@ -21,7 +21,7 @@ from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import VerifiedBundle
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
-from clinical_ser.models.heads import Head
+from clinical_ser.models.heads import Head, probabilities
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.preprocessing import Preprocessor
@@ -113,8 +113,15 @@ class TrainedModel:
         return self.task.kind is TaskKind.BINARY
 
     def log_odds(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Calibrated log-odds at the training shares of rows X (rows, features), NaN where missing: shape (rows,), or (rows, classes)."""
-        return self.calibrator.apply(self.head.margins(self.preprocessor.transform(X)))
+        """Return calibrated log-odds of rows X (rows, features), NaN where missing.
+
+        Shape (rows,) for two classes, at the training prevalence; (rows, classes) for more, at equal shares, because the shares in a corpus are
+        its design and not the world's.
+        """
+        return self._calibrated(self.head, self.calibrator, self.preprocessor.transform(X))
+
+    def _calibrated(self, head: Head, calibrator: Calibrator, Z: NDArray[np.float64]) -> NDArray[np.float64]:
+        return at_answering_shares(calibrator.apply(head.margins(Z)), self.class_shares)
 
     def answer(self, x: ArrayLike, *, prevalence: float | None = None) -> Answer:
         """Answer for one recording.
@@ -137,14 +144,14 @@ class TrainedModel:
             If a prevalence is given for several classes, or is not between 0 and 1.
         """
         Z = self.preprocessor.transform(np.asarray(x, float)[None])
-        point = self.calibrator.apply(self.head.margins(Z))[0]
-        refits = np.array([refit.calibrator.apply(refit.head.margins(Z))[0] for refit in self.refits])
-        spread = NORMAL_95 * refits.std(axis=0, ddof=1)
-        # Sets compare within a class, so they hold at any prevalence; they are read at that of training.
+        point = self._calibrated(self.head, self.calibrator, Z)[0]
+        refits = np.array([self._calibrated(refit.head, refit.calibrator, Z)[0] for refit in self.refits])
+        # Sets compare within a class, so they hold at any prevalence; they are read before it is moved.
         labels = self._prediction_set(point)
         self.check_prevalence(prevalence)
         if not self.binary:
             return self._answer_of_classes(point, refits, labels)
+        spread = NORMAL_95 * refits.std(axis=0, ddof=1)
         shift = self._prevalence_shift(prevalence)
         p, low, high = (float(expit(value + shift)) for value in (point, point - spread, point + spread))
         return Answer(
@@ -173,13 +180,7 @@ class TrainedModel:
     def _prevalence_shift(self, prevalence: float | None) -> float:
         return float(shift_log_odds(0.0, self.class_shares[1], self.stated_prevalence(prevalence)))
 
-    def _equal_shares(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Move logits of several classes to equal shares: those of a corpus are its design, not the world's."""
-        n = len(self.class_shares)
-        return shift_logits(logits, self.class_shares, [1 / n] * n)
-
     def _answer_of_classes(self, point: NDArray[np.float64], refits: NDArray[np.float64], labels: tuple[str, ...]) -> Answer:
-        point, refits = self._equal_shares(point[None])[0], self._equal_shares(refits)
         p = np.asarray(softmax(point))
         # On each class's own log-odds, so that an interval stays within 0 and 1.
         own, others = _log_odds_of_each(point[None])[0], _log_odds_of_each(refits)
@@ -187,8 +188,7 @@ class TrainedModel:
         return Answer(point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels)
 
     def _prediction_set(self, log_odds: NDArray[np.float64]) -> tuple[str, ...]:
-        p = np.array([expit(-log_odds), expit(log_odds)]) if self.binary else softmax(log_odds)
-        inside = self.conformal.predict(np.asarray(p)[None])[0]
+        inside = self.conformal.predict(probabilities(log_odds[None]))[0]
         return tuple(label for label, is_in in zip(self.task.classes, inside, strict=True) if is_in)
 
     def contributions(self, x: ArrayLike, *, target: str, prevalence: float | None = None) -> Contributions:
@@ -208,10 +208,10 @@ class TrainedModel:
         families = self._family_log_odds(self.head, self.calibrator, Z, k)
         refits = np.array([self._family_log_odds(refit.head, refit.calibrator, Z, k) for refit in self.refits])
         half = NORMAL_95 * refits.std(axis=0, ddof=1)
-        base = self._class_log_odds(self.head.intercept_[None], k)
+        base = _centred(at_answering_shares(self.calibrator.apply(self.head.intercept_[None]), self.class_shares)[0], k)
         shift = self._prevalence_shift(prevalence) if self.binary else 0.0
         names = self.head.families_
-        whole = self._class_log_odds(self.head.margins(Z), k)
+        whole = _centred(self._calibrated(self.head, self.calibrator, Z)[0], k)
         return Contributions(
             log_odds=float(whole + shift),
             base=float(base + shift),
@@ -219,10 +219,6 @@ class TrainedModel:
             intervals={name: (float(v - h), float(v + h)) for name, v, h in zip(names, families, half, strict=True)},
             features=_centred(self.calibrator.scale_ * self.head.feature_margins(Z)[0], k),
         )
-
-    def _class_log_odds(self, margins: NDArray[np.float64], k: int | None) -> float:
-        log_odds = self.calibrator.apply(margins)
-        return float(log_odds[0] if k is None else _centred(self._equal_shares(log_odds), k)[0])
 
     @staticmethod
     def _family_log_odds(head: Head, calibrator: Calibrator, Z: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
@@ -277,6 +273,14 @@ class TrainedModel:
         )
         if not fits:
             raise BundleSchemaError("The bundle's files do not fit each other (features, families or classes differ). Get the bundle again.")
+
+
+def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float, ...]) -> NDArray[np.float64]:
+    """Leave the log-odds of two classes at the training prevalence, shape (rows,); move those of several, (rows, classes), to equal shares."""
+    if log_odds.ndim == 1:
+        return log_odds
+    n = len(class_shares)
+    return shift_logits(log_odds, class_shares, [1 / n] * n)
 
 
 def _centred(values: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from clinical_ser.cohorts.baseline import is_baseline, relative_rows
 from clinical_ser.cohorts.gating import judge_table
@@ -24,11 +23,11 @@ from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.features import catalogue
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
-from clinical_ser.models.heads import Head, encode_labels
+from clinical_ser.models.heads import Head, encode_labels, probabilities
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import ReferenceGroups, summarise
-from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel
+from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, at_answering_shares
 from clinical_ser.models.weights import subject_weights
 
 MINIMUM_SUBJECTS_PER_CLASS = 5
@@ -86,7 +85,7 @@ class Training:
     model: TrainedModel
     out_of_fold: pd.DataFrame
     """One row a training recording: `row`, `recording`, `subject`, covariates, `fold`, `label`, and what a model and calibrator that never
-    heard the subject say: `log_odds` (two classes) and `probability.<class>`, at training prevalence."""
+    heard the subject say: `log_odds` (two classes, at training prevalence) and `probability.<class>` (of several: at equal shares)."""
     counts: dict[str, int]
     """Rows given, learned from, and left out, by reason."""
     problems: tuple[RowProblem, ...]
@@ -151,7 +150,7 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         preprocessor=preprocessor,
         head=head,
         calibrator=calibrator,
-        conformal=ConformalSets(options.coverage).fit(_probabilities(log_odds), rows.target, groups=rows.subjects),
+        conformal=ConformalSets(options.coverage).fit(probabilities(log_odds), rows.target, groups=rows.subjects),
         operating_point=_operating_point(rows, log_odds, task) if binary else None,
         refits=tuple(refits),
         reference=_reference(everyone, task),
@@ -244,7 +243,8 @@ def _calibrate(rows: Rows, margins: NDArray[np.float64], fold_of: NDArray[np.int
     log_odds = np.empty_like(margins)
     for i in np.unique(fold_of):
         here, others = fold_of == i, np.flatnonzero(fold_of != i)
-        log_odds[here] = _fit_calibrator(rows.take(others), margins[others], task).apply(margins[here])
+        calibrated = _fit_calibrator(rows.take(others), margins[others], task).apply(margins[here])
+        log_odds[here] = at_answering_shares(calibrated, _class_shares(rows, task))
     return _fit_calibrator(rows, margins, task), log_odds
 
 
@@ -288,12 +288,6 @@ def _rows_of(subjects: NDArray[np.str_], people: NDArray[np.str_]) -> NDArray[np
     return np.repeat(np.arange(len(subjects)), [drawn[subject] for subject in subjects.tolist()])
 
 
-def _probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    if log_odds.ndim == 1:
-        return np.column_stack([expit(-log_odds), expit(log_odds)])
-    return np.asarray(softmax(log_odds, axis=1))
-
-
 def _operating_point(rows: Rows, log_odds: NDArray[np.float64], task: Task) -> OperatingPoint:
     return choose(log_odds, rows.target, groups=rows.subjects, target_sensitivity=task.target_sensitivity)
 
@@ -319,7 +313,7 @@ def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.
     frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task))
     if log_odds.ndim == 1:
         frame = frame.assign(log_odds=log_odds)
-    p = _probabilities(log_odds)
+    p = probabilities(log_odds)
     return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
 
 

@@ -141,13 +141,13 @@ def test_a_truncated_stream_gives_its_beginning(container, codec, capfd):
 
 def test_damage_in_the_middle_costs_only_what_it_hit(capfd):
     flac = bytearray(sndfile_bytes(signals.white_noise(6.0), 16_000, "FLAC", "PCM_16"))
+    whole = load(bytes(flac)).samples
     flac[90_000:90_100] = bytes(100)
-    mp3 = bytearray(ffmpeg_bytes(signals.white_noise(6.0), 16_000, "mp3", "libmp3lame"))
-    mp3[20_000:20_100] = bytes(100)
-    for data in (flac, mp3):
-        recording = load(bytes(data))
-        assert recording.duration_s > 5
-        assert not recording.source.complete
+    damaged = load(bytes(flac))
+    assert not damaged.source.complete
+    assert 5.5 < damaged.duration_s < 6
+    for part in (slice(0, 16_000), slice(-16_000, None)):
+        np.testing.assert_allclose(damaged.samples[part], whole[part], atol=1e-3)
     assert capfd.readouterr() == ("", "")
 
 

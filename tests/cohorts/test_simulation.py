@@ -30,14 +30,16 @@ from clinical_ser.cohorts.simulation import (
     simulate,
     simulate_visits,
     true_probability,
+    voices,
 )
 from clinical_ser.cohorts.simulation.articulation import contract, line_spectra
+from clinical_ser.cohorts.simulation.cohort import _jobs, _record_one
 from clinical_ser.cohorts.simulation.model import severity_to_score
 from clinical_ser.cohorts.simulation.parameters import reference_mean, residual_correlation
 from clinical_ser.cohorts.simulation.scene import Scene, record
 from clinical_ser.cohorts.simulation.speech import EDGE_SILENCE_S, SHORTEST_PAUSE_S, Reading, VoiceSettings, draw_pauses, read_passage
 from clinical_ser.cohorts.simulation.voices import Voice, get_voice
-from clinical_ser.errors import InvalidValueError
+from clinical_ser.errors import InvalidValueError, SimulationError
 
 RATE_HZ = 16_000
 ONE_SITE = (Site(name="simulated-only"),)
@@ -327,6 +329,14 @@ def test_the_same_voice_is_spoken_in_every_process() -> None:
     assert first.to_bytes() == again.to_bytes() == Voice.from_bytes(first.to_bytes()).to_bytes()
 
 
+def test_a_synthesiser_that_fails_is_a_typed_error_without_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_voice.cache_clear()
+    monkeypatch.setitem(voices._SYNTHESISER_LANGUAGE, Language.GERMAN, "Atlantean")
+    with pytest.raises(SimulationError, match="de \\(female\\)") as caught:
+        get_voice(Language.GERMAN, Sex.FEMALE)
+    assert "/" not in str(caught.value)
+
+
 def test_samples_do_not_depend_on_workers_or_on_the_rest_of_the_cohort(cohort: SimulatedCohort, tmp_path: Path) -> None:
     parallel = simulate(8, tmp_path, seed=4, recordings_per_subject=2, languages=["en"], speech_s=3.0, workers=2)
     assert pcm_of(parallel.folder) == pcm_of(cohort.folder)
@@ -338,6 +348,17 @@ def test_another_seed_is_another_cohort(cohort: SimulatedCohort, tmp_path: Path)
     other = simulate(2, tmp_path, seed=5, recordings_per_subject=2, languages=["en"], speech_s=3.0)
     assert not set(pcm_of(other.folder).values()) & set(pcm_of(cohort.folder).values())
     assert len(set(pcm_of(other.folder).values())) == 4
+
+
+def test_every_recording_has_a_random_stream_of_its_own(tmp_path: Path) -> None:
+    design = CohortDesign(subjects=3, recordings_per_subject=2, languages=(Language.ENGLISH,), speech_s=2.0)
+    jobs = _jobs(tmp_path, design, draw_speakers(design))
+    assert len({job.stream for job in jobs}) == 6
+    # The same speaker, place and words under another stream: another recording.
+    pair = [replace(jobs[0], stream=job.stream, path=tmp_path / f"{k}.flac") for k, job in enumerate(jobs[:2])]
+    for job in pair:
+        _record_one(job)
+    assert pair[0].path.read_bytes() != pair[1].path.read_bytes()
 
 
 def test_manifest_says_what_it_must_and_that_it_is_simulated(cohort: SimulatedCohort) -> None:

@@ -4,12 +4,9 @@ import dataclasses
 import math
 
 import numpy as np
-import parselmouth
 import pytest
 
-from clinical_ser.audio.analysis import SpeechAnalysis
-from clinical_ser.audio.pitch import track_pitch
-from clinical_ser.audio.voice_activity import detect_speech, level_track
+from clinical_ser.audio import SpeechAnalysis, analyse, from_samples
 from clinical_ser.features import timing
 from tests import signals
 
@@ -18,11 +15,7 @@ GRID_S = 0.02
 
 
 def analysis_of(samples: np.ndarray) -> SpeechAnalysis:
-    samples = samples.astype(np.float32)
-    sound = parselmouth.Sound(samples.astype(np.float64), signals.RATE_HZ)
-    pitch, level = track_pitch(sound), level_track(samples)
-    activity = detect_speech(samples, level, pitch)
-    return SpeechAnalysis(sound, pitch, level, activity.speech, activity.noise_floor_dbfs, activity.segments_s)
+    return analyse(from_samples(samples, signals.RATE_HZ))
 
 
 def spoken(**options) -> tuple[signals.Sentence, dict[str, float], dict[str, str]]:
@@ -75,6 +68,23 @@ def test_each_syllable_is_found_where_it_is():
     starts = 0.5 + 0.25 * np.arange(5)
     assert len(nuclei) == 5
     assert np.all((nuclei > starts) & (nuclei < starts + 0.2))
+
+
+@pytest.mark.parametrize(("dip_db", "nuclei"), [(1.0, 1), (4.0, 8)])
+def test_a_dip_of_two_decibels_parts_two_syllables(dip_db, nuclei):
+    time_s = np.arange(round(2 * signals.RATE_HZ)) / signals.RATE_HZ
+    gain_db = -dip_db / 2 * (1 + np.cos(2 * np.pi * 4 * time_s))
+    glides = signals.fade(signals.vowel(2.0, shimmer=0.0) * 10 ** (gain_db / 20), 0.02)
+    assert len(timing.syllable_nuclei_s(analysis_of(glides))) == nuclei
+
+
+@pytest.mark.parametrize("room_dbfs", [-120, -75])
+def test_a_short_syllable_counts_beside_digital_silence_as_in_a_quiet_room(room_dbfs):
+    long, short = signals.vowel(0.3), signals.vowel(0.07)
+    parts = [signals.silence(0.3), *(part for tone in (long, short, long, short) for part in (signals.fade(tone, 0.01), signals.silence(0.15)))]
+    samples = np.concatenate(parts)
+    samples = samples + signals.white_noise(len(samples) / signals.RATE_HZ, level_dbfs=room_dbfs)
+    assert len(timing.syllable_nuclei_s(analysis_of(samples))) == 4
 
 
 def test_voiced_runs_are_the_syllables(long_sentence):

@@ -54,7 +54,7 @@ def slow(folder):
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def jobs(tmp_path, monkeypatch):
     """A module that the workers can import, as they do a user's."""
     (tmp_path / "jobs_for_workers.py").write_text(JOBS)

@@ -5,7 +5,18 @@ from pathlib import Path
 
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.models.bundle import MANIFEST, ManifestFields
+from clinical_ser.models.operating_point import OperatingPoint, Rate
 from clinical_ser.models.signing import SigningKey
+
+POINT = OperatingPoint(
+    threshold=-0.25,
+    target_sensitivity=0.85,
+    confidence=0.95,
+    sensitivity=Rate(value=0.95, lower=0.875, upper=0.99, subjects=60, effective=60.0),
+    specificity=Rate(value=0.5, lower=0.25, upper=0.75, subjects=60, effective=72.5),
+    attained=True,
+    method="made up",
+)
 
 FIELDS = ManifestFields(
     name="depression-test",
@@ -14,7 +25,7 @@ FIELDS = ManifestFields(
     head="linear",
     features=("praat.hnr_mean_db", "egemaps.loudness_mean", "timing.pause_share"),
     extractors={"praat": "praat-6.4.40/1", "egemaps": "opensmile-3.0.2/1", "timing": "timing/1"},
-    operating_point={"margin": -0.25, "sensitivity": 0.9, "sensitivity_lower": 0.8, "subjects": 120},
+    operating_point=POINT,
     cohort_digest="0f" * 32,
     simulated=True,
     statement="Trained on simulated speech; not for use on people.",

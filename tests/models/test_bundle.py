@@ -1,11 +1,14 @@
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,16 +40,23 @@ from clinical_ser.models.bundle import (
     write_bundle,
 )
 from clinical_ser.models.signing import SignatureState, SigningKey, TrustStore
-from tests.models.bundle_content import FIELDS, KEY, PAYLOAD, edit_manifest, read_files, write_files
+from tests.models.bundle_content import FIELDS, KEY, PAYLOAD, POINT, edit_manifest, read_files, write_files
 
 TRUSTED = TrustStore(frozenset({KEY.public}))
 NOBODY = TrustStore(frozenset())
 
 
+@pytest.fixture(scope="module")
+def signed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("signed") / "model"
+    write_bundle(folder, FIELDS, PAYLOAD, KEY)
+    return folder
+
+
 @pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "model", FIELDS, PAYLOAD, KEY)
-    return tmp_path / "model"
+def bundle(signed_once: Path, tmp_path: Path) -> Path:
+    """A sound signed bundle to spoil: a copy, because writing one waits for the disk eleven times."""
+    return Path(shutil.copytree(signed_once, tmp_path / "model"))
 
 
 def read(path: Path, **options: bool | str) -> VerifiedBundle:
@@ -377,7 +387,7 @@ def test_hostile_names_in_a_signed_manifest_are_refused(bundle, name):
         {"statement": " "},
         {"cohort_digest": "0F" * 32},
         {"operating_point": None},
-        {"operating_point": {"margin": [1]}},
+        {"operating_point": {**POINT.to_dict(), "threshold": [1]}},
         {"task": {"name": "depression", "kind": "binary", "classes": ["a"]}},
         {"task": {"name": "depression", "kind": "binary", "classes": ["a", "b"], "surprise": 1}},
         {"task": EMOTION.model_dump(mode="json"), "operating_point": None},
@@ -404,10 +414,10 @@ def test_a_manifest_that_does_not_follow_the_schema_is_refused(bundle, changes):
     ("change", "reason"),
     [
         (lambda raw: raw.replace(b'"name":"depression-test"', b'"name":"depression-test","name":"other"'), "twice"),
-        (lambda raw: raw.replace(b'"margin":-0.25', b'"margin":NaN'), "NaN"),
-        (lambda raw: raw.replace(b'"margin":-0.25', b'"margin":1e999'), "finite"),
-        (lambda raw: raw.replace(b'"margin":-0.25', b'"margin":-0.250'), "canonical"),
-        (lambda raw: raw.replace(b'"margin":-0.25', b'"margin":' + b"[" * 200 + b"]" * 200), "nested"),
+        (lambda raw: raw.replace(b'"threshold":-0.25', b'"threshold":NaN'), "NaN"),
+        (lambda raw: raw.replace(b'"threshold":-0.25', b'"threshold":1e999'), "finite"),
+        (lambda raw: raw.replace(b'"threshold":-0.25', b'"threshold":-0.250'), "canonical"),
+        (lambda raw: raw.replace(b'"threshold":-0.25', b'"threshold":' + b"[" * 200 + b"]" * 200), "nested"),
         (lambda raw: raw.replace(b",", b", ", 1), "canonical"),
         (lambda raw: raw + raw, "Extra data"),
         (lambda raw: b"\xef\xbb\xbf" + raw, "BOM"),
@@ -482,7 +492,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, files, name):
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(BundleSchemaError, match=r"^manifest\.json: "):
-        write_bundle(tmp_path / "m", FIELDS.model_copy(update={"operating_point": {"margin": float("inf")}}), PAYLOAD)
+        write_bundle(tmp_path / "m", FIELDS.model_copy(update={"operating_point": POINT.model_copy(update={"threshold": float("inf")})}), PAYLOAD)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -522,20 +532,31 @@ def test_an_empty_folder_takes_a_bundle(tmp_path):
     assert dict(read(tmp_path / "m").files) == PAYLOAD
 
 
-@pytest.mark.parametrize("replace", [False, True])
-def test_a_full_disk_leaves_what_was_there(bundle, tmp_path, replace):
-    """A limit on the size of files stands for the full disk: the system call fails half-way in the same manner."""
-    before = read_files(bundle)
-    target = bundle if replace else tmp_path / "fresh"
+@contextlib.contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """Limit the size of files: the write fails half-way, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        with pytest.raises(BundleWriteError, match="File too large"):
-            write_bundle(target, FIELDS, {**PAYLOAD, "refits.ubj": bytes(5000)}, replace=replace)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_full_disk_leaves_what_was_there(bundle, tmp_path, replace):
+    before = read_files(bundle)
+    with disk_full_after(1000), pytest.raises(BundleWriteError, match="File too large"):
+        write_bundle(bundle if replace else tmp_path / "fresh", FIELDS, {**PAYLOAD, "refits.ubj": bytes(5000)}, replace=replace)
     assert read_files(bundle) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_while_signing_leaves_the_signature_that_was_there(bundle):
+    before = read_files(bundle)
+    with disk_full_after(100), pytest.raises(BundleWriteError, match="File too large"):
+        sign_bundle(bundle, SigningKey.generate())
+    assert read_files(bundle) == before
 
 
 def test_a_place_that_cannot_be_written_is_a_typed_error_without_the_path(bundle):
@@ -547,7 +568,7 @@ def test_a_place_that_cannot_be_written_is_a_typed_error_without_the_path(bundle
 
 # One child a fault: it dies before its k-th file-system call, for every k until one child lives to the end.
 KILLED_WRITERS = """
-import json, os, signal, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 from clinical_ser.models.bundle import read_bundle, sign_bundle, write_bundle
 from clinical_ser.models.signing import TrustStore
@@ -593,7 +614,8 @@ def outcomes(base, prepare, act):
             return found
 
 base = Path(sys.argv[1])
-old = lambda path: write_bundle(path, FIELDS, PAYLOAD)
+write_bundle(base / "old", FIELDS, PAYLOAD)
+old = lambda path: shutil.copytree(base / "old", path)
 print(json.dumps({
     "fresh": outcomes(base / "fresh", lambda path: None, lambda path: write_bundle(path, NEWER, PAYLOAD)),
     "replace": outcomes(base / "replace", old, lambda path: write_bundle(path, NEWER, PAYLOAD, replace=True)),

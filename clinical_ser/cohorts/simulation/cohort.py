@@ -178,7 +178,7 @@ def simulate(
 
 
 def simulate_visits(out: Path, *, design: CohortDesign | None = None, language: Language = Language.ENGLISH) -> tuple[SimulatedVisit, ...]:
-    """Record three unseen speakers: one with a high true risk, one with a low one, and a low-risk one through an unusable microphone.
+    """Record three unseen speakers: one with a high true risk, one with a low one, and one in between through an unusable microphone.
 
     Parameters
     ----------

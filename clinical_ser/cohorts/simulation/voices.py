@@ -22,6 +22,7 @@ from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.simulation.articulation import contract, frame_times_s, line_spectra
 from clinical_ser.cohorts.simulation.parameters import Language, Sex
 from clinical_ser.cohorts.simulation.passages import PASSAGES
+from clinical_ser.errors import SimulationError
 
 OVERSAMPLING = 2
 """Phrases are kept at 32 kHz: reading them between samples by a straight line then costs under 0.5 dB up to 4 kHz."""
@@ -114,8 +115,10 @@ def _speak(language: Language, sex: Sex) -> list[Array]:
     }
     # -P keeps this folder off the program's import path.
     program = [sys.executable, "-P", str(Path(__file__).with_name("synthesiser.py"))]
-    answer = subprocess.run(program, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout
-    with np.load(io.BytesIO(answer), allow_pickle=False) as arrays:
+    done = subprocess.run(program, input=json.dumps(request).encode(), capture_output=True, check=False)
+    if done.returncode != 0:
+        raise SimulationError(f"Praat's synthesiser ended with {done.returncode} for {language} ({sex}); `clinical-ser doctor` checks Praat.")
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
         return [arrays[str(k)].astype(np.float64) for k in range(len(PASSAGES[language]))]
 
 

@@ -1,0 +1,258 @@
+"""Training end to end on tables whose truth is known."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+
+from clinical_ser.cohorts.gating import judge_table
+from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
+from clinical_ser.errors import BundleSchemaError, InvalidValueError, ManifestError, SubjectLeakError, TrainingError
+from clinical_ser.evaluation.card import Card, figures, make_card
+from clinical_ser.evaluation.discrimination import auroc
+from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.saving import save
+from clinical_ser.models.signing import SigningKey, TrustStore
+from clinical_ser.models.trained import TrainedModel
+from clinical_ser.models.training import TrainingOptions, train
+from tests.tables import GOOD, table_of
+
+FAST = TrainingOptions(refits=4)
+
+
+@pytest.fixture(scope="module")
+def training():
+    return train(table_of(1000), DEPRESSION, TrainingOptions(refits=20))
+
+
+def test_a_model_orders_unseen_subjects_nearly_as_well_as_the_truth(training):
+    unseen = table_of(400, seed=1)
+    y = (unseen.frame["label"] == "depressed").to_numpy(int)
+    reached = auroc(y, training.model.log_odds(unseen.features))
+    assert reached > auroc(y, unseen.frame["truth"].to_numpy()) - 0.06
+
+
+def test_stated_probabilities_are_calibrated_on_unseen_subjects(training):
+    unseen = table_of(4000, seed=2)
+    y = (unseen.frame["label"] == "depressed").to_numpy(int)
+    p = expit(training.model.log_odds(unseen.features))
+    assert p.mean() == pytest.approx(y.mean(), abs=0.06)
+    for third in np.array_split(np.argsort(p), 3):
+        assert p[third].mean() == pytest.approx(y[third].mean(), abs=0.10)
+
+
+def test_out_of_fold_predictions_never_come_from_a_fold_that_heard_the_subject():
+    """Features that are pure noise but name the subject: a leak would look like skill, an honest split like chance."""
+    table = table_of(60, rows_each=5, effect=0.0)
+    out = train(table, DEPRESSION, FAST).out_of_fold
+    assert out.groupby("subject")["fold"].nunique().max() == 1
+    y = (out["label"] == "depressed").to_numpy(int)
+    assert auroc(y, out["log_odds"].to_numpy()) < 0.72
+
+
+def test_every_row_is_accounted_for():
+    quality = [GOOD] * 120
+    quality[3] = replace(GOOD, speech_s=4.0)
+    table = table_of(120, quality=quality)
+    table.frame.loc[7, "label"] = None
+    counts = train(table, DEPRESSION, FAST).counts
+    assert counts == {"given": 120, "without features": 0, "not usable": 1, "baseline": 0, "without label": 1, "learned from": 118}
+
+
+def test_a_noisy_row_keeps_its_place_and_loses_what_noise_falsifies():
+    quality = [replace(GOOD, snr_db=20.0)] + [GOOD] * 99
+    table = table_of(100, quality=quality)
+    gated = judge_table(table, DEPRESSION.limits)
+    assert gated.usable.all()
+    assert np.isnan(gated.features[0, table.feature_names.index("praat.cpps_db")])
+    assert train(table, DEPRESSION, FAST).counts["learned from"] == 100
+
+
+def test_the_same_table_and_options_give_the_same_bytes():
+    first, second = (train(table_of(100), DEPRESSION, FAST).model.to_files() for _ in range(2))
+    assert first == second
+    assert first != train(table_of(100), DEPRESSION, replace(FAST, seed=1)).model.to_files()
+
+
+@pytest.mark.parametrize("head", ["linear", "xgboost"])
+def test_a_bundle_answers_as_the_model_that_was_saved(head, tmp_path):
+    training = train(table_of(100), DEPRESSION, replace(FAST, head=head))
+    back = TrainedModel.from_bundle(read_bundle(_saved(training, tmp_path / "b"), trusted=TrustStore(frozenset())))
+    x = table_of(5, seed=9).features[0].copy()
+    x[3] = np.nan
+    for prevalence in (None, 0.02):
+        ours, theirs = training.model.answer(x, prevalence=prevalence), back.answer(x, prevalence=prevalence)
+        assert ours.probabilities.tolist() == theirs.probabilities.tolist()
+        assert (ours.low.tolist(), ours.high.tolist(), ours.prediction_set) == (theirs.low.tolist(), theirs.high.tolist(), theirs.prediction_set)
+    a, b = (m.contributions(x, target="depressed") for m in (training.model, back))
+    assert (a.families, a.intervals, a.base, a.features.tolist()) == (b.families, b.intervals, b.base, b.features.tolist())
+
+
+@pytest.mark.parametrize("head", ["linear", "xgboost"])
+def test_contributions_add_up_to_the_log_odds(head):
+    model = train(table_of(100), DEPRESSION, replace(FAST, head=head)).model
+    for x in table_of(5, seed=3).features:
+        parts = model.contributions(x, target="depressed", prevalence=0.1)
+        assert parts.base + sum(parts.families.values()) == pytest.approx(parts.log_odds, abs=1e-9)
+        assert expit(parts.log_odds) == pytest.approx(model.answer(x, prevalence=0.1).probabilities[1], abs=1e-9)
+
+
+def test_several_classes_are_stated_for_equal_shares_and_explained_exactly():
+    table = _three_classes()
+    training = train(table, EMOTION, FAST)
+    assert training.model.task.classes == ("calm", "happy", "sad")
+    answer = training.model.answer(table.features[0])
+    assert answer.probabilities.sum() == pytest.approx(1)
+    assert ((answer.low <= answer.probabilities) & (answer.probabilities <= answer.high)).all()
+    for target in training.model.task.classes:
+        parts = training.model.contributions(table.features[0], target=target)
+        assert parts.base + sum(parts.families.values()) == pytest.approx(parts.log_odds, abs=1e-9)
+    found = figures(training, replicates=50)
+    assert found["uar"].value > 0.6
+    with pytest.raises(InvalidValueError, match="equal shares"):
+        training.model.answer(table.features[0], prevalence=0.1)
+
+
+def test_a_rare_class_is_not_drowned_by_a_common_one():
+    """A tenth of the rows are sad: at the corpus's shares almost none would be answered so."""
+    table = _three_classes(subjects=600, shares=(0.45, 0.45, 0.1))
+    out = train(table, EMOTION, FAST).out_of_fold
+    p = out[[f"probability.{label}" for label in ("calm", "happy", "sad")]].to_numpy()
+    sad = (out["label"] == "sad").to_numpy()
+    assert (p[sad].argmax(axis=1) == 2).mean() > 0.6
+
+
+def test_the_interval_is_wider_for_a_model_from_fewer_subjects():
+    x = table_of(5, seed=3).features[0]
+    widths = []
+    for n in (100, 1500):
+        model = train(table_of(n, effect=3.0), DEPRESSION, replace(FAST, refits=10)).model
+        answer = model.answer(x)
+        widths.append(logit(answer.high[1]) - logit(answer.low[1]))
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_a_subjects_own_baseline_removes_what_is_theirs():
+    """A large offset a person hides the effect; against their own baseline recording it is plain."""
+    table = _with_offsets()
+    plain = train(table, DEPRESSION, FAST)
+    own = train(table, DEPRESSION, replace(FAST, use_baseline=True))
+    auc = {name: figures(t, replicates=20)["auroc"].value for name, t in (("plain", plain), ("own", own))}
+    assert auc["own"] > auc["plain"] + 0.1
+    assert own.model.uses_baseline
+    assert own.counts["baseline"] == 120
+
+
+def test_a_subject_without_baseline_is_an_error_when_the_model_needs_one():
+    table = _with_offsets()
+    table.frame.loc[table.frame["subject"] == "s0000", "baseline"] = False
+    with pytest.raises(TrainingError, match="1 subjects have no baseline recording"):
+        train(table, DEPRESSION, replace(FAST, use_baseline=True))
+
+
+def test_leaving_a_family_out_leaves_it_out():
+    model = train(table_of(100), DEPRESSION, replace(FAST, without=("timing",))).model
+    assert not [name for name in model.features if name.startswith("timing.")]
+    assert "timing" not in model.contributions(table_of(1).features[0][: len(model.features)], target="depressed").families
+
+
+def test_a_split_that_shares_a_subject_is_refused():
+    table = table_of(60, rows_each=2)
+    table.frame["fold"] = np.tile([1, 2], 60)
+    with pytest.raises(SubjectLeakError, match="subjects tested are trained on too"):
+        train(table, DEPRESSION, replace(FAST, split="fold"))
+
+
+def test_the_same_audio_under_two_subjects_is_refused():
+    table = table_of(100)
+    table.frame.loc[1, "recording"] = table.frame.loc[0, "recording"]
+    table.frame["fold"] = np.arange(100) % 2
+    with pytest.raises(SubjectLeakError, match="byte for byte"):
+        train(table, DEPRESSION, replace(FAST, split="fold"))
+
+
+def test_too_few_subjects_of_a_class_are_refused():
+    table = table_of(100)
+    table.frame["label"] = np.where(table.frame["subject"].isin(["s0001", "s0002"]), "depressed", "not_depressed")
+    with pytest.raises(TrainingError, match="at least 5 subjects"):
+        train(table, DEPRESSION, FAST)
+
+
+def test_one_class_only_is_refused():
+    table = table_of(50)
+    table.frame["label"] = "depressed"
+    with pytest.raises(TrainingError, match="at least 5 subjects"):
+        train(table, DEPRESSION, FAST)
+
+
+def test_a_table_without_labels_is_refused():
+    table = table_of(50)
+    with pytest.raises(ManifestError, match="no label column"):
+        train(replace(table, frame=table.frame.drop(columns="label")), DEPRESSION, FAST)
+
+
+@pytest.mark.parametrize(("option", "value"), [("head", "svm"), ("without", ("colour",)), ("refits", 1)])
+def test_a_wrong_option_lists_the_right_ones(option, value):
+    with pytest.raises(InvalidValueError, match="expected"):
+        TrainingOptions(**{option: value})
+
+
+def test_an_unknown_split_column_is_named():
+    with pytest.raises(InvalidValueError, match="loso"):
+        train(table_of(50), DEPRESSION, replace(FAST, split="nonsense"))
+
+
+def test_the_card_says_simulated_and_warns_of_too_few_subjects(tmp_path):
+    table = table_of(80)
+    table.frame["simulated"] = True
+    training = train(table, DEPRESSION, FAST)
+    card = make_card(training, name="m", version="1", replicates=50)
+    assert "SIMULATED" in card.statement
+    assert any("too few" in warning for warning in card.warnings)
+    assert Card.model_validate_json(card.model_dump_json()) == card
+
+
+def test_no_subject_and_no_single_value_of_one_is_in_the_bundle(training, tmp_path):
+    files = training.model.to_files()
+    everything = b"".join(files.values())
+    assert b"s0001" not in everything
+    numbers = set(re.findall(rb"-?[0-9.]+(?:e-?[0-9]+)?", everything))
+    for value in table_of(1000).features.ravel():
+        assert repr(float(value)).encode() not in numbers
+
+
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
+    pitch_only, everything = train(table_of(60), DEPRESSION, replace(FAST, without=("timing",))), train(table_of(60), DEPRESSION, FAST)
+    mixed = replace(everything.model, preprocessor=pitch_only.model.preprocessor)
+    folder = _saved(replace(everything, model=mixed), tmp_path / "b")
+    with pytest.raises(BundleSchemaError, match="do not fit each other"):
+        TrainedModel.from_bundle(read_bundle(folder, trusted=TrustStore(frozenset())))
+
+
+def _saved(training, folder):
+    save(training, folder, name="m", version="1", statement="", card=b"{}\n", software={"x": "1"}, key=SigningKey.generate())
+    return folder
+
+
+def _three_classes(subjects=150, shares=(1 / 3, 1 / 3, 1 / 3)):
+    table = table_of(subjects)
+    rng = np.random.default_rng(5)
+    kinds = rng.choice(3, size=subjects, p=shares)
+    frame = table.frame.copy()
+    frame["label"] = np.array(["calm", "happy", "sad"])[kinds]
+    frame["praat.f0_median_hz"] += 2.0 * (kinds == 1)
+    frame["timing.pause_mean_s"] += 2.5 * (kinds == 2)
+    return replace(table, frame=frame)
+
+
+def _with_offsets():
+    table = table_of(120, rows_each=2, effect=0.0)
+    frame = table.frame.copy()
+    frame["baseline"] = np.tile([True, False], 120)
+    rng = np.random.default_rng(6)
+    offset = np.repeat(rng.normal(0, 4, size=120), 2)
+    ill = (frame["label"] == "depressed").to_numpy(float)
+    frame["timing.pause_mean_s"] = offset + 1.5 * ill * ~frame["baseline"] + rng.normal(0, 0.7, size=240)
+    return replace(table, frame=frame)
