@@ -69,7 +69,7 @@ def stages(samples: NDArray[np.float32], model: str) -> dict[str, Callable[[], o
     analysis = audio.analyse(recording)
     screener = load_model(model)
     vector = extraction.extract(recording, analysis=analysis)
-    trained = screener._model
+    trained = screener.model
     x = np.array([vector[name] for name in trained.features])
     smile = opensmile.Smile(feature_set=opensmile.FeatureSet.eGeMAPSv02, feature_level=opensmile.FeatureLevel.Functionals)
 

@@ -15,7 +15,7 @@ FAILED, WRONG_USAGE = 1, 2
 def main() -> None:
     """Run the command line; an error raised on purpose becomes one line on stderr and an exit code."""
     try:
-        app()
+        app(prog_name="clinical-ser")
     except InvalidValueError as error:
         complain("Wrong usage", error)
         sys.exit(WRONG_USAGE)

@@ -18,16 +18,18 @@ from clinical_ser.models.training import train
 from clinical_ser.screening.screener import Screener
 
 SUBJECTS = 120
+SPEECH_S = 27.0
 MODEL = "demo-depression"
 
 
 def demo(
     folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
     subjects: Annotated[int, typer.Option(help="Simulated speakers.")] = SUBJECTS,
+    speech: Annotated[float, typer.Option(help="Seconds of speech in each recording.")] = SPEECH_S,
 ) -> None:
     """Simulate a cohort, train a calibrated model on it, and screen three new recordings. No real person's voice is in it."""
     started = time.monotonic()
-    cohort = _cohort(folder / "cohort", subjects)
+    cohort = _cohort(folder / "cohort", subjects, speech)
     table = run_extraction(cohort.manifest, cache=folder / "cache")
     report_problems(table.problems)
     write_table(table, folder / "features.parquet")
@@ -49,9 +51,9 @@ def demo(
     output.print(f"Try: clinical-ser screen {escape(str(folder))}/visits/high-risk.flac --model {escape(str(folder / MODEL))} --json")
 
 
-def _cohort(folder: Path, subjects: int) -> SimulatedCohort:
+def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
     with progress("Simulating speakers") as report:
-        return simulate(subjects, folder, workers=processors(), progress=report)
+        return simulate(subjects, folder, speech_s=speech_s, workers=processors(), progress=report)
 
 
 def _screen_three(folder: Path, cohort: SimulatedCohort) -> None:

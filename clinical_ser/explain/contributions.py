@@ -48,7 +48,7 @@ class FeatureContribution(_Strict):
     """Share of the reference group below this value, in percent; between 5 and 95, since only quantiles of the group are kept."""
     reference: Reference | None
     published: str | None
-    """A published reference, with its condition and source, where a sound one exists."""
+    """A published reference for speech, with its source, where a sound one exists."""
     stands_out: bool
     """Below the 10th or above the 90th percentile of the reference group."""
 
@@ -166,8 +166,9 @@ def _band(name: str, reference: ReferenceGroup) -> Reference | None:
 
 
 def _published(spec: catalogue.FeatureSpec) -> str | None:
-    ranges = [f"{sex}: {_span(known)} {spec.unit} ({known.statistic}, {known.condition}; {known.source})" for sex, known in spec.reference.items()]
-    return "; ".join(ranges) or None
+    # A range from sustained vowels says nothing about running speech, which is what is screened.
+    of_speech = {sex: known for sex, known in spec.reference.items() if known.condition == "speech"}
+    return "; ".join(f"{sex}: {_span(known)} {spec.unit} ({known.statistic}; {known.source})" for sex, known in of_speech.items()) or None
 
 
 def _span(known: catalogue.ReferenceRange) -> str:

@@ -113,8 +113,8 @@ def _cluster(ray: Any, address: str | None, at_once: int | None) -> Iterator[Non
 
 def _knock(address: str) -> None:
     """Refuse an address where nobody answers: Ray 2.60 itself tries for 200 s and then ends the whole process."""
-    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    if not named:
+    named = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    if named is None:
         return  # Ray looks for a cluster on this machine, and says at once if there is none
     host, _, port = named.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():

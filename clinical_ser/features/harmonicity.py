@@ -33,6 +33,7 @@ _POLYNOMIAL_DEGREE = 11
 """Follows a sinc sum between two lags to 1e-9, what is left of (pi/2)^12 / (2^11 12!)."""
 _NEWTON_STEPS = 4
 _FIRST_PROBE = math.sqrt(5.0) - 2.0
+"""Where the golden section of an interval of two lags lies, seen from its middle."""
 _ROUNDING = 1e-10
 """What a correlation by FFT may be off; a rise smaller than that is no peak."""
 
@@ -182,10 +183,7 @@ def _refined(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArr
     goes_left = _evaluate(before, probe) > _evaluate(after, -probe)
     middle = correlation[row, lag]
     two_tops = np.minimum(left, right) > middle + _ROUNDING
-    height = np.where(two_tops, np.where(goes_left, left, right), np.maximum(left, right))
-    # A period of two samples or less lies beyond Praat's ceiling, half the sampling rate, and counts as no peak.
-    beyond = (lag == 2) & (left > right)
-    return np.where(beyond, -1.0, height)
+    return np.where(two_tops, np.where(goes_left, left, right), np.maximum(left, right))
 
 
 def _polynomials(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int) -> NDArray[np.float64]:

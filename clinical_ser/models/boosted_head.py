@@ -34,7 +34,12 @@ TREE_PARAMETERS: dict[str, float | int | str] = {
     # One thread: histogram sums are added in another order with another number, and a bundle's bytes must not depend on the machine.
     "nthread": 1,
 }
-"""Shallow, slow and sampled, for cohorts of tens to hundreds of subjects; measured in docs/benchmarks.md."""
+"""Shallow, slow and sampled, for cohorts of tens to hundreds of subjects. The best of some 18 settings on EmoDB's speaker folds, so figures on
+that corpus flatter them a little (docs/benchmarks.md)."""
+
+GRID = 0.01
+"""Standardised values are rounded to this before trees see them. xgboost splits at values of the training rows; on a grid a threshold is a place
+where many people are, and not one patient's exact value."""
 
 STATE_ATTRIBUTE = "clinical_ser"
 """The booster attribute that carries what xgboost does not know (families, classes, zero points), inside the same file."""
@@ -112,6 +117,9 @@ class BoostedHead(Head):
         self._feature_centre = np.average(self._shapley_values(data), axis=0, weights=rows.weight)
         start = self.booster_.predict(data.slice([0]), output_margin=True)[0] - raw[0].sum(axis=0)
         self.intercept_ = self._shaped(np.asarray(start + self._centre.sum(axis=0), dtype=np.float64)[None])[0]
+
+    def _matrix(self, Z: ArrayLike) -> NDArray[np.float64]:
+        return np.round(super()._matrix(Z) / GRID) * GRID
 
     def _parameters(self, n_classes: int) -> dict[str, Any]:
         objective = {"objective": "binary:logistic"} if n_classes == 2 else {"objective": "multi:softprob", "num_class": n_classes}

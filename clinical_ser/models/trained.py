@@ -68,8 +68,10 @@ class Refit:
 class Answer:
     """What the model says of one recording, at one prevalence."""
 
+    before_prevalence: NDArray[np.float64]
+    """Calibrated log-odds as `TrainedModel.log_odds` gives them; what the operating point is compared with."""
     log_odds: NDArray[np.float64]
-    """Shape () for two classes, (classes,) for more; calibrated."""
+    """Shape () for two classes, at the stated prevalence; (classes,) for more."""
     probabilities: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
@@ -155,6 +157,7 @@ class TrainedModel:
         shift = self._prevalence_shift(prevalence)
         p, low, high = (float(expit(value + shift)) for value in (point, point - spread, point + spread))
         return Answer(
+            before_prevalence=point,
             log_odds=np.asarray(point + shift),
             probabilities=np.array([1 - p, p]),
             low=np.array([1 - high, low]),
@@ -185,7 +188,7 @@ class TrainedModel:
         # On each class's own log-odds, so that an interval stays within 0 and 1.
         own, others = _log_odds_of_each(point[None])[0], _log_odds_of_each(refits)
         spread = NORMAL_95 * others.std(axis=0, ddof=1)
-        return Answer(point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels)
+        return Answer(point, point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels)
 
     def _prediction_set(self, log_odds: NDArray[np.float64]) -> tuple[str, ...]:
         inside = self.conformal.predict(probabilities(log_odds[None]))[0]

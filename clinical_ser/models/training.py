@@ -5,9 +5,8 @@ from heads that never heard the subject; then the head is fitted again on everyo
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -265,27 +264,29 @@ def _refits(
 ) -> list[Refit]:
     """Learn head and calibrator again on bootstrap samples of subjects, with the settings that the full data chose."""
     Z, labels = preprocessor.transform(everyone.X), _labels(everyone, task)
+    people = np.unique(everyone.subjects)
     refits: list[Refit] = []
     rng = np.random.default_rng([options.seed, 1])
     while len(refits) < options.refits:
-        people = _bootstrap_people(everyone, rng)
-        train_rows, test_rows = _rows_of(everyone.subjects, people), _rows_of(tested.subjects, people)
-        if len(np.unique(everyone.target[train_rows])) < len(task.classes) or len(np.unique(tested.target[test_rows])) < len(task.classes):
+        drawn = people[rng.integers(len(people), size=len(people))]
+        learned, _ = _rows_of(everyone.subjects, drawn)
+        tested_again, draw = _rows_of(tested.subjects, drawn)
+        if min(len(np.unique(everyone.target[learned])), len(np.unique(tested.target[tested_again]))) < len(task.classes):
             continue
-        again = head.settled().fit(Z[train_rows], labels[train_rows])
-        refits.append(Refit(again, _fit_calibrator(tested.take(test_rows), margins[test_rows], task)))
+        again = head.settled().fit(Z[learned], labels[learned])
+        # A subject drawn twice is two people here, or the calibrator would weigh them as one.
+        sample = replace(tested.take(tested_again), subjects=draw.astype(str))
+        refits.append(Refit(again, _fit_calibrator(sample, margins[tested_again], task)))
         report(len(refits))
     return refits
 
 
-def _bootstrap_people(rows: Rows, rng: np.random.Generator) -> NDArray[np.str_]:
-    people = np.unique(rows.subjects)
-    return people[rng.integers(len(people), size=len(people))]
-
-
-def _rows_of(subjects: NDArray[np.str_], people: NDArray[np.str_]) -> NDArray[np.intp]:
-    drawn = Counter(people.tolist())
-    return np.repeat(np.arange(len(subjects)), [drawn[subject] for subject in subjects.tolist()])
+def _rows_of(subjects: NDArray[np.str_], drawn: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows of each drawn subject, one draw after the other, and the number of the draw each belongs to."""
+    order = np.argsort(subjects, kind="stable")
+    first, after = (np.searchsorted(subjects[order], drawn, side=side) for side in ("left", "right"))
+    rows = np.concatenate([order[a:b] for a, b in zip(first, after, strict=True)])
+    return rows, np.repeat(np.arange(len(drawn)), after - first)
 
 
 def _operating_point(rows: Rows, log_odds: NDArray[np.float64], task: Task) -> OperatingPoint:

@@ -56,7 +56,7 @@ class Screener:
     def __init__(self, bundle: VerifiedBundle) -> None:
         check_features(bundle.manifest, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
         self._bundle = bundle
-        self._model = TrainedModel.from_bundle(bundle)
+        self.model = TrainedModel.from_bundle(bundle)
         self._sets = tuple(name for name in FEATURE_SETS if name in bundle.manifest.extractors)
 
     @classmethod
@@ -67,7 +67,7 @@ class Screener:
     @property
     def limits(self) -> GateLimits:
         """The gate of this model's task."""
-        return self._model.task.limits
+        return self.model.task.limits
 
     def screen(
         self,
@@ -109,12 +109,12 @@ class Screener:
             If an option is out of its range, or a baseline is missing or given where the model has no use for it.
         """
         context = self._context(sex, age, len(baseline))
-        self._model.check_prevalence(prevalence)
+        self.model.check_prevalence(prevalence)
         recording = _recording(source, start, end)
         quality, vector = self._measure(recording)
         if vector is None:
             return self._refusal(recording, quality, context, f"The recording is not usable. {_advice(quality)}")
-        if self._model.uses_baseline:
+        if self.model.uses_baseline:
             earlier = [self._measure(_recording(item, None, None))[1] for item in baseline]
             usable = [item for item in earlier if item is not None]
             if len(usable) < len(earlier):
@@ -127,9 +127,9 @@ class Screener:
             raise InvalidValueError("sex", sex, SEXES)
         if age is not None and not 0 <= age <= MAX_AGE_YEARS:
             raise InvalidValueError("age", age, f"years from 0 to {MAX_AGE_YEARS}")
-        if self._model.uses_baseline and not baselines:
+        if self.model.uses_baseline and not baselines:
             raise InvalidValueError("baseline", "none", "at least one earlier recording of the same person: this model was trained with them")
-        if baselines and not self._model.uses_baseline:
+        if baselines and not self.model.uses_baseline:
             raise InvalidValueError("baseline", f"{baselines} recordings", "none: this model was trained without")
         return SubjectContext(sex=sex, age=age, baseline_recordings=baselines)
 
@@ -140,12 +140,12 @@ class Screener:
         if not quality.usable:
             return quality, None
         vector = extraction.apply_gate(extraction.extract(recording, sets=self._sets, analysis=analysis), quality)
-        return quality, _select(vector, self._model.features)
+        return quality, _select(vector, self.model.features)
 
     def _refusal(self, recording: Recording, quality: QualityReport, context: SubjectContext, summary: str) -> ScreeningResult:
         return ScreeningResult(
             status=Status.NOT_USABLE,
-            task=self._model.task.name,
+            task=self.model.task.name,
             summary=summary,
             quality=quality,
             context=context,
@@ -158,16 +158,16 @@ class Screener:
     def _result(
         self, recording: Recording, quality: QualityReport, vector: FeatureVector, context: SubjectContext, prevalence: float | None
     ) -> ScreeningResult:
-        answer = self._model.answer(vector.values, prevalence=prevalence)
-        status = self._status(answer, vector)
+        answer = self.model.answer(vector.values, prevalence=prevalence)
+        status = self.status_of(answer)
         classes = self._class_probabilities(answer, prevalence)
-        chosen = classes[-1] if self._model.binary else max(classes, key=lambda one: one.value)
+        chosen = classes[-1] if self.model.binary else max(classes, key=lambda one: one.value)
         return ScreeningResult(
             status=status,
-            task=self._model.task.name,
+            task=self.model.task.name,
             summary=_summary(status, chosen),
             probability=chosen,
-            classes=() if self._model.binary else classes,
+            classes=() if self.model.binary else classes,
             prediction_set=answer.prediction_set,
             operating_point=self._operating_point(prevalence),
             quality=quality,
@@ -180,23 +180,23 @@ class Screener:
             notices=self._notices(),
         )
 
-    def _status(self, answer: Answer, vector: FeatureVector) -> Status:
-        """Binary: threshold and prediction set have to agree, so that both guarantees hold; several classes: the set names one."""
+    def status_of(self, answer: Answer) -> Status:
+        """Read an answer: with two classes threshold and prediction set have to agree, so that both guarantees hold; else the set names one."""
         if len(answer.prediction_set) != 1:
             return Status.INDETERMINATE
-        point = self._model.operating_point
+        point = self.model.operating_point
         if point is None:
             return Status.CLASSIFIED
-        above = bool(self._model.log_odds(vector.values[None])[0] >= point.threshold)
-        if above != (answer.prediction_set[0] == self._model.task.classes[1]):
+        above = bool(point.is_above(answer.before_prevalence))
+        if above != (answer.prediction_set[0] == self.model.task.classes[1]):
             return Status.INDETERMINATE
         return Status.FLAGGED if above else Status.NOT_FLAGGED
 
     def _class_probabilities(self, answer: Answer, prevalence: float | None) -> tuple[ClassProbability, ...]:
-        n = len(self._model.task.classes)
+        n = len(self.model.task.classes)
         shares = [1 / n] * n
-        if self._model.binary:
-            positive = self._model.stated_prevalence(prevalence)
+        if self.model.binary:
+            positive = self.model.stated_prevalence(prevalence)
             shares = [1 - positive, positive]
         return tuple(
             ClassProbability(
@@ -205,15 +205,15 @@ class Screener:
                 prevalence=share,
                 interval=Interval(low=float(low), high=float(high), level=0.95, method=_INTERVAL_METHOD),
             )
-            for label, p, low, high, share in zip(self._model.task.classes, answer.probabilities, answer.low, answer.high, shares, strict=True)
+            for label, p, low, high, share in zip(self.model.task.classes, answer.probabilities, answer.low, answer.high, shares, strict=True)
         )
 
     def _operating_point(self, prevalence: float | None) -> OperatingPointStatement | None:
-        point = self._model.operating_point
+        point = self.model.operating_point
         if point is None:
             return None
         return OperatingPointStatement(
-            probability=self._model.probability_at(point.threshold, prevalence),
+            probability=self.model.probability_at(point.threshold, prevalence),
             sensitivity=_rate(point.sensitivity),
             specificity=_rate(point.specificity),
             note=point.note,
@@ -222,10 +222,10 @@ class Screener:
     def _explanation(self, vector: FeatureVector, target: str, context: SubjectContext, prevalence: float | None) -> Explanation:
         return explain(
             vector,
-            self._model.contributions(vector.values, target=target, prevalence=prevalence),
+            self.model.contributions(vector.values, target=target, prevalence=prevalence),
             target=target,
-            scale="calibrated_log_odds" if self._model.binary else "calibrated_centred_logit",
-            reference=self._model.reference.for_person(context.sex),
+            scale="calibrated_log_odds" if self.model.binary else "calibrated_centred_logit",
+            reference=self.model.reference.for_person(context.sex),
         )
 
     def _identity(self) -> ModelIdentity:

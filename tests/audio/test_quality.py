@@ -233,7 +233,7 @@ def test_an_offset_warns():
 
 
 def test_a_truncated_file_is_judged_by_what_is_left_and_warns():
-    data = wav_bytes(in_a_room())
+    data = wav_bytes(in_a_room(signals.sentence(phrases=27)))
     report = assess(load(data[: len(data) * 9 // 10]), DEPRESSION)
     assert report.usable
     assert warned(report) == {"complete"}

@@ -68,8 +68,8 @@ def address(jobs):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     yield f"127.0.0.1:{port}"
-    os.killpg(head.pid, signal.SIGTERM)
-    head.wait(timeout=30)
+    os.killpg(head.pid, signal.SIGKILL)  # head and all that it started, nothing else
+    head.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 

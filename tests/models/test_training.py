@@ -1,5 +1,6 @@
 """Training end to end on tables whose truth is known."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey, TrustStore
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.models.training import TrainingOptions, train
+from clinical_ser.models.training import TrainingOptions, _rows_of, train
 from tests.tables import GOOD, table_of
 
 FAST = TrainingOptions(refits=4)
@@ -221,6 +222,24 @@ def test_no_subject_and_no_single_value_of_one_is_in_the_bundle(training, tmp_pa
     numbers = set(re.findall(rb"-?[0-9.]+(?:e-?[0-9]+)?", everything))
     for value in table_of(1000).features.ravel():
         assert repr(float(value)).encode() not in numbers
+
+
+def test_no_tree_splits_at_one_persons_exact_value():
+    table = table_of(120)
+    training = train(table, DEPRESSION, replace(FAST, head="xgboost"))
+    trees = json.loads(training.model.head.booster_.save_raw("json"))["learner"]["gradient_booster"]["model"]["trees"]
+    thresholds = np.concatenate([np.array(t["split_conditions"])[np.array(t["left_children"]) != -1] for t in trees])
+    exact = np.sort(training.model.preprocessor.transform(table.features).ravel())
+    nearest = exact[np.clip(np.searchsorted(exact, thresholds), 0, len(exact) - 1)]
+    assert len(thresholds) > 20
+    assert np.mean(np.isclose(nearest, thresholds, rtol=1e-6, atol=0)) < 0.2
+    assert np.abs(thresholds * 200 - np.round(thresholds * 200)).max() < 1e-2
+
+
+def test_a_refit_counts_a_subject_drawn_twice_as_two_people():
+    rows, draw = _rows_of(np.array(["a", "b", "a"]), np.array(["a", "c", "a"]))
+    assert rows.tolist() == [0, 2, 0, 2]
+    assert draw.tolist() == [0, 0, 2, 2]
 
 
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path):

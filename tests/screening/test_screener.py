@@ -1,0 +1,192 @@
+"""One recording, one answer: every status, every refusal, and nothing of the person in what comes out."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+import clinical_ser
+from clinical_ser import audio
+from clinical_ser.audio.recording import SAMPLE_RATE_HZ
+from clinical_ser.errors import AudioDecodeError, AudioNotFoundError, BundleFeatureMismatchError, BundleTamperedError, InvalidValueError
+from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
+from clinical_ser.models.operating_point import OperatingPoint
+from clinical_ser.models.trained import Answer
+from clinical_ser.screening import Screener, ScreeningResult, Status
+from tests import signals
+
+
+@pytest.fixture(scope="module")
+def screener(bundle):
+    return Screener.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def result(screener, speech_wav):
+    return screener.screen(speech_wav, sex="female", age=54)
+
+
+def test_a_usable_recording_gets_a_probability_with_interval_and_prevalence(result):
+    p = result.probability
+    assert result.status in {Status.FLAGGED, Status.NOT_FLAGGED, Status.INDETERMINATE}
+    assert p.label == "depressed"
+    assert p.interval.low <= p.value <= p.interval.high
+    assert p.prevalence == 0.10
+    assert result.operating_point.sensitivity.low <= result.operating_point.sensitivity.value
+    assert result.quality.usable
+
+
+def test_the_explanation_adds_up_to_the_probability(result):
+    told = result.explanation
+    total = told.base_log_odds + sum(family.log_odds for family in told.families)
+    assert 1 / (1 + np.exp(-total)) == pytest.approx(result.probability.value, abs=1e-9)
+    features = [feature for family in told.families for feature in family.features]
+    assert all(feature.unit and feature.meaning_en and feature.meaning_zh for feature in features)
+    assert {feature.reference.group for feature in features if feature.reference} == {"not depressed, female"}
+
+
+def test_the_result_survives_json(result):
+    assert ScreeningResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_no_path_and_no_name_is_in_the_result(result, speech_wav):
+    content = result.model_dump_json()
+    for secret in ("jane", "1970", str(speech_wav.parent), speech_wav.parent.name, ".wav"):
+        assert secret not in content, secret
+
+
+def test_the_same_recording_gives_the_same_answer_from_file_bytes_and_memory(screener, speech_wav, result):
+    content = speech_wav.read_bytes()
+    for source in (content, io.BytesIO(content), audio.load(speech_wav), str(speech_wav)):
+        assert screener.screen(source, sex="female", age=54) == result
+
+
+def test_the_python_function_answers_as_the_screener(bundle, speech_wav, result):
+    assert clinical_ser.screen(speech_wav, model=bundle, sex="female", age=54) == result
+
+
+def test_sex_and_age_choose_the_reference_and_never_change_the_score(screener, speech_wav, result):
+    other = screener.screen(speech_wav, sex="male", age=30)
+    assert other.probability == result.probability
+    assert other.status == result.status
+    assert other.explanation != result.explanation
+
+
+def test_the_probability_moves_with_prevalence_and_the_status_does_not(screener, speech_wav, result):
+    rare, common = (screener.screen(speech_wav, prevalence=p) for p in (0.01, 0.5))
+    assert rare.probability.value < result.probability.value < common.probability.value
+    assert rare.operating_point.probability < common.operating_point.probability
+    assert {rare.status, common.status} == {result.status}
+    odds = [r.probability.value / (1 - r.probability.value) for r in (rare, common)]
+    assert odds[1] / odds[0] == pytest.approx(99, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.zeros(SAMPLE_RATE_HZ * 30), np.zeros(1), signals.white_noise(30.0), 0.5 * np.ones(SAMPLE_RATE_HZ * 30), signals.sine(150.0, 3.0)],
+    ids=["silence", "one sample", "white noise", "DC", "a tone too short"],
+)
+def test_an_unusable_recording_gets_advice_and_no_score(screener, samples):
+    result = screener.screen(audio.from_samples(samples.astype(np.float32), SAMPLE_RATE_HZ))
+    assert result.status is Status.NOT_USABLE
+    assert result.probability is None
+    assert result.explanation is None
+    assert "not usable" in result.summary
+    assert any(check.verdict == "fail" and check.advice for check in result.quality.checks)
+
+
+def test_a_segment_is_screened_as_the_cut_recording_would_be(screener, speech_wav):
+    result = screener.screen(speech_wav, start=0, end=8)
+    assert result.status is Status.NOT_USABLE
+    assert result.recording.duration_s == pytest.approx(8, abs=0.01)
+
+
+def test_a_score_cannot_be_put_on_an_unusable_recording(result):
+    with pytest.raises(ValidationError, match="exactly when its recording is usable"):
+        ScreeningResult.model_validate(result.model_dump() | {"status": "not_usable"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sex": "F"}, "female"),
+        ({"age": -1}, "years from 0"),
+        ({"age": float("nan")}, "years from 0"),
+        ({"prevalence": 0}, "between 0 and 1"),
+        ({"prevalence": 1.5}, "between 0 and 1"),
+        ({"baseline": [b"x"]}, "trained without"),
+        ({"start": 5, "end": 2}, "end"),
+    ],
+)
+def test_an_option_out_of_range_is_named(screener, speech_wav, options, message):
+    with pytest.raises(InvalidValueError, match=message):
+        screener.screen(speech_wav, **options)
+
+
+def test_errors_about_files_do_not_name_them(screener, tmp_path):
+    junk = tmp_path / "jane-doe.wav"
+    junk.write_bytes(b"not audio at all" * 50)
+    for source, error in ((tmp_path / "jane-doe-missing.wav", AudioNotFoundError), (junk, AudioDecodeError)):
+        with pytest.raises(error) as caught:
+            screener.screen(source)
+        assert "jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("log_odds", "members", "status"),
+    [
+        (1.0, ("depressed",), Status.FLAGGED),
+        (-1.0, ("not_depressed",), Status.NOT_FLAGGED),
+        (1.0, ("not_depressed", "depressed"), Status.INDETERMINATE),
+        (1.0, (), Status.INDETERMINATE),
+        (1.0, ("not_depressed",), Status.INDETERMINATE),
+        (-1.0, ("depressed",), Status.INDETERMINATE),
+    ],
+)
+def test_flagged_and_not_flagged_need_threshold_and_set_to_agree(screener, log_odds, members, status):
+    point: OperatingPoint = screener.model.operating_point
+    none = np.empty(0)
+    answer = Answer(np.asarray(point.threshold + log_odds), np.asarray(0.0), none, none, none, members)
+    assert screener.status_of(answer) is status
+
+
+def test_an_untrusted_model_says_so(result):
+    assert result.model.signature == "unsigned"
+    assert any("trusts" in notice for notice in result.notices)
+    assert "For tests." in result.notices
+
+
+def test_a_changed_byte_is_refused_before_anything_is_answered(bundle, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    content = bytearray((copy / "head.json").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / "head.json").write_bytes(content)
+    with pytest.raises(BundleTamperedError, match="head.json"):
+        Screener.load(copy)
+
+
+def test_a_model_of_other_extractor_versions_is_refused_by_name(bundle, tmp_path):
+    read = read_bundle(bundle)
+    fields = read.manifest.model_dump(exclude={"files", "schema_id"}) | {"extractors": {"praat": "praat of 1992"}}
+    write_bundle(tmp_path / "old", ManifestFields.model_validate(fields), read.files)
+    with pytest.raises(BundleFeatureMismatchError, match="praat of 1992"):
+        Screener.load(tmp_path / "old")
+
+
+def test_noise_switches_features_off_with_the_reason(screener):
+    made = signals.sentence(phrases=18, syllables=6, pauses_s=(0.6,))
+    noisy = signals.add_noise(made.samples, 22.0, speech_s=made.speech_s)
+    result = screener.screen(audio.from_samples(noisy.astype(np.float32), SAMPLE_RATE_HZ))
+    assert result.status is not Status.NOT_USABLE
+    reasons = {missing.name: missing.reason for missing in result.missing}
+    assert "noise" in reasons["praat.cpps_db"]
+    shown = {f.name for family in result.explanation.families for f in family.features}
+    assert not shown & set(reasons)
+
+
+def test_a_result_is_small_enough_to_send(result):
+    assert len(json.dumps(result.model_dump(mode="json"))) < 60_000
