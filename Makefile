@@ -33,6 +33,10 @@ bench: setup
 	@test -n "$(DATA)" || { echo "Say where the recordings are: make bench DATA=path/to/corpora (docs/benchmarks.md)"; exit 2; }
 	$(BIN)/python -m benchmarks $(DATA)
 
+models: setup
+	@test -n "$(DATA)" || { echo "Say where EmoDB is: make models DATA=path/to/emodb"; exit 2; }
+	$(BIN)/python tools/ship_models.py --emodb $(DATA) --work build/models
+
 docs: setup
 	$(BIN)/python -m clinical_ser.features.catalogue > docs/features.md
 

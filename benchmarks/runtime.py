@@ -34,7 +34,7 @@ from clinical_ser.features import egemaps, extraction, praat, timing
 from clinical_ser.screening import load_model
 
 LENGTHS_S = (3, 30, 300)
-PEAK = "import sys, clinical_ser, resource; clinical_ser.screen(sys.argv[1], model=sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+PEAK = "import sys, clinical_ser, resource as r; clinical_ser.screen(sys.argv[1], model=sys.argv[2]); print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
 
 
 def speech(folder: Path, length_s: int) -> NDArray[np.float32]:
@@ -61,7 +61,7 @@ def cpu_ms(work: Callable[[], object], repeats: int) -> float:
 
 
 def stages(samples: NDArray[np.float32], model: str) -> dict[str, Callable[[], object]]:
-    """The product's stages, and the bare library calls."""
+    """Return the product's stages, and the bare library calls."""
     wav = io.BytesIO()
     soundfile.write(wav, samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
     content = wav.getvalue()
@@ -98,7 +98,7 @@ def stages(samples: NDArray[np.float32], model: str) -> dict[str, Callable[[], o
 
 
 def everything(recording: audio.Recording, limits: audio.GateLimits) -> None:
-    """What the goal of 40 ms a second is about."""
+    """Do what the goal of 40 ms a second is about."""
     analysis = audio.analyse(recording)
     audio.assess(recording, limits, analysis)
     egemaps.functionals(recording)
@@ -127,7 +127,8 @@ def main() -> None:
         for name, work in stages(samples, given.model).items():
             milliseconds = cpu_ms(work, repeats=5 if length < 100 else 2)
             rows.setdefault(name, {"CPU ms per s of speech": name})[f"{length} s"] = f"{milliseconds / length:.2f}"
-        rows.setdefault("peak memory, MiB", {"CPU ms per s of speech": "peak memory of a process, MiB"})[f"{length} s"] = f"{peak_mib(samples, given.model):.0f}"
+        memory = rows.setdefault("memory", {"CPU ms per s of speech": "peak memory of a process, MiB"})
+        memory[f"{length} s"] = f"{peak_mib(samples, given.model):.0f}"
     print(markdown(list(rows.values())))
     print(f"\nThis process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most.")
     if given.json:

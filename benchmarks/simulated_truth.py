@@ -87,9 +87,8 @@ def main() -> None:
     given = parser.parse_args()
     made, table = cohort(given.data, given.subjects, 1, given.effect_scale, given.workers)
     _, unseen = cohort(given.data, given.subjects, 2, given.effect_scale, given.workers)
-    rows = []
-    for head in ("linear", "xgboost"):
-        rows.append(measure(train(table, DEPRESSION, TrainingOptions(head=head)).model, unseen, made.best_reachable_auc, head))
+    models = {head: train(table, DEPRESSION, TrainingOptions(head=head)).model for head in ("linear", "xgboost")}
+    rows = [measure(model, unseen, made.best_reachable_auc, head) for head, model in models.items()]
     print(markdown(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))

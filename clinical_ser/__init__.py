@@ -25,7 +25,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     # Loaded when asked for: Praat and openSMILE take a second, and `--help` should not.
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)

@@ -41,7 +41,7 @@ _HEAD_BYTES = 64
 _FFMPEG_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,aac,flac,wav,w64,aiff,caf,au,amr,asf,avi,mpegts,mpeg,flv,wv,ape,tta,ac3,eac3"
 _FFMPEG_OPTIONS = {"format_whitelist": _FFMPEG_FORMATS, "protocol_whitelist": ""}
 
-_FORMATS_WITH_DURATION = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "wav", "flac"})
+_FORMATS_WITH_DURATION = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "ogg", "wav", "flac"})
 _END_TOLERANCE_S = 0.1
 
 _STATED_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: (?P<stated>\d+) \(should be (?P<there>\d+)\)", re.MULTILINE)
@@ -296,10 +296,14 @@ class _FfmpegStream:
                 return
 
     def _stated_duration_s(self) -> float:
-        """Return what the header says; 0 where it says nothing, or where FFmpeg guesses from the size."""
-        if self._container.format.name not in _FORMATS_WITH_DURATION or self._stream.duration is None:
+        """Return what the header (in Ogg, the last page) says; 0 where it says nothing, or where FFmpeg guesses from the size."""
+        if self._container.format.name not in _FORMATS_WITH_DURATION:
             return 0.0
-        return float(self._stream.duration * self._stream.time_base)
+        if self._stream.duration is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        # Matroska states one duration for all its tracks.
+        alone = len(self._container.streams) == 1
+        return float((self._container.duration or 0) / av.time_base) if alone else 0.0
 
     def _bit_rate(self, size_bytes: int) -> int | None:
         """Return the stream's own figure; else the file's, where the stream is all there is in it."""

@@ -20,7 +20,7 @@ def _loaded(model: str | Path) -> Screener:
     return Screener.load(model)
 
 
-def screen(source: Source, *, model: str | Path = DEFAULT_MODEL, **options: Any) -> ScreeningResult:  # noqa: ANN401
+def screen(source: Source, *, model: str | Path = DEFAULT_MODEL, **options: Any) -> ScreeningResult:
     """Screen one recording; `options` are those of `Screener.screen`. The model is verified and loaded once a process.
 
     Examples

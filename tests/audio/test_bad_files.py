@@ -5,6 +5,7 @@ import struct
 import traceback
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -92,23 +93,36 @@ def test_a_video_without_sound(tmp_path):
         load(written(tmp_path, silent_video_bytes(), ".mp4"))
 
 
-@pytest.mark.parametrize(
-    "playlist",
-    [
-        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{target}\n#EXT-X-ENDLIST\n",
-        "ffconcat version 1.0\nfile '{target}'\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet mimeType="audio/mp4">'
-        "<Representation id='a' bandwidth='1'><BaseURL>{target}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
-    ],
-    ids=["hls", "concat", "dash", "sdp"],
-)
-@pytest.mark.parametrize("suffix", [".wav", ".m3u8", ".ffconcat", ".mpd", ".sdp"])
-def test_a_playlist_cannot_make_us_open_another_file(tmp_path, playlist, suffix):
-    target = tmp_path / "other.wav"
-    target.write_bytes(wav_bytes(SPEECH))
-    with pytest.raises(AudioDecodeError):
-        load(written(tmp_path, playlist.format(target=target).encode(), suffix))
+PLAYLISTS = {
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile 'other.wav'\n",
+    "mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT3S"><Period>'
+    '<AdaptationSet mimeType="audio/mp4"><Representation id="a" bandwidth="1"><BaseURL>other.wav</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+}
+
+
+@pytest.mark.parametrize("kind", PLAYLISTS)
+@pytest.mark.parametrize("suffix", ["own", "wav", "m4a"])
+def test_a_playlist_cannot_make_us_open_another_file(tmp_path, monkeypatch, kind, suffix):
+    monkeypatch.chdir(tmp_path)
+    Path("other.wav").write_bytes(wav_bytes(SPEECH))
+    Path("other.ts").write_bytes(ffmpeg_bytes(SPEECH, 16_000, "mpegts", "aac"))
+    path = Path(f"playlist.{kind if suffix == 'own' else suffix}")
+    path.write_text(PLAYLISTS[kind])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(AudioDecodeError):
+            load(source)
+
+
+@pytest.mark.parametrize("kind", ["m3u8", "ffconcat"])
+def test_the_playlists_of_these_tests_do_work_where_nothing_guards(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    Path("other.wav").write_bytes(wav_bytes(SPEECH))
+    Path("other.ts").write_bytes(ffmpeg_bytes(SPEECH, 16_000, "mpegts", "aac"))
+    Path(f"playlist.{kind}").write_text(PLAYLISTS[kind])
+    with av.open(f"playlist.{kind}") as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 40_000
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,16 @@ def test_damage_in_the_middle_costs_only_what_it_hit(capfd):
     for part in (slice(0, 16_000), slice(-16_000, None)):
         np.testing.assert_allclose(damaged.samples[part], whole[part], atol=1e-3)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("webm", "libopus"), ("ogg", "libopus")])
+def test_damage_in_a_compressed_file_is_noticed(container, codec):
+    data = bytearray(ffmpeg_bytes(signals.white_noise(6.0, rate_hz=48_000), 48_000, container, codec))
+    assert load(bytes(data)).source.complete
+    data[len(data) // 2 : len(data) // 2 + 2_000] = bytes(range(250)) * 8
+    recording = load(bytes(data))
+    assert not recording.source.complete
+    assert recording.duration_s > (5.5 if codec == "aac" else 3.5)  # a bad AAC packet costs itself; Opus loses the block that holds it
 
 
 def test_a_size_that_a_pipe_could_not_know_is_no_damage():

@@ -36,6 +36,13 @@ def sentence() -> SpeechAnalysis:
     return analysed(signals.sentence(phrases=3, pauses_s=(0.5, 0.6), f0_hz=120.0).samples)
 
 
+@pytest.fixture(scope="module")
+def noisy_sentence() -> SpeechAnalysis:
+    """Phrases with pauses of room noise."""
+    made = signals.sentence(phrases=3, pauses_s=(0.5, 0.6), f0_hz=120.0)
+    return analysed(signals.add_noise(made.samples, 15.0, speech_s=made.speech_s))
+
+
 def test_every_name_is_there_in_order_with_a_number_or_a_reason(voice: SpeechAnalysis) -> None:
     values, missing = praat.compute(voice)
     assert tuple(values) == praat.NAMES
@@ -130,7 +137,7 @@ def test_known_formants_are_found(formants: tuple[tuple[float, float], ...], f0_
     assert values["praat.f1_bandwidth_median_hz"] == pytest.approx(formants[0][1], abs=60)
 
 
-@pytest.mark.parametrize("fixture", ["voice", "sentence"])
+@pytest.mark.parametrize("fixture", ["voice", "sentence", "noisy_sentence"])
 def test_formants_are_praats_own_at_voiced_frames(fixture: str, request: pytest.FixtureRequest) -> None:
     analysis: SpeechAnalysis = request.getfixturevalue(fixture)
     ceiling_hz = praat.formant_ceiling_hz(analysis.pitch.f0_hz[analysis.pitch.voiced])

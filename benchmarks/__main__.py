@@ -1,0 +1,25 @@
+"""All benchmarks, one after the other: `python -m benchmarks DATA`, with DATA/ravdess and DATA/emodb-2s as docs/benchmarks.md says."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> None:
+    data = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory() as work:
+        for name, words in (
+            ("runtime", ["--data", data / "emodb-2s"]),
+            ("praat_parity", ["--data", data / "ravdess"]),
+            ("extraction_scaling", ["--data", data / "ravdess"]),
+            ("emotion", ["--corpus", "ravdess", "--data", data / "ravdess", "--cache", Path(work) / "cache"]),
+            ("emotion", ["--corpus", "emodb", "--data", data / "emodb-2s", "--cache", Path(work) / "cache"]),
+            ("simulated_truth", ["--data", Path(work)]),
+        ):
+            print(f"\n## {name}\n", flush=True)
+            subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)
+
+
+if __name__ == "__main__":
+    main()

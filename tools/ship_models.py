@@ -1,0 +1,64 @@
+"""Make the models that ship with the package: `python tools/ship_models.py --emodb PATH/TO/emodb-2s --work FOLDER`.
+
+Both are signed with a key that is made here, used once and thrown away; its public half ships beside them. Running it again makes new
+models and a new key: whoever installed the old ones keeps verifying those with the old release.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from clinical_ser.cohorts.building import build_table
+from clinical_ser.cohorts.corpora import get_corpus
+from clinical_ser.cohorts.manifest import Manifest, read_manifest
+from clinical_ser.cohorts.simulation import simulate
+from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION, Task
+from clinical_ser.evaluation.card import make_card, software_versions
+from clinical_ser.models.registry import SHIPPED_MODELS
+from clinical_ser.models.saving import save
+from clinical_ser.models.signing import SigningKey
+from clinical_ser.models.training import TrainingOptions, train
+
+SIMULATED_SUBJECTS = 600
+SIMULATED_SEED = 2026
+VERSION = "1"
+EMODB_STATEMENT = (
+    "Trained on acted emotions of ten German speakers (EmoDB, Burkhardt et al. 2005, CC0-1.0), clips cut to 2 s: expect much less on spontaneous "
+    "speech and other languages."
+)
+
+
+def ship(name: str, table: FeatureTable, task: Task, options: TrainingOptions, statement: str, key: SigningKey) -> None:
+    """Train, describe, sign and put into the package."""
+    training = train(table, task, options)
+    card = make_card(training, name=name, version=VERSION, statement=statement)
+    folder = SHIPPED_MODELS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    content = card.model_dump_json(indent=2).encode() + b"\n"
+    digest = save(training, folder, name=name, version=VERSION, statement=card.statement, card=content, software=software_versions(), key=key)
+    print(name, digest[:12], {what: figure.value for what, figure in card.figures.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--emodb", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="Folder for the simulated cohort and the feature cache.")
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    key = SigningKey.generate()
+    cohort = simulate(SIMULATED_SUBJECTS, given.work / "cohort", seed=SIMULATED_SEED, workers=given.workers)
+    simulated = build_table(read_manifest(cohort.manifest), workers=given.workers, cache=given.work / "cache")
+    frame = get_corpus("emodb").read(given.emodb).assign(row=lambda rows: np.arange(1, len(rows) + 1))
+    acted = build_table(Manifest(frame), workers=given.workers, cache=given.work / "cache")
+    ship("depression-simulated", simulated, DEPRESSION, TrainingOptions(), "", key)
+    ship("emotion-emodb", acted, EMOTION, TrainingOptions(split="loso"), EMODB_STATEMENT, key)
+    trusted = SHIPPED_MODELS / "trusted_keys"
+    shutil.rmtree(trusted, ignore_errors=True)
+    key.public.save(trusted / f"release-{key.public.key_id}.pub")
+
+
+if __name__ == "__main__":
+    main()
