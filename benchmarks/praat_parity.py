@@ -44,7 +44,7 @@ class Agreement:
     mean_difference_db: float
     correlation: float
     frames_off: float
-    """Share of frames more than 0.01 dB apart, or silent for one only."""
+    """Share of frames more than 0.01 dB apart, or silent for one only; NaN for CPPS, whose frames Praat hands out slowly (see the tests)."""
     worst_frame_db: float
     ours_ms_per_s: float
     praat_ms_per_s: float
@@ -155,7 +155,7 @@ def compare(measure: str, group: str, sounds: list[Samples]) -> Agreement:
         mean_difference_db=float(difference.mean()) if len(difference) else 0.0,
         correlation=float(np.corrcoef(mean[measured], reference[measured])[0, 1]) if varied else float("nan"),
         frames_off=off / frames if frames else float("nan"),
-        worst_frame_db=worst_frame,
+        worst_frame_db=worst_frame if frames else float("nan"),
         ours_ms_per_s=1e3 * float(cost.sum() / length.sum()),
         praat_ms_per_s=1e3 * float(reference_cost.sum() / length.sum()),
     )
@@ -197,7 +197,8 @@ def main() -> None:
                     f"{result.praat_ms_per_s:.2f}",
                 )
             )
-    print(json.dumps([asdict(result) for result in results]))
+    rows = [{key: None if value != value else value for key, value in asdict(result).items()} for result in results]  # noqa: PLR0124 (NaN)
+    print(json.dumps(rows))
 
 
 if __name__ == "__main__":

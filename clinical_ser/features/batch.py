@@ -95,30 +95,31 @@ def extract_many(
     if executor not in list(Executor):
         raise InvalidValueError("executor", executor, list(Executor))
     names = feature_names(sets)
-    extract_one = partial(extract_row, sets=tuple(sets), cache=FeatureCache(cache) if cache else None, expected=fingerprints(sets))
+    alone = executor == Executor.PROCESSES and not workers
+    extract_one = partial(extract_row, sets=tuple(sets), cache=FeatureCache(cache) if cache else None, expected=fingerprints(sets), threads=alone)
     rows = [(index, replace(source, path=source.path.absolute())) for index, source in enumerate(sources)]
     answers: Generator[tuple[int, Outcome | Lost]]
     if executor == Executor.RAY:
         from clinical_ser.features.cluster import run_on_ray  # an optional extra
 
         answers = run_on_ray(extract_one, rows, address=ray_address, at_once=workers or None)
-    elif workers:
+    elif not alone:
         answers = run_in_processes(extract_one, rows, workers=workers, timeout_s=timeout_s)
     else:
         answers = ((index, extract_one(row)) for index, row in enumerate(rows))
     return _in_order(answers, names, progress)
 
 
-def extract_row(row: tuple[int, Source], *, sets: tuple[str, ...], cache: FeatureCache | None, expected: Mapping[str, str]) -> Outcome:
+def extract_row(row: tuple[int, Source], *, sets: tuple[str, ...], cache: FeatureCache | None, expected: Mapping[str, str], threads: bool) -> Outcome:
     """Measure one of many recordings, wherever that is done; what is wrong with it becomes the outcome's reason.
 
-    `expected` are the fingerprints of the process that asks: a node with other versions answers with a reason, never with other values.
+    `threads` is for a process that has the cores to itself. `expected` are the fingerprints of the process that asks: a node with other versions answers with a reason, never with other values.
     """
     index, source = row
     try:
         if fingerprints(sets) != expected:
             raise FeatureError("This node has other versions of the feature extractors than the machine that started the run.")
-        return Outcome(index, extract_file(source, sets=sets, cache=cache))
+        return Outcome(index, extract_file(source, sets=sets, cache=cache, threads=threads))
     except ClinicalSerError as error:
         return Outcome(index, None, str(error))
     except _ROW_ERRORS as error:

@@ -6,6 +6,7 @@ to measure anywhere (see `batch.py`) and to take from a cache what was measured 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -58,9 +59,10 @@ class Extraction:
 class _Work:
     """One recording while it is measured: decoded at most once, analysed at most once, and each only when something asks."""
 
-    def __init__(self, load: Callable[[], Recording], analysis: SpeechAnalysis | None = None) -> None:
+    def __init__(self, load: Callable[[], Recording], analysis: SpeechAnalysis | None = None, *, threads: bool) -> None:
         self._load = load
         self._given = analysis
+        self.threads = threads
 
     @cached_property
     def recording(self) -> Recording:
@@ -76,13 +78,15 @@ class _Engine:
     names: tuple[str, ...]
     fingerprint: str
     measure: Callable[[_Work], _Measured]
+    frees_gil: bool
+    """True if it runs in native code that does not hold Python's lock, and so beside other work."""
 
 
 _ENGINES: Mapping[str, _Engine] = {
-    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, egemaps.FINGERPRINT, lambda work: egemaps.functionals(work.recording)),
-    "praat": _Engine(praat.NAMES, praat.FINGERPRINT, lambda work: praat.compute(work.analysis)),
-    "timing": _Engine(timing.NAMES, timing.FINGERPRINT, lambda work: timing.compute(work.analysis)),
-    "compare": _Engine(egemaps.COMPARE_NAMES, egemaps.COMPARE_FINGERPRINT, lambda work: egemaps.compare(work.recording)),
+    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, egemaps.FINGERPRINT, lambda work: egemaps.functionals(work.recording), frees_gil=True),
+    "praat": _Engine(praat.NAMES, praat.FINGERPRINT, lambda work: praat.compute(work.analysis), frees_gil=False),
+    "timing": _Engine(timing.NAMES, timing.FINGERPRINT, lambda work: timing.compute(work.analysis), frees_gil=False),
+    "compare": _Engine(egemaps.COMPARE_NAMES, egemaps.COMPARE_FINGERPRINT, lambda work: egemaps.compare(work.recording), frees_gil=True),
 }
 
 
@@ -96,7 +100,9 @@ def fingerprints(sets: Sequence[str] = DEFAULT_SETS) -> dict[str, str]:
     return {name: _ENGINES[name].fingerprint for name in _chosen(sets)}
 
 
-def extract(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, analysis: SpeechAnalysis | None = None) -> FeatureVector:
+def extract(
+    recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, analysis: SpeechAnalysis | None = None, threads: bool = True
+) -> FeatureVector:
     """Measure the features of one recording, in this process.
 
     Parameters
@@ -107,6 +113,8 @@ def extract(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, analysi
         Some of `FEATURE_SETS`; their order does not matter.
     analysis
         The recording's shared analysis, if it was made already (the gate needs it too).
+    threads
+        openSMILE beside Praat, in two threads: the same bits, and on two free cores 1.4 times (clips of 4 s) to 1.6 times (43 s) as fast.
 
     Returns
     -------
@@ -119,10 +127,10 @@ def extract(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, analysi
         An unknown feature set.
     """
     chosen = _chosen(sets)
-    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis)))
+    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis, threads=threads)))
 
 
-def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: FeatureCache | None = None) -> Extraction:
+def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: FeatureCache | None = None, threads: bool = True) -> Extraction:
     """Decode, analyse and measure one recording, and measure the quality that a gate judges.
 
     Parameters
@@ -133,6 +141,8 @@ def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: F
         Some of `FEATURE_SETS`.
     cache
         What is found there is not measured again, and what is not found is put there.
+    threads
+        As for `extract`.
 
     Raises
     ------
@@ -146,12 +156,12 @@ def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: F
     chosen = _chosen(sets)
     # Only a regular file is read for its digest: a pipe or a device may never end. What is wrong with others, the loader says.
     if cache is None or not source.path.is_file():
-        work = _Work(lambda: _load(source))
+        work = _Work(lambda: _load(source), threads=threads)
         return _extraction(_Facts.of(work), chosen, _measure(chosen, work))
     stamp = _stamp(source.path)
     key = key_of("source", _content_digest(source.path), source.start, source.end, _audio_fingerprint())
     with cache.lock(key, room="source"):
-        return _through_cache(cache, key, chosen, _Work(lambda: _load_unchanged(source, stamp)))
+        return _through_cache(cache, key, chosen, _Work(lambda: _load_unchanged(source, stamp), threads=threads))
 
 
 def apply_gate(vector: FeatureVector, report: QualityReport) -> FeatureVector:
@@ -204,9 +214,17 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def _measure(chosen: Sequence[str], work: _Work) -> dict[str, _Measured]:
+    beside = [name for name in chosen if _ENGINES[name].frees_gil]
+    others = [name for name in chosen if name not in beside]
     # One BLAS thread everywhere: how a matrix product is split over threads decides the order of its sums, and so the last bits.
     with _thread_pools().limit(limits=1):
-        return {name: _ENGINES[name].measure(work) for name in chosen}
+        if not (work.threads and beside and others):
+            return {name: _ENGINES[name].measure(work) for name in chosen}
+        _ = work.recording  # decoded before both threads ask for it
+        # openSMILE stays in the caller's thread, where its objects are warm (one a thread, 5 ms each to make).
+        with ThreadPoolExecutor(1) as helper:
+            running = helper.submit(lambda: {name: _ENGINES[name].measure(work) for name in others})
+            return {name: _ENGINES[name].measure(work) for name in beside} | running.result()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Harmonics-to-noise ratio (HNR): how much of the energy repeats from one glottal period to the next, in dB.
 
 The numbers are Praat's (*Sound: To Harmonicity (cc)...*, version 6.1.38) frame by frame. Praat correlates sample by sample and then searches
-every correlation peak by bisection; here the correlations of many frames come from one FFT, and a peak is the maximum of a polynomial,
+every correlation peak by Brent's method; here the correlations of many frames come from one FFT, and a peak is the maximum of a polynomial,
 because Praat's sinc interpolation between two lags is a fixed linear function of the correlations.
 """
 
@@ -175,7 +175,7 @@ def _best_peak(correlation: NDArray[np.float64], window: int) -> NDArray[np.floa
 
 def _refined(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int) -> NDArray[np.float64]:
     """Maximum of the sinc-interpolated correlation within one lag of each peak (`row`, `lag`)."""
-    before, after = (_polynomials(correlation, row, start, window) for start in (lag - 1, lag))
+    before, after = np.split(_polynomials(correlation, row, lag, window), 2, axis=1)
     left, right = _polynomial_maximum(before), _polynomial_maximum(after)
     # The sum changes its depth at the lag itself, and a flat top may have a maximum on either side. Praat's search (Brent 1973) goes to
     # the one on that side where its first two probes are higher; that shows above 50 dB only.
@@ -187,9 +187,9 @@ def _refined(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArr
 
 
 def _polynomials(correlation: NDArray[np.float64], row: NDArray[np.intp], lag: NDArray[np.intp], window: int) -> NDArray[np.float64]:
-    """Coefficients of what each row follows between `lag` and `lag + 1`; shape (k, degree + 1), lowest power first."""
+    """Coefficients of what each row follows before and after its `lag`; shape (k, 2 * (degree + 1)), lowest power first."""
     tables = _polynomial_tables(window)
-    coefficients = np.empty((len(row), _POLYNOMIAL_DEGREE + 1))
+    coefficients = np.empty((len(row), tables.shape[2]))
     order = np.argsort(lag, kind="stable")
     bounds = np.searchsorted(lag[order], np.arange(window + 1))
     for table, start, end in zip(tables, bounds, bounds[1:], strict=False):
@@ -227,15 +227,17 @@ def _evaluate(coefficients: NDArray[np.float64], at: NDArray[np.float64]) -> NDA
 def _polynomial_tables(window: int) -> NDArray[np.float64]:
     """Build what turns correlations into the polynomial that Praat's interpolation follows between two lags.
 
-    Shape (window, window + 1, degree + 1): for lag m, correlations at lags 0 ... window times table m gives coefficients of powers of u,
-    where u = -1 at lag m and 1 at lag m + 1. Praat interpolates over the correlation mirrored at lag 0, as deep as lags reach to the right.
+    Shape (window, window + 1, 2 * (degree + 1)): for lag m, correlations at lags 0 ... window times table m gives coefficients of powers
+    of u for the stretch from m - 1 to m, then for that from m to m + 1; u runs from -1 to 1 in either. Praat interpolates over the
+    correlation mirrored at lag 0, as deep as lags reach to the right.
     """
     nodes = np.polynomial.chebyshev.chebpts1(_POLYNOMIAL_DEGREE + 1)
     to_coefficients = np.linalg.inv(np.vander(nodes, increasing=True))
-    tables = np.zeros((window, window + 1, _POLYNOMIAL_DEGREE + 1))
+    after = np.zeros((window, window + 1, _POLYNOMIAL_DEGREE + 1))
     for lag in range(1, window):
         depth = window - lag
         weights = sinc_weights(0.5 * (nodes + 1.0), np.full(len(nodes), depth), depth)
         mirrored = np.abs(np.arange(lag + 1 - depth, lag + depth + 1))
-        np.add.at(tables[lag], mirrored, (to_coefficients @ weights).T)
-    return tables
+        np.add.at(after[lag], mirrored, (to_coefficients @ weights).T)
+    before = np.concatenate([np.zeros_like(after[:1]), after[:-1]])
+    return np.concatenate([before, after], axis=2)

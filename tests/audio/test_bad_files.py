@@ -97,7 +97,8 @@ PLAYLISTS = {
     "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nother.ts\n#EXT-X-ENDLIST\n",
     "ffconcat": "ffconcat version 1.0\nfile 'other.wav'\n",
     "mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT3S"><Period>'
-    '<AdaptationSet mimeType="audio/mp4"><Representation id="a" bandwidth="1"><BaseURL>other.wav</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    '<AdaptationSet mimeType="audio/mp4"><Representation id="a" bandwidth="1"><BaseURL>other.wav</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
     "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
 }
 

@@ -65,6 +65,7 @@ def test_a_damaged_entry_is_absent_and_can_be_written_again(tmp_path):
 
 def test_the_folder_and_its_files_are_their_owners_only(tmp_path):
     root = tmp_path / "cache"
+    root.mkdir(mode=0o755)  # made by the user beforehand
     previous = os.umask(0)
     try:
         FeatureCache(root).put(KEY, {}, [1.0])

@@ -78,6 +78,19 @@ def test_the_order_in_which_sets_are_asked_for_does_not_matter(recording):
     assert feature_names(("timing", "egemaps")) == egemaps.EGEMAPS_NAMES + timing.NAMES
 
 
+def test_two_threads_give_the_same_bits(recording):
+    assert same(extract(recording, threads=True), extract(recording, threads=False))
+
+
+def test_an_error_in_the_second_thread_is_raised_here(recording, monkeypatch):
+    def fail(analysis):
+        raise FeatureError("no such measure")
+
+    monkeypatch.setattr(timing, "compute", fail)
+    with pytest.raises(FeatureError, match="no such measure"):
+        extract(recording)
+
+
 def test_compare_is_measured_when_asked_for(recording):
     vector = extract(recording, sets=("compare",))
     assert vector.names == egemaps.COMPARE_NAMES
@@ -353,7 +366,7 @@ def test_a_fault_of_the_program_is_not_taken_for_a_bad_recording(cohort, monkeyp
 
 def test_a_node_with_other_versions_gives_a_reason_and_no_values(cohort):
     expected = fingerprints(DEFAULT_SETS) | {"praat": "praat/other"}
-    outcome = extract_row((0, cohort[0]), sets=DEFAULT_SETS, cache=None, expected=expected)
+    outcome = extract_row((0, cohort[0]), sets=DEFAULT_SETS, cache=None, expected=expected, threads=False)
     assert outcome.extraction is None
     assert "versions" in outcome.reason
 

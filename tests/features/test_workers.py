@@ -143,9 +143,11 @@ def test_no_process_stays_behind_when_the_caller_is_interrupted_or_killed(jobs, 
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     arguments = [sys.executable, "-c", textwrap.dedent(script), str(held)]
-    with subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as caller:
+    with subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, start_new_session=True) as caller:
         wait_until(lambda: len(list(held.iterdir())) == 2)
         os.killpg(caller.pid, how)  # as a terminal does
+        complaints = caller.stderr.read()
+    assert complaints.count(b"Traceback") == (1 if how == signal.SIGINT else 0)  # the caller's own
     pids = [int(path.name) for path in held.iterdir()]
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
