@@ -13,7 +13,11 @@ from clinical_ser.audio.pitch import FRAME_STEP_S, PitchTrack, track_pitch
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.audio.voice_activity import detect_speech, level_track
 
-__all__ = ["FRAME_STEP_S", "PitchTrack", "SpeechAnalysis", "analyse"]
+__all__ = ["FINGERPRINT", "FRAME_STEP_S", "PitchTrack", "SpeechAnalysis", "analyse"]
+
+FINGERPRINT = "audio/1"
+"""Part of every feature's fingerprint: counts up with any change to loading, pitch or speech detection that could move a value.
+`tests/features/test_golden.py` fails when that was forgotten."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from clinical_ser import audio
-from clinical_ser.audio.analysis import SpeechAnalysis
+from clinical_ser.audio.analysis import FINGERPRINT, SpeechAnalysis
 from clinical_ser.audio.quality import QualityMeasures, QualityReport
 from clinical_ser.audio.recording import Recording, SourceInfo
 from clinical_ser.errors import FeatureError, InvalidValueError
@@ -83,10 +83,10 @@ class _Engine:
 
 
 _ENGINES: Mapping[str, _Engine] = {
-    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, egemaps.FINGERPRINT, lambda work: egemaps.functionals(work.recording), frees_gil=True),
-    "praat": _Engine(praat.NAMES, praat.FINGERPRINT, lambda work: praat.compute(work.analysis), frees_gil=False),
-    "timing": _Engine(timing.NAMES, timing.FINGERPRINT, lambda work: timing.compute(work.analysis), frees_gil=False),
-    "compare": _Engine(egemaps.COMPARE_NAMES, egemaps.COMPARE_FINGERPRINT, lambda work: egemaps.compare(work.recording), frees_gil=True),
+    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, f"{FINGERPRINT} {egemaps.FINGERPRINT}", lambda work: egemaps.functionals(work.recording), frees_gil=True),
+    "praat": _Engine(praat.NAMES, f"{FINGERPRINT} {praat.FINGERPRINT}", lambda work: praat.compute(work.analysis), frees_gil=False),
+    "timing": _Engine(timing.NAMES, f"{FINGERPRINT} {timing.FINGERPRINT}", lambda work: timing.compute(work.analysis), frees_gil=False),
+    "compare": _Engine(egemaps.COMPARE_NAMES, f"{FINGERPRINT} {egemaps.COMPARE_FINGERPRINT}", lambda work: egemaps.compare(work.recording), frees_gil=True),
 }
 
 
