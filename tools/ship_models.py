@@ -25,6 +25,8 @@ from clinical_ser.models.training import TrainingOptions, train
 SIMULATED_SUBJECTS = 600
 SIMULATED_SEED = 2026
 VERSION = "1"
+EMODB_COVERAGE = 0.80
+"""With ten speakers a set that holds the truth 9 times in 10 is nearly always several classes (97 %); at 8 in 10 it is one class for 38 %."""
 EMODB_STATEMENT = (
     "Trained on acted emotions of ten German speakers (EmoDB, Burkhardt et al. 2005, CC0-1.0), clips cut to 2 s: expect much less on spontaneous "
     "speech and other languages."
@@ -54,7 +56,7 @@ def main() -> None:
     frame = get_corpus("emodb").read(given.emodb).assign(row=lambda rows: np.arange(1, len(rows) + 1))
     acted = build_table(Manifest(frame), workers=given.workers, cache=given.work / "cache")
     ship("depression-simulated", simulated, DEPRESSION, TrainingOptions(), "", key)
-    ship("emotion-emodb", acted, EMOTION, TrainingOptions(split="loso"), EMODB_STATEMENT, key)
+    ship("emotion-emodb", acted, EMOTION, TrainingOptions(split="loso", coverage=EMODB_COVERAGE), EMODB_STATEMENT, key)
     trusted = SHIPPED_MODELS / "trusted_keys"
     shutil.rmtree(trusted, ignore_errors=True)
     key.public.save(trusted / f"release-{key.public.key_id}.pub")

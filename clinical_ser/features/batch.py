@@ -113,12 +113,13 @@ def extract_many(
 def extract_row(row: tuple[int, Source], *, sets: tuple[str, ...], cache: FeatureCache | None, expected: Mapping[str, str], threads: bool) -> Outcome:
     """Measure one of many recordings, wherever that is done; what is wrong with it becomes the outcome's reason.
 
-    `threads` is for a process that has the cores to itself. `expected` are the fingerprints of the process that asks: a node with other versions answers with a reason, never with other values.
+    `threads` is for a process that has the cores to itself. `expected` are the fingerprints of the process that asks: a node with other versions
+    answers with a reason, never with other values.
     """
     index, source = row
     try:
         if fingerprints(sets) != expected:
-            raise FeatureError("This node has other versions of the feature extractors than the machine that started the run.")
+            raise FeatureError("The process that measures has other versions of the feature extractors than the one that started the run.")
         return Outcome(index, extract_file(source, sets=sets, cache=cache, threads=threads))
     except ClinicalSerError as error:
         return Outcome(index, None, str(error))
@@ -143,7 +144,7 @@ def _in_order(answers: Generator[tuple[int, Outcome | Lost]], names: tuple[str, 
 
 def _with_names(outcome: Outcome, names: tuple[str, ...]) -> Outcome:
     """Let all outcomes share one tuple of names: from another process each brings its own copy, 1 GB in 100,000 rows."""
-    if outcome.extraction is None:
+    if outcome.extraction is None or outcome.extraction.features.names is names:
         return outcome
     features = FeatureVector(names, outcome.extraction.features.values, outcome.extraction.features.missing)
     return replace(outcome, extraction=replace(outcome.extraction, features=features))

@@ -90,10 +90,10 @@ class FeatureCache:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._entries = root / "entries"
-        self._locks = root / "locks"
-        self._unfinished = root / "unfinished"
+        self._root = root.absolute()  # workers may stand in another folder
+        self._entries = self._root / "entries"
+        self._locks = self._root / "locks"
+        self._unfinished = self._root / "unfinished"
         try:
             self._claim()
         except OSError as error:

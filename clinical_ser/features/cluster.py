@@ -26,7 +26,7 @@ UNDER_WAY_PER_CPU = 2
 """Tasks submitted for each processor of the cluster: one runs, one is there when it ends."""
 KNOCK_S = 5.0
 """How long a cluster may take to accept a connection."""
-_ADVICE = "Start one with `ray start --head`, or leave the address out to use this machine alone."
+_ADVICE = "Start one with `ray start --head` (if it asks for a token: RAY_AUTH_MODE=token), or leave the address out to use this machine alone."
 
 
 def run_on_ray(
@@ -104,7 +104,7 @@ def _cluster(ray: Any, address: str | None, at_once: int | None) -> Iterator[Non
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, logging_level="error", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise FeatureError(f"No Ray cluster could be {'joined' if address else 'started'} ({type(error).__name__}). {_ADVICE}") from None
+        raise FeatureError(f"The Ray cluster could not be {'joined' if address else 'started'} ({type(error).__name__}). {_ADVICE}") from None
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ to measure anywhere (see `batch.py`) and to take from a cache what was measured 
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -83,10 +84,14 @@ class _Engine:
 
 
 _ENGINES: Mapping[str, _Engine] = {
-    "egemaps": _Engine(egemaps.EGEMAPS_NAMES, f"{FINGERPRINT} {egemaps.FINGERPRINT}", lambda work: egemaps.functionals(work.recording), frees_gil=True),
+    "egemaps": _Engine(
+        egemaps.EGEMAPS_NAMES, f"{FINGERPRINT} {egemaps.FINGERPRINT}", lambda work: egemaps.functionals(work.recording), frees_gil=True
+    ),
     "praat": _Engine(praat.NAMES, f"{FINGERPRINT} {praat.FINGERPRINT}", lambda work: praat.compute(work.analysis), frees_gil=False),
     "timing": _Engine(timing.NAMES, f"{FINGERPRINT} {timing.FINGERPRINT}", lambda work: timing.compute(work.analysis), frees_gil=False),
-    "compare": _Engine(egemaps.COMPARE_NAMES, f"{FINGERPRINT} {egemaps.COMPARE_FINGERPRINT}", lambda work: egemaps.compare(work.recording), frees_gil=True),
+    "compare": _Engine(
+        egemaps.COMPARE_NAMES, f"{FINGERPRINT} {egemaps.COMPARE_FINGERPRINT}", lambda work: egemaps.compare(work.recording), frees_gil=True
+    ),
 }
 
 
@@ -155,7 +160,7 @@ def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: F
     """
     chosen = _chosen(sets)
     # Only a regular file is read for its digest: a pipe or a device may never end. What is wrong with others, the loader says.
-    if cache is None or not source.path.is_file():
+    if cache is None or not source.path.is_file() or not os.access(source.path, os.R_OK):
         work = _Work(lambda: _load(source), threads=threads)
         return _extraction(_Facts.of(work), chosen, _measure(chosen, work))
     stamp = _stamp(source.path)
@@ -197,6 +202,7 @@ def _chosen(sets: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in FEATURE_SETS if name in sets)
 
 
+@lru_cache(maxsize=1 << len(FEATURE_SETS))  # so that all vectors share one tuple
 def _names(chosen: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for one in chosen for name in _ENGINES[one].names)
 
@@ -265,7 +271,8 @@ def _through_cache(cache: FeatureCache, key: str, chosen: tuple[str, ...], work:
         cache.put(key, asdict(facts))
     with cache.lock(facts.samples, room="samples"):
         known = {name: cache.get(_set_key(facts.samples, name)) for name in chosen}
-        measured = _measure([name for name in chosen if known[name] is None], work)
+        wanted = [name for name in chosen if known[name] is None]
+        measured = _measure(wanted, work) if wanted else {}
         for name, (values, missing) in measured.items():
             cache.put(_set_key(facts.samples, name), missing, [values[feature] for feature in _ENGINES[name].names])
     remembered = {name: _remembered(name, found) for name, found in known.items() if found is not None}

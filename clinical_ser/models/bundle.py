@@ -55,6 +55,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^[0-9][0-9A-Za-z.+-]{0,31}$")]
 ShortText = Annotated[str, Field(min_length=1, max_length=256)]
+Fingerprint = Annotated[str, Field(min_length=1, max_length=1024)]
 FeatureName = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -80,7 +81,7 @@ class ManifestFields(BaseModel):
     """Kind of head, `linear` or `xgboost`; says how `head.*` is to be read."""
     features: tuple[FeatureName, ...] = Field(min_length=1)
     """Catalogue names in the order in which the head was trained on them."""
-    extractors: dict[ShortText, ShortText] = Field(min_length=1)
+    extractors: dict[ShortText, Fingerprint] = Field(min_length=1)
     """Feature set -> fingerprint of the code that computed it (`FeatureTable.extractors`)."""
     operating_point: OperatingPoint | None
     """The threshold frozen at training; None for a task of several classes."""

@@ -111,6 +111,8 @@ class ScreeningResult(_Strict):
     probability: ClassProbability | None = None
     classes: tuple[ClassProbability, ...] = ()
     prediction_set: tuple[str, ...] = ()
+    prediction_coverage: float | None = Field(default=None, gt=0, lt=1)
+    """Share of subjects, of each class, whose set holds the truth; one class in the set is an answer, several or none are not."""
     operating_point: OperatingPointStatement | None = None
     quality: QualityReport
     explanation: Explanation | None = None

@@ -165,10 +165,11 @@ class Screener:
         return ScreeningResult(
             status=status,
             task=self.model.task.name,
-            summary=_summary(status, chosen),
+            summary=_summary(status, chosen, answer.prediction_set),
             probability=chosen,
             classes=() if self.model.binary else classes,
             prediction_set=answer.prediction_set,
+            prediction_coverage=self.model.conformal.coverage,
             operating_point=self._operating_point(prevalence),
             quality=quality,
             explanation=self._explanation(vector, chosen.label, context, prevalence),
@@ -260,15 +261,22 @@ def _advice(quality: QualityReport) -> str:
     return " ".join(check.advice for check in quality.checks if check.verdict == "fail")
 
 
-def _summary(status: Status, chosen: ClassProbability) -> str:
+def _summary(status: Status, chosen: ClassProbability, members: tuple[str, ...]) -> str:
     label = chosen.label.replace("_", " ")
-    if status is Status.CLASSIFIED:
-        return f"This recording is most similar to those labelled {label!r}."
     return {
+        Status.CLASSIFIED: f"This recording is most similar to those labelled {label!r}.",
         Status.FLAGGED: f"This recording is more similar to recordings of people labelled {label!r}. It is not a diagnosis.",
         Status.NOT_FLAGGED: f"This recording is more similar to recordings of people not labelled {label!r}. That does not rule illness out.",
-        Status.INDETERMINATE: "The model cannot tell: recordings like this one came from more than one group.",
+        Status.INDETERMINATE: f"The model cannot tell: {_doubt(members)}.",
     }[status]
+
+
+def _doubt(members: tuple[str, ...]) -> str:
+    if not members:
+        return "this recording is unlike all it was trained on"
+    if len(members) == 1:
+        return "the threshold and the prediction set disagree"
+    return f"it can rule out neither of {', '.join(member.replace('_', ' ') for member in members)}"
 
 
 def _identity_of(recording: Recording) -> RecordingIdentity:

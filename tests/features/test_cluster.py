@@ -59,7 +59,8 @@ def address(jobs):
         [Path(sys.executable).parent / "ray", *arguments, f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(jobs), *sys.path])},
+        # Without a token: whether Ray has one depends on what this user did with Ray before.
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join([str(jobs), *sys.path])},
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
