@@ -64,9 +64,15 @@ def measure(model: TrainedModel, table: FeatureTable, best: float, head: str) ->
         "coverage, negatives": f"{sets[y == 0, 0].mean():.2f}",
         "coverage, positives": f"{sets[y == 1, 1].mean():.2f}",
         "one-class sets": f"{(sets.sum(axis=1) == 1).mean():.2f}",
-        "sensitivity": f"{(log_odds[y == 1] >= model.operating_point.threshold).mean():.2f}" if model.operating_point else "",
-        "specificity": f"{(log_odds[y == 0] < model.operating_point.threshold).mean():.2f}" if model.operating_point else "",
+        "ill: flagged, not flagged, no answer": answered(model, log_odds[y == 1]),
+        "well: flagged, not flagged, no answer": answered(model, log_odds[y == 0]),
     }
+
+
+def answered(model: TrainedModel, log_odds: NDArray[np.float64]) -> str:
+    """Shares of the three answers."""
+    statuses = model.statuses(log_odds)
+    return ", ".join(f"{(statuses == status).mean():.2f}" for status in ("flagged", "not_flagged", "indeterminate"))
 
 
 def holds(low: NDArray[np.float64], high: NDArray[np.float64], log_odds: NDArray[np.float64], truth: NDArray[np.float64]) -> float:

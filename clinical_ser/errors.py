@@ -43,6 +43,10 @@ class AudioTooLongError(AudioError):
     """The decoded recording would exceed the cap (a decompression bomb, or the wrong file)."""
 
 
+class BaselineError(AudioError):
+    """One of a person's baseline recordings cannot be decoded, or is not usable."""
+
+
 class FeatureError(ClinicalSerError):
     """A feature could not be computed for a reason other than the recording's content."""
 

@@ -1,20 +1,61 @@
-"""The two consoles and the progress bar that every command uses: results go to stdout, everything else to stderr."""
+"""What every command prints with and exits with: results go to stdout, everything else to stderr.
 
+The one idea: text that came from outside (a path, a label, a bundle) is shown as it is, on one line, and never obeyed as markup.
+"""
+
+import json
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-output = Console(soft_wrap=True, highlight=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+from clinical_ser.cohorts.table import RowProblem
+from clinical_ser.errors import InvalidValueError
 
-NOT_USABLE = 3
-"""Exit code when a recording cannot be used; 0 is done, 1 failed, 2 wrong usage."""
+FAILED, WRONG_USAGE, NOT_USABLE, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes besides 0: failed, wrong usage, a recording that cannot be used, stopped by Ctrl-C (128 + SIGINT, as shells have it)."""
+
+SHOWN_PROBLEMS = 10
+
+output = Console(soft_wrap=True, highlight=False, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 Report = Callable[[int, int], None]
 """Called with (done, total)."""
+
+
+def literal(text: object) -> str:
+    """Return text for a console: markup is escaped, and so is what does not print (newlines, terminal codes, half characters)."""
+    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)))
+
+
+def print_line(text: str) -> None:
+    """Print a line to stdout as it is, for programs to read: no markup, no wrapping, no colour."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_json(model: BaseModel, *, indent: int | None = None) -> None:
+    """Print a model as JSON in ASCII, which every terminal and pipe takes."""
+    print_line(json.dumps(model.model_dump(mode="json"), indent=indent))
+
+
+def complain(what: str, why: object) -> None:
+    """Print one line on stderr."""
+    errors.print(f"[bold]{literal(what)}:[/bold] {literal(why)}")
+
+
+def report_problems(problems: tuple[RowProblem, ...]) -> None:
+    """Print rows with a problem on stderr, the first of them one by one."""
+    for problem in problems[:SHOWN_PROBLEMS]:
+        complain(f"Row {problem.row}", problem.reason)
+    if len(problems) > SHOWN_PROBLEMS:
+        complain("And", f"{len(problems) - SHOWN_PROBLEMS} more rows")
 
 
 @contextmanager
@@ -26,6 +67,22 @@ def progress(title: str) -> Iterator[Report]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def complain(what: str, why: object) -> None:
-    """Print one line on stderr."""
-    errors.print(f"[bold]{escape(what)}:[/bold] {escape(str(why))}")
+def check_output_file(path: Path, option: str = "--output") -> None:
+    """Make sure, before the work, that its result can be written; InvalidValueError if not."""
+    try:
+        if path.is_dir():
+            raise InvalidValueError(option, "a folder", "the name of a file")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:  # its text holds the path
+        raise InvalidValueError(option, f"a file that cannot be written ({error.strerror})", "one in a folder that is there and yours") from None
+
+
+def check_output_folder(path: Path, option: str = "--output") -> None:
+    """Make sure, before the work, that a folder is there or can be made, and written to; InvalidValueError if not."""
+    try:
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:  # its text holds the path
+        raise InvalidValueError(option, f"a folder that cannot be written ({error.strerror})", "a folder of yours, or the name of a new one") from None

@@ -1,5 +1,6 @@
 """`clinical-ser screen`: recordings in, results out."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,12 +8,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from clinical_ser.cli.console import NOT_USABLE, complain, output
-from clinical_ser.errors import AudioError
+from clinical_ser.audio import Recording, load
+from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, output, print_line
+from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
+from clinical_ser.explain.contributions import Explanation
+from clinical_ser.models.reference import LEVELS
+from clinical_ser.screening import DEFAULT_MODEL
 from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
 
-DEFAULT_MODEL = "depression-simulated"
 _STYLE = {Status.FLAGGED: "bold black on yellow", Status.NOT_USABLE: "bold white on red", Status.INDETERMINATE: "bold black on cyan"}
 _FEATURES_SHOWN = 6
 
@@ -34,24 +38,39 @@ def screen(
 ) -> None:
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
     screener = Screener.load(model)
-    failed, unusable = False, False
+    screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
+    earlier = _baselines(baseline or [])
+    worst = 0
     for position, path in enumerate(audio, start=1):
         try:
-            result = screener.screen(path, sex=sex, age=age, prevalence=prevalence, baseline=baseline or (), start=start, end=end)
-        except AudioError as error:
+            result = screener.screen(path, sex=sex, age=age, prevalence=prevalence, baseline=earlier, start=start, end=end)
+        except (AudioError, InvalidValueError) as error:
             # Named by position: a file's name may be a person's name, and this line may end up in a log.
             complain(f"Recording {position} of {len(audio)}", error)
-            failed = True
+            if as_json and len(audio) > 1:
+                print_line(json.dumps({"position": position, "error": str(error)}))
+            worst = FAILED
             continue
-        unusable |= result.status is Status.NOT_USABLE
-        if as_json:
-            output.print(result.model_dump_json(indent=2 if len(audio) == 1 else None), markup=False)
-        else:
+        worst = worst or (NOT_USABLE if result.status is Status.NOT_USABLE else 0)
+        if not as_json:
             show(result, f"Recording {position} of {len(audio)}" if len(audio) > 1 else "Result")
-    if failed:
-        raise typer.Exit(1)
-    if unusable:
-        raise typer.Exit(NOT_USABLE)
+        elif len(audio) == 1:
+            print_line(result.model_dump_json(indent=2, ensure_ascii=True))
+        else:
+            print_line(json.dumps({"position": position, "result": result.model_dump(mode="json")}))
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _baselines(paths: list[Path]) -> list[Recording]:
+    """Decode the baseline once, however many recordings are compared with it."""
+    recordings = []
+    for position, path in enumerate(paths, start=1):
+        try:
+            recordings.append(load(path))
+        except AudioError as error:
+            raise BaselineError(f"Baseline recording {position} of {len(paths)}: {error}") from None
+    return recordings
 
 
 def show(result: ScreeningResult, title: str) -> None:
@@ -61,10 +80,11 @@ def show(result: ScreeningResult, title: str) -> None:
     for notice in result.notices:
         output.print(f"  [yellow]![/yellow] {escape(notice)}")
     _show_probability(result)
+    _show_answers(result)
     _show_quality(result)
     if result.explanation:
-        _show_families(result)
-        _show_features(result)
+        _show_families(result.explanation)
+        _show_features(result.explanation)
     signature = result.model.signature
     output.print(
         f"  [dim]Model {result.model.name} {result.model.version}, {result.model.digest[:12]} ({signature} signature). {result.intended_use}[/dim]"
@@ -80,12 +100,18 @@ def _show_probability(result: ScreeningResult) -> None:
         output.print(
             f"  {mark}{escape(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})"
         )
-    point = result.operating_point
-    if point:
-        output.print(
-            f"  Threshold {point.probability:.0%}: out of fold, sensitivity {point.sensitivity.value:.0%} (at least {point.sensitivity.low:.0%}), "
-            f"specificity {point.specificity.value:.0%} (at least {point.specificity.low:.0%})"
+
+
+def _show_answers(result: ScreeningResult) -> None:
+    for rates in result.answers:
+        shares = ", ".join(
+            f"{rate.value:.0%} {what}"
+            for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("no answer", rates.indeterminate))
+            if rate.value is not None
         )
+        output.print(f"  [dim]In training, people labelled {escape(rates.label)}, unheard by the model: {shares}[/dim]")
+    if result.operating_point and result.operating_point.note:
+        output.print(f"  [yellow]![/yellow] {escape(result.operating_point.note)}")
 
 
 def _show_quality(result: ScreeningResult) -> None:
@@ -97,22 +123,20 @@ def _show_quality(result: ScreeningResult) -> None:
         output.print(f"    {check.verdict}: {check.name} {value}. {escape(check.advice)}")
 
 
-def _show_families(result: ScreeningResult) -> None:
-    assert result.explanation is not None
+def _show_families(explanation: Explanation) -> None:
     table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("family")
     for column in ("moved the log-odds by", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
-    for family in result.explanation.families:
+    for family in explanation.families:
         note = "" if family.stable else "[dim]unstable[/dim]"
         table.add_row(family.family.replace("_", " "), f"{family.log_odds:+.2f}", f"{family.low:+.2f} to {family.high:+.2f}", note)
     output.print(table)
 
 
-def _show_features(result: ScreeningResult) -> None:
-    assert result.explanation is not None
-    features = [feature for family in result.explanation.families for feature in family.features]
+def _show_features(explanation: Explanation) -> None:
+    features = [feature for family in explanation.families for feature in family.features]
     features = sorted(features, key=lambda feature: (not feature.stands_out, -abs(feature.log_odds)))[:_FEATURES_SHOWN]
     band = next((feature.reference for feature in features if feature.reference), None)
     table = Table(box=None, padding=(0, 2, 0, 2))
@@ -121,10 +145,19 @@ def _show_features(result: ScreeningResult) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for feature in features:
         usual = f"{feature.reference.low:.3g} to {feature.reference.high:.3g}" if feature.reference else ""
-        percentile = "" if feature.percentile is None else f"{feature.percentile:.0f}{' *' if feature.stands_out else '  '}"
+        percentile = "" if feature.percentile is None else f"{_percentile(feature.percentile)}{' *' if feature.stands_out else '  '}"
         table.add_row(escape(feature.label_en), f"{feature.value:.3g} {escape(feature.unit)}", usual, percentile)
     output.print(table)
     if band:
         output.print(f"  [dim]usual: the middle half of the reference group ({escape(band.group)}, n={band.subjects} subjects)[/dim]")
+    if explanation.relative_to_baseline:
+        output.print("  [dim]values are differences from the person's own baseline recordings[/dim]")
     if any(feature.stands_out for feature in features):
         output.print("  [dim]* stands out: below the 10th or above the 90th percentile of the reference group[/dim]")
+
+
+def _percentile(value: float) -> str:
+    """Only quantiles from 5 to 95 are known of the group; what lies beyond is said so."""
+    if value <= 100 * LEVELS[0]:
+        return f"≤{100 * LEVELS[0]:.0f}"
+    return f"≥{100 * LEVELS[-1]:.0f}" if value >= 100 * LEVELS[-1] else f"{value:.0f}"

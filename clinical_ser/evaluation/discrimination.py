@@ -2,10 +2,9 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 
-def auroc(y: NDArray[np.int_], score: NDArray[np.float64]) -> float:
+def auroc(y: NDArray[np.int_], score: NDArray[np.float64], weight: NDArray[np.float64] | None = None) -> float:
     """Area under the ROC curve: the share of (positive, negative) pairs ordered rightly, ties counting half (Mann-Whitney).
 
     Parameters
@@ -14,18 +13,21 @@ def auroc(y: NDArray[np.int_], score: NDArray[np.float64]) -> float:
         Shape (n,), 1 for positive.
     score
         Shape (n,), larger for more likely positive.
+    weight
+        Shape (n,), positive; a pair weighs the product. None: all alike.
 
     Returns
     -------
     float
         NaN when one of the classes is absent.
     """
-    positive = y == 1
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
+    each = np.ones(len(y)) if weight is None else weight
+    _, place = np.unique(score, return_inverse=True)
+    positive, negative = (np.bincount(place, each * (y == k)) for k in (1, 0))
+    if not positive.any() or not negative.any():
         return float("nan")
-    rank_sum = rankdata(score)[positive].sum()
-    return float((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    below = np.cumsum(negative) - negative / 2
+    return float(positive @ below / (positive.sum() * negative.sum()))
 
 
 def unweighted_average_recall(y: NDArray[np.int_], answer: NDArray[np.int_]) -> float:

@@ -44,12 +44,12 @@ def cluster_bootstrap(statistic: Statistic, subjects: NDArray[np.str_], *, repli
     Returns
     -------
     Estimate
-        Replicates in which the statistic is not defined (a class was not drawn) are left out.
+        Replicates in which the statistic is not defined (a class was not drawn) are left out; where those are most, the bounds are NaN.
 
     Raises
     ------
     InvalidValueError
-        Without rows, or when no replicate gives a value.
+        Without rows.
 
     References
     ----------
@@ -62,7 +62,5 @@ def cluster_bootstrap(statistic: Statistic, subjects: NDArray[np.str_], *, repli
     drawn = (np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))]) for _ in range(replicates))
     values = np.array([statistic(rows) for rows in drawn])
     values = values[np.isfinite(values)]
-    if not len(values):
-        raise InvalidValueError("statistic", "undefined in every bootstrap sample", "one that is defined for most samples of subjects")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) >= replicates / 2 else (np.nan, np.nan)
     return Estimate(float(statistic(np.arange(len(subjects)))), float(low), float(high), len(rows_of), len(subjects))

@@ -71,6 +71,8 @@ class Explanation(_Strict):
 
     target: str
     scale: Literal["calibrated_log_odds", "calibrated_centred_logit"]
+    relative_to_baseline: bool = False
+    """Values are differences from the person's own baseline recordings."""
     base_log_odds: float
     log_odds: float
     families: tuple[FamilyContribution, ...]
@@ -90,6 +92,7 @@ def explain(
     target: str,
     scale: Literal["calibrated_log_odds", "calibrated_centred_logit"],
     reference: ReferenceGroup | None,
+    relative: bool = False,
 ) -> Explanation:
     """Put the contributions of one recording into words and order.
 
@@ -105,6 +108,8 @@ def explain(
         `calibrated_log_odds` for two classes; for more, the class's logit less the mean over classes.
     reference
         The group for percentiles; None where the cohort was too small to publish one.
+    relative
+        The values are differences from the person's own baseline: published ranges do not apply.
 
     Returns
     -------
@@ -113,12 +118,19 @@ def explain(
     """
     order = {name: i for i, name in enumerate(vector.names)}
     families = [
-        _family(family, [order[name] for name in names], vector, contributions, reference)
+        _family(family, [order[name] for name in names], vector, contributions, reference, relative)
         for family, names in catalogue.by_family(vector.names).items()
         if names
     ]
     families.sort(key=lambda family: -abs(family.log_odds))
-    return Explanation(target=target, scale=scale, base_log_odds=contributions.base, log_odds=contributions.log_odds, families=tuple(families))
+    return Explanation(
+        target=target,
+        scale=scale,
+        relative_to_baseline=relative,
+        base_log_odds=contributions.base,
+        log_odds=contributions.log_odds,
+        families=tuple(families),
+    )
 
 
 def _family(
@@ -127,6 +139,7 @@ def _family(
     vector: FeatureVector,
     contributions: Contributions,
     reference: ReferenceGroup | None,
+    relative: bool,
 ) -> FamilyContribution:
     measured = [i for i in positions if np.isfinite(vector.values[i])]
     largest = sorted(measured, key=lambda i: -abs(contributions.features[i]))[:_FEATURES_PER_FAMILY]
@@ -137,11 +150,11 @@ def _family(
         low=low,
         high=high,
         stable=low > 0 or high < 0,
-        features=tuple(_feature(vector.names[i], float(vector.values[i]), float(contributions.features[i]), reference) for i in largest),
+        features=tuple(_feature(vector.names[i], float(vector.values[i]), float(contributions.features[i]), reference, relative) for i in largest),
     )
 
 
-def _feature(name: str, value: float, log_odds: float, reference: ReferenceGroup | None) -> FeatureContribution:
+def _feature(name: str, value: float, log_odds: float, reference: ReferenceGroup | None, relative: bool) -> FeatureContribution:
     spec = catalogue.get(name)
     percentile = reference.percentile(name, value) if reference else None
     return FeatureContribution(
@@ -155,7 +168,7 @@ def _feature(name: str, value: float, log_odds: float, reference: ReferenceGroup
         log_odds=log_odds,
         percentile=percentile,
         reference=_band(name, reference) if reference else None,
-        published=_published(spec),
+        published=None if relative else _published(spec),
         stands_out=percentile is not None and not _TAIL_PERCENT < percentile < 100 - _TAIL_PERCENT,
     )
 

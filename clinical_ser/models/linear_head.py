@@ -167,12 +167,11 @@ class RidgePath:
         self.centre = np.average(rows.Z, axis=0, weights=rows.weight)
         centred = rows.Z - self.centre
         bound = 0.25 if binary else 0.5
-        eigenvalues, self.rotation = eigh(bound * (centred.T * rows.weight) @ centred)
-        self.curvature = np.maximum(eigenvalues, 0.0)
+        self.curvature, self.rotation = _principal_axes(centred * np.sqrt(bound * rows.weight)[:, None])
         self.intercept_scale = 1.0 / np.sqrt(bound * rows.weight.sum())
         self.rotated = centred @ self.rotation
         width = self.contrasts.shape[1]
-        self.coef = np.zeros((rows.Z.shape[1], width))
+        self.coef = np.zeros((len(self.curvature), width))
         self.intercept = _log_shares(rows) @ self.contrasts if not binary else np.diff(_log_shares(rows))
 
     def solve(self, strength: float, tolerance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -210,6 +209,20 @@ class RidgePath:
         residual = (residual * rows.weight[:, None]) @ self.contrasts
         slope = scale[:, None] * (self.rotated.T @ residual + strength * coef)
         return float(value), np.vstack([slope, residual.sum(axis=0) * self.intercept_scale]).ravel()
+
+
+def _principal_axes(A: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the eigenvalues of A'A and its eigenvectors as columns; with fewer rows than columns those that A spans, through AA'.
+
+    A ridge solution lies in that span, so nothing is lost, and 6,373 features of 1,200 rows take seconds and not minutes.
+    """
+    n_rows, n_columns = A.shape
+    if n_rows >= n_columns:
+        eigenvalues, vectors = eigh(A.T @ A)
+        return np.maximum(eigenvalues, 0.0), vectors
+    eigenvalues, vectors = eigh(A @ A.T)
+    spanned = eigenvalues > n_columns * np.finfo(float).eps * eigenvalues[-1]
+    return eigenvalues[spanned], A.T @ vectors[:, spanned] / np.sqrt(eigenvalues[spanned])
 
 
 def _log_shares(rows: TrainingRows) -> NDArray[np.float64]:

@@ -7,12 +7,12 @@ person's value.
 from typing import Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
 from clinical_ser.models.rounding import rounded
 from clinical_ser.models.state import Count, Finite, State, Vector
+from clinical_ser.models.weights import subject_weights
 
 MINIMUM_SUBJECTS = 20
 """Fewer people make no group; also the smallest cell at which a 5 % quantile is not simply one person's value."""
@@ -20,7 +20,7 @@ LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
 
 
 class ReferenceGroup(State):
-    """Summaries of each feature over the subjects of one group; a subject counts once, by the mean of their recordings."""
+    """Summaries of each feature over the recordings of one group; a subject counts once, however many they gave."""
 
     name: str
     subjects: Count
@@ -76,22 +76,30 @@ def summarise(X: NDArray[np.float64], names: tuple[str, ...], subjects: NDArray[
     Returns
     -------
     ReferenceGroups
-        Groups with at least `MINIMUM_SUBJECTS` subjects; a feature fewer than that many have is left out of its group.
+        Groups with at least `MINIMUM_SUBJECTS` subjects; a feature fewer than that many have is left out of its group. Recordings are
+        summarised, not subjects' means, since a single recording is what will be compared; each subject weighs 1.
     """
-    frame = pd.DataFrame(X, columns=list(names))
-    means = frame.groupby(subjects).mean()
-    sex_of = pd.Series(sexes).groupby(subjects).first().reindex(means.index)
-    cuts = [("all", means)] + [(sex, means[sex_of == sex]) for sex in ("female", "male")]
-    return ReferenceGroups(groups=tuple(_summary(f"{title}, {cut}", rows) for cut, rows in cuts if len(rows) >= MINIMUM_SUBJECTS))
+    cuts = [("all", np.ones(len(X), bool))] + [(sex, sexes == sex) for sex in ("female", "male")]
+    enough = [(cut, rows) for cut, rows in cuts if len(np.unique(subjects[rows])) >= MINIMUM_SUBJECTS]
+    return ReferenceGroups(groups=tuple(_summary(f"{title}, {cut}", X[rows], names, subjects[rows]) for cut, rows in enough))
 
 
-def _summary(name: str, rows: pd.DataFrame) -> ReferenceGroup:
-    known = rows.loc[:, rows.notna().sum() >= MINIMUM_SUBJECTS]
-    quantiles = known.quantile(list(LEVELS)).map(lambda value: float(rounded(value)))
-    return ReferenceGroup(
-        name=name,
-        subjects=len(rows),
-        quantiles={str(c): tuple(float(v) for v in quantiles[c]) for c in known.columns},
-        mean={str(c): float(known[c].mean()) for c in known.columns},
-        sd={str(c): float(known[c].std(ddof=1)) for c in known.columns},
-    )
+def _summary(name: str, X: NDArray[np.float64], names: tuple[str, ...], subjects: NDArray[np.str_]) -> ReferenceGroup:
+    quantiles, mean, sd = {}, {}, {}
+    for feature, column in zip(names, X.T, strict=True):
+        known = np.isfinite(column)
+        if len(np.unique(subjects[known])) < MINIMUM_SUBJECTS:
+            continue
+        values, weight = column[known], subject_weights(subjects[known], int(known.sum()))
+        centre = np.average(values, weights=weight)
+        quantiles[feature] = tuple(rounded(_weighted_quantiles(values, weight)).tolist())
+        # Rounded too: exact sums of overlapping groups could be subtracted from each other down to one person.
+        mean[feature], sd[feature] = rounded([centre, np.sqrt(np.average((values - centre) ** 2, weights=weight))]).tolist()
+    return ReferenceGroup(name=name, subjects=len(np.unique(subjects)), quantiles=quantiles, mean=mean, sd=sd)
+
+
+def _weighted_quantiles(values: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantiles at `LEVELS`, interpolated between the middles of the weights; with equal weights Hazen's definition."""
+    order = np.argsort(values, kind="stable")
+    middles = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
+    return np.interp(LEVELS, middles, values[order])

@@ -5,6 +5,7 @@ a constant. Probability, interval, prediction set, threshold and explanation are
 """
 
 import base64
+import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ from clinical_ser.models.strict_json import canonical_json, parse_json
 
 HEADS: dict[str, type[LinearHead] | type[BoostedHead]] = {"linear": LinearHead, "xgboost": BoostedHead}
 NORMAL_95 = 1.959964
+MINIMUM_PREVALENCE = 1e-4
+"""One in ten thousand; screening for anything rarer by voice would answer with noise."""
 
 Calibrator = MarginPlatt | MulticlassPlatt
 
@@ -45,6 +48,7 @@ class _CalibratorFile(State):
 
 class _RefitState(State):
     calibrator: dict[str, Any]
+    class_shares: tuple[Share, ...]
     head: dict[str, Any] | None = None
     trees: str | None = None
     """An xgboost file in base64."""
@@ -62,21 +66,22 @@ class Refit:
 
     head: Head
     calibrator: Calibrator
+    class_shares: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What the model says of one recording, at one prevalence."""
 
-    before_prevalence: NDArray[np.float64]
-    """Calibrated log-odds as `TrainedModel.log_odds` gives them; what the operating point is compared with."""
     log_odds: NDArray[np.float64]
     """Shape () for two classes, at the stated prevalence; (classes,) for more."""
     probabilities: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
-    """Shape (classes,); 95 % intervals over refits."""
+    """Shape (classes,); 95 % intervals over refits: how far the sample of subjects, and not the voice, decided this answer."""
     prediction_set: tuple[str, ...]
+    status: str
+    """As `TrainedModel.statuses` says."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +127,11 @@ class TrainedModel:
         """
         return self._calibrated(self.head, self.calibrator, self.preprocessor.transform(X))
 
+    def _refit_log_odds(self, refit: Refit, Z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Moved from the refit's own shares to those of training, so that chance in who was drawn ill does not count as doubt about a voice."""
+        log_odds = at_answering_shares(refit.calibrator.apply(refit.head.margins(Z)), refit.class_shares)[0]
+        return shift_log_odds(log_odds, refit.class_shares[1], self.class_shares[1]) if self.binary else log_odds
+
     def _calibrated(self, head: Head, calibrator: Calibrator, Z: NDArray[np.float64]) -> NDArray[np.float64]:
         return at_answering_shares(calibrator.apply(head.margins(Z)), self.class_shares)
 
@@ -138,7 +148,8 @@ class TrainedModel:
         Returns
         -------
         Answer
-            The interval is the point ± 1.96 SD of the refits on the log-odds: what another sample of subjects would have said.
+            The interval is the point ± 1.96 SD of the refits on the log-odds, at the stated prevalence: the sampling error of the model. What a
+            voice cannot tell about a person is not in it; that is the probability itself, and the prediction set.
 
         Raises
         ------
@@ -147,7 +158,7 @@ class TrainedModel:
         """
         Z = self.preprocessor.transform(np.asarray(x, float)[None])
         point = self._calibrated(self.head, self.calibrator, Z)[0]
-        refits = np.array([self._calibrated(refit.head, refit.calibrator, Z)[0] for refit in self.refits])
+        refits = np.array([self._refit_log_odds(refit, Z) for refit in self.refits])
         # Sets compare within a class, so they hold at any prevalence; they are read before it is moved.
         labels = self._prediction_set(point)
         self.check_prevalence(prevalence)
@@ -157,20 +168,20 @@ class TrainedModel:
         shift = self._prevalence_shift(prevalence)
         p, low, high = (float(expit(value + shift)) for value in (point, point - spread, point + spread))
         return Answer(
-            before_prevalence=point,
             log_odds=np.asarray(point + shift),
             probabilities=np.array([1 - p, p]),
             low=np.array([1 - high, low]),
             high=np.array([1 - low, high]),
             prediction_set=labels,
+            status=str(self.statuses(point[None])[0]),
         )
 
     def check_prevalence(self, prevalence: float | None) -> None:
         """Raise InvalidValueError for a prevalence that is no share, or that a model of several classes has no use for."""
         if prevalence is not None and not self.binary:
             raise InvalidValueError("prevalence", prevalence, "none: the probabilities of several classes are stated for equal shares")
-        if prevalence is not None and not 0 < prevalence < 1:
-            raise InvalidValueError("prevalence", prevalence, "a share between 0 and 1")
+        if prevalence is not None and not MINIMUM_PREVALENCE <= prevalence <= 1 - MINIMUM_PREVALENCE:
+            raise InvalidValueError("prevalence", prevalence, f"a share between {MINIMUM_PREVALENCE:g} and {1 - MINIMUM_PREVALENCE:g}")
 
     def stated_prevalence(self, prevalence: float | None = None) -> float:
         """Return the prevalence that a binary answer is stated for: the caller's, else the task's, else that of training."""
@@ -188,7 +199,22 @@ class TrainedModel:
         # On each class's own log-odds, so that an interval stays within 0 and 1.
         own, others = _log_odds_of_each(point[None])[0], _log_odds_of_each(refits)
         spread = NORMAL_95 * others.std(axis=0, ddof=1)
-        return Answer(point, point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels)
+        return Answer(point, p, np.asarray(expit(own - spread)), np.asarray(expit(own + spread)), labels, str(self.statuses(point[None])[0]))
+
+    def statuses(self, log_odds: NDArray[np.float64]) -> NDArray[np.str_]:
+        """Return what is answered, shape (rows,), to log-odds as `log_odds` gives them.
+
+        `flagged` and `not_flagged` (two classes): the threshold and a prediction set of one class agree, so that both guarantees hold.
+        `classified` (more): the set holds one class, the most probable one. Otherwise `indeterminate`.
+        """
+        p = probabilities(log_odds)
+        inside = self.conformal.predict(p)
+        decided = inside.sum(axis=1) == 1
+        if self.operating_point is None:
+            return np.where(decided & (inside.argmax(axis=1) == p.argmax(axis=1)), "classified", "indeterminate")
+        above = self.operating_point.is_above(log_odds)
+        agree = decided & (inside[:, 1] == above)
+        return np.where(agree, np.where(above, "flagged", "not_flagged"), "indeterminate")
 
     def _prediction_set(self, log_odds: NDArray[np.float64]) -> tuple[str, ...]:
         inside = self.conformal.predict(probabilities(log_odds[None]))[0]
@@ -258,7 +284,7 @@ class TrainedModel:
             calibrator=read(calibration.calibrator),
             conformal=ConformalSets.from_dict(bundle.json("conformal.json")),
             operating_point=manifest.operating_point,
-            refits=tuple(Refit(_refit_head(refit), read(refit.calibrator)) for refit in refits),
+            refits=tuple(Refit(_refit_head(refit), read(refit.calibrator), refit.class_shares) for refit in refits),
             reference=ReferenceGroups.from_dict(bundle.json("reference.json")),
             class_shares=calibration.class_shares,
             uses_baseline=manifest.uses_baseline,
@@ -272,10 +298,19 @@ class TrainedModel:
             self.preprocessor.feature_names_ == self.features
             and tuple(self.head.classes_) == self.task.classes
             and all(head.column_families == families for head in (self.head, *(refit.head for refit in self.refits)))
-            and len(self.class_shares) == len(self.task.classes)
+            and all(tuple(refit.head.classes_) == self.task.classes for refit in self.refits)
+            and len(self.conformal.thresholds_) == len(self.task.classes)
+            and all(len(shares) == len(self.task.classes) and min(shares) > 0 for shares in self._all_shares())
+            and all(np.size(calibrator.offset_) == (1 if self.binary else len(self.task.classes)) for calibrator in self._all_calibrators())
         )
         if not fits:
             raise BundleSchemaError("The bundle's files do not fit each other (features, families or classes differ). Get the bundle again.")
+
+    def _all_shares(self) -> list[tuple[float, ...]]:
+        return [self.class_shares, *(refit.class_shares for refit in self.refits)]
+
+    def _all_calibrators(self) -> list[Calibrator]:
+        return [self.calibrator, *(refit.calibrator for refit in self.refits)]
 
 
 def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float, ...]) -> NDArray[np.float64]:
@@ -304,13 +339,16 @@ def _linear(head: Head) -> LinearHead:
 def _refit_state(refit: Refit) -> _RefitState:
     calibrator = refit.calibrator.to_dict()
     if isinstance(refit.head, BoostedHead):
-        return _RefitState(calibrator=calibrator, trees=base64.b64encode(refit.head.to_bytes()).decode("ascii"))
-    return _RefitState(calibrator=calibrator, head=_linear(refit.head).to_dict())
+        return _RefitState(calibrator=calibrator, class_shares=refit.class_shares, trees=base64.b64encode(refit.head.to_bytes()).decode("ascii"))
+    return _RefitState(calibrator=calibrator, class_shares=refit.class_shares, head=_linear(refit.head).to_dict())
 
 
 def _refit_head(state: _RefitState) -> Head:
     if state.trees is not None:
-        return BoostedHead.from_bytes(base64.b64decode(state.trees))
+        try:
+            return BoostedHead.from_bytes(base64.b64decode(state.trees, validate=True))
+        except binascii.Error:
+            raise BundleSchemaError("refits.json: trees are not in base64.") from None
     return LinearHead.from_dict(state.head)
 
 

@@ -18,7 +18,7 @@ from clinical_ser.cohorts.manifest import labels_for
 from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold, leave_one_subject_out, official
 from clinical_ser.cohorts.table import FeatureTable, RowProblem
 from clinical_ser.cohorts.tasks import Task, TaskKind
-from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.errors import InvalidValueError, SplitError, TrainingError
 from clinical_ser.features import catalogue
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
@@ -90,6 +90,7 @@ class Training:
     problems: tuple[RowProblem, ...]
     warnings: tuple[str, ...]
     cohort_digest: str
+    subjects_learned_from: int
     simulated: bool
     options: TrainingOptions = field(default_factory=TrainingOptions)
 
@@ -163,6 +164,7 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         problems=problems,
         warnings=_warnings(rows, task, model.conformal),
         cohort_digest=_cohort_digest(everyone),
+        subjects_learned_from=len(np.unique(everyone.subjects)),
         simulated=_is_simulated(table.frame),
         options=options,
     )
@@ -220,6 +222,11 @@ def _folds(rows: Rows, options: TrainingOptions) -> tuple[Fold, ...]:
         folds = official(rows.frame[options.split].to_numpy(), rows.subjects)
     else:
         raise InvalidValueError("split", options.split, f"a number of folds, {LEAVE_ONE_SUBJECT_OUT!r}, or one of {list(rows.frame.columns)}")
+    if len(folds) < 2:
+        raise SplitError(
+            "The official split tests one part only, so that nothing is left to calibrate on. Train on its training part with a number of folds, "
+            "and keep the test part for evaluation."
+        )
     for fold in folds:
         check_fold(fold, rows.subjects, rows.frame["recording"].to_numpy())
     return folds
@@ -276,7 +283,7 @@ def _refits(
         again = head.settled().fit(Z[learned], labels[learned])
         # A subject drawn twice is two people here, or the calibrator would weigh them as one.
         sample = replace(tested.take(tested_again), subjects=draw.astype(str))
-        refits.append(Refit(again, _fit_calibrator(sample, margins[tested_again], task)))
+        refits.append(Refit(again, _fit_calibrator(sample, margins[tested_again], task), _class_shares(sample, task)))
         report(len(refits))
     return refits
 

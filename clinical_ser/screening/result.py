@@ -33,7 +33,10 @@ class Status(StrEnum):
 
 
 class Interval(_Strict):
-    """Where the value would lie had the model been trained on other subjects from the same population."""
+    """Sampling error of the model: how much the answer depends on who happened to be in training.
+
+    It is no range for this person's risk: what a voice cannot tell is in the probability itself.
+    """
 
     low: float
     high: float
@@ -59,8 +62,28 @@ class RateStatement(_Strict):
     subjects: int
 
 
+class OutOfFold(_Strict):
+    """A share of subjects the model had not heard, with its 95 % interval; None where there were none to tell."""
+
+    value: float | None = Field(ge=0, le=1)
+    low: float | None = Field(ge=0, le=1)
+    high: float | None = Field(ge=0, le=1)
+
+
+class AnswerRates(_Strict):
+    """What people of one class were answered out of fold; the three add up to 1."""
+
+    label: str
+    flagged: OutOfFold
+    not_flagged: OutOfFold
+    indeterminate: OutOfFold
+
+
 class OperatingPointStatement(_Strict):
-    """The frozen threshold, restated at the prevalence of this result, and what it reached in training (out of fold)."""
+    """The frozen threshold, restated at the prevalence of this result, and how many people of each class lay beyond it out of fold.
+
+    Lying at or above the threshold is not yet `flagged`, for which the prediction set has to agree; `answers` has those shares.
+    """
 
     probability: float = Field(ge=0, le=1)
     sensitivity: RateStatement
@@ -114,6 +137,7 @@ class ScreeningResult(_Strict):
     prediction_coverage: float | None = Field(default=None, gt=0, lt=1)
     """Share of subjects, of each class, whose set holds the truth; one class in the set is an answer, several or none are not."""
     operating_point: OperatingPointStatement | None = None
+    answers: tuple[AnswerRates, ...] = ()
     quality: QualityReport
     explanation: Explanation | None = None
     missing: tuple[MissingFeature, ...] = ()
@@ -130,4 +154,6 @@ class ScreeningResult(_Strict):
         scored = self.probability is not None
         if scored == (self.status is Status.NOT_USABLE):
             raise ValueError("a result has a probability exactly when its recording is usable")
+        if self.status is Status.CLASSIFIED and (self.probability is None or self.prediction_set != (self.probability.label,)):
+            raise ValueError("a classified recording has the most probable class, and no other, in its set")
         return self

@@ -11,7 +11,9 @@ from typing import BinaryIO, Self
 from clinical_ser import audio
 from clinical_ser.audio import GateLimits, QualityReport, Recording
 from clinical_ser.cohorts.baseline import relative
-from clinical_ser.errors import InvalidValueError
+from clinical_ser.cohorts.tasks import TaskKind
+from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
+from clinical_ser.evaluation.card import Card
 from clinical_ser.explain.contributions import Explanation, explain
 from clinical_ser.features import extraction
 from clinical_ser.features.extraction import FEATURE_SETS
@@ -22,6 +24,7 @@ from clinical_ser.models.registry import find_model
 from clinical_ser.models.signing import SignatureState
 from clinical_ser.models.trained import Answer, TrainedModel
 from clinical_ser.screening.result import (
+    AnswerRates,
     ClassProbability,
     Interval,
     MissingFeature,
@@ -39,7 +42,7 @@ Source = Path | str | BinaryIO | bytes | Recording
 
 SEXES = ("female", "male", "other")
 MAX_AGE_YEARS = 130
-_INTERVAL_METHOD = "point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
+_INTERVAL_METHOD = "sampling error of the model: point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
 _UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
 
 
@@ -57,6 +60,7 @@ class Screener:
         check_features(bundle.manifest, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
         self._bundle = bundle
         self.model = TrainedModel.from_bundle(bundle)
+        self._answers = _answer_rates(bundle)
         self._sets = tuple(name for name in FEATURE_SETS if name in bundle.manifest.extractors)
 
     @classmethod
@@ -104,25 +108,24 @@ class Screener:
         Raises
         ------
         AudioError
-            If the source cannot be decoded.
+            If the source cannot be decoded; `BaselineError` if a baseline recording cannot, or is not usable.
         InvalidValueError
             If an option is out of its range, or a baseline is missing or given where the model has no use for it.
         """
-        context = self._context(sex, age, len(baseline))
-        self.model.check_prevalence(prevalence)
+        context = self.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline))
         recording = _recording(source, start, end)
         quality, vector = self._measure(recording)
         if vector is None:
-            return self._refusal(recording, quality, context, f"The recording is not usable. {_advice(quality)}")
+            return self._refusal(recording, quality, context)
         if self.model.uses_baseline:
-            earlier = [self._measure(_recording(item, None, None))[1] for item in baseline]
-            usable = [item for item in earlier if item is not None]
-            if len(usable) < len(earlier):
-                return self._refusal(recording, quality, context, "A baseline recording is not usable; give another one.")
-            vector = relative(vector, usable)
+            vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
         return self._result(recording, quality, vector, context, prevalence)
 
-    def _context(self, sex: str | None, age: float | None, baselines: int) -> SubjectContext:
+    def check_options(
+        self, *, sex: str | None = None, age: float | None = None, prevalence: float | None = None, baselines: int = 0
+    ) -> SubjectContext:
+        """Raise InvalidValueError for an option of `screen` that is out of its range or that this model has no use for."""
+        self.model.check_prevalence(prevalence)
         if sex not in {None, *SEXES}:
             raise InvalidValueError("sex", sex, SEXES)
         if age is not None and not 0 <= age <= MAX_AGE_YEARS:
@@ -142,11 +145,20 @@ class Screener:
         vector = extraction.apply_gate(extraction.extract(recording, sets=self._sets, analysis=analysis), quality)
         return quality, _select(vector, self.model.features)
 
-    def _refusal(self, recording: Recording, quality: QualityReport, context: SubjectContext, summary: str) -> ScreeningResult:
+    def _baseline(self, source: Source, place: int, of: int) -> FeatureVector:
+        try:
+            quality, vector = self._measure(_recording(source, None, None))
+        except AudioError as error:
+            raise BaselineError(f"Baseline recording {place} of {of}: {error}") from None
+        if vector is None:
+            raise BaselineError(f"Baseline recording {place} of {of} is not usable. {_advice(quality)}")
+        return vector
+
+    def _refusal(self, recording: Recording, quality: QualityReport, context: SubjectContext) -> ScreeningResult:
         return ScreeningResult(
             status=Status.NOT_USABLE,
             task=self.model.task.name,
-            summary=summary,
+            summary=f"The recording is not usable. {_advice(quality)}",
             quality=quality,
             context=context,
             model=self._identity(),
@@ -159,7 +171,7 @@ class Screener:
         self, recording: Recording, quality: QualityReport, vector: FeatureVector, context: SubjectContext, prevalence: float | None
     ) -> ScreeningResult:
         answer = self.model.answer(vector.values, prevalence=prevalence)
-        status = self.status_of(answer)
+        status = Status(answer.status)
         classes = self._class_probabilities(answer, prevalence)
         chosen = classes[-1] if self.model.binary else max(classes, key=lambda one: one.value)
         return ScreeningResult(
@@ -171,6 +183,7 @@ class Screener:
             prediction_set=answer.prediction_set,
             prediction_coverage=self.model.conformal.coverage,
             operating_point=self._operating_point(prevalence),
+            answers=self._answers,
             quality=quality,
             explanation=self._explanation(vector, chosen.label, context, prevalence),
             missing=tuple(MissingFeature(name=name, reason=reason) for name, reason in vector.missing.items()),
@@ -180,18 +193,6 @@ class Screener:
             recording=_identity_of(recording),
             notices=self._notices(),
         )
-
-    def status_of(self, answer: Answer) -> Status:
-        """Read an answer: with two classes threshold and prediction set have to agree, so that both guarantees hold; else the set names one."""
-        if len(answer.prediction_set) != 1:
-            return Status.INDETERMINATE
-        point = self.model.operating_point
-        if point is None:
-            return Status.CLASSIFIED
-        above = bool(point.is_above(answer.before_prevalence))
-        if above != (answer.prediction_set[0] == self.model.task.classes[1]):
-            return Status.INDETERMINATE
-        return Status.FLAGGED if above else Status.NOT_FLAGGED
 
     def _class_probabilities(self, answer: Answer, prevalence: float | None) -> tuple[ClassProbability, ...]:
         n = len(self.model.task.classes)
@@ -227,6 +228,7 @@ class Screener:
             target=target,
             scale="calibrated_log_odds" if self.model.binary else "calibrated_centred_logit",
             reference=self.model.reference.for_person(context.sex),
+            relative=self.model.uses_baseline,
         )
 
     def _identity(self) -> ModelIdentity:
@@ -273,7 +275,7 @@ def _summary(status: Status, chosen: ClassProbability, members: tuple[str, ...])
 
 def _doubt(members: tuple[str, ...]) -> str:
     if not members:
-        return "this recording is unlike all it was trained on"
+        return "no class is supported well enough"
     if len(members) == 1:
         return "the threshold and the prediction set disagree"
     return f"it can rule out neither of {', '.join(member.replace('_', ' ') for member in members)}"
@@ -281,6 +283,18 @@ def _doubt(members: tuple[str, ...]) -> str:
 
 def _identity_of(recording: Recording) -> RecordingIdentity:
     return RecordingIdentity(sha256=recording.sha256, duration_s=recording.duration_s)
+
+
+def _answer_rates(bundle: VerifiedBundle) -> tuple[AnswerRates, ...]:
+    """Read from the card what people of each class were answered out of fold."""
+    if bundle.manifest.task.kind is not TaskKind.BINARY:
+        return ()
+    found = Card.from_json(bundle.files["card.json"]).figures
+    return tuple(
+        AnswerRates(label=label, **{status: found[f"{status}.{label}"].model_dump() for status in ("flagged", "not_flagged", "indeterminate")})
+        for label in bundle.manifest.task.classes
+        if f"flagged.{label}" in found
+    )
 
 
 def _rate(rate: Rate) -> RateStatement:

@@ -80,7 +80,23 @@ def test_bootstrap_without_rows_is_refused():
 
 
 def test_bootstrap_leaves_out_samples_without_a_value():
-    subjects = np.array(["a", "b"])
-    y, score = np.array([0, 1]), np.array([logit(0.2), logit(0.8)])
-    estimate = cluster_bootstrap(lambda rows: auroc(y[rows], score[rows]), subjects, replicates=100)
+    subjects = np.array(list("abcdef"))
+    y = np.array([0, 0, 0, 1, 1, 1])
+    estimate = cluster_bootstrap(lambda rows: auroc(y[rows], logit(0.2 + 0.6 * y[rows])), subjects, replicates=200)
     assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
+
+
+def test_a_figure_that_is_rarely_defined_has_no_interval():
+    estimate = cluster_bootstrap(lambda rows: 1.0 if len(set(rows)) == 8 else float("nan"), np.array(list("abcdefgh")), replicates=200)
+    assert estimate.value == 1
+    assert np.isnan(estimate.low)
+
+
+def test_weights_let_a_subject_count_once():
+    rng = np.random.default_rng(7)
+    y, score = rng.integers(0, 2, 50), rng.normal(size=50)
+    times = rng.integers(1, 5, 50)
+    many_y, many_score, weight = np.repeat(y, times), np.repeat(score, times), 1 / np.repeat(times, times)
+    assert auroc(many_y, many_score, weight) == pytest.approx(auroc(y, score))
+    assert brier(many_y, expit(many_score), weight) == pytest.approx(brier(y, expit(score)))
+    assert intercept_and_slope(many_y, many_score, weight) == pytest.approx(intercept_and_slope(y, score))

@@ -297,3 +297,13 @@ def test_a_linear_file_that_does_not_fit_is_refused(fault):
     assert LinearHead.from_dict(good).margins([[1.0, 1.0]]).tolist() == [3.5]
     with pytest.raises(BundleSchemaError, match="LinearHeadState"):
         LinearHead.from_dict(good | fault)
+
+
+def test_more_features_than_rows_have_the_same_minimum():
+    rng = np.random.default_rng(3)
+    Z = rng.normal(size=(60, 200))
+    y = (Z[:, 0] + rng.normal(size=60) > 0).astype(int)
+    head = LinearHead(["pitch"] * 200, strength=5.0).fit(Z, y)
+    oracle = LogisticRegression(C=1 / 5.0, tol=1e-10, max_iter=10_000).fit(Z, y)
+    np.testing.assert_allclose(head.coef_, oracle.coef_[0], atol=1e-5)
+    np.testing.assert_allclose(head.intercept_, oracle.intercept_[0], atol=1e-5)

@@ -5,19 +5,21 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
 from clinical_ser.cohorts.gating import judge_table
 from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
-from clinical_ser.errors import BundleSchemaError, InvalidValueError, ManifestError, SubjectLeakError, TrainingError
+from clinical_ser.errors import BundleSchemaError, InvalidValueError, ManifestError, SplitError, SubjectLeakError, TrainingError
 from clinical_ser.evaluation.card import Card, figures, make_card
 from clinical_ser.evaluation.discrimination import auroc
 from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.calibration import MarginPlatt
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey, TrustStore
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.models.training import TrainingOptions, _rows_of, train
+from clinical_ser.models.training import Rows, TrainingOptions, _calibrate, _rows_of, train
 from tests.tables import GOOD, table_of
 
 FAST = TrainingOptions(refits=4)
@@ -240,6 +242,128 @@ def test_a_refit_counts_a_subject_drawn_twice_as_two_people():
     rows, draw = _rows_of(np.array(["a", "b", "a"]), np.array(["a", "c", "a"]))
     assert rows.tolist() == [0, 2, 0, 2]
     assert draw.tolist() == [0, 0, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def unequal():
+    """The ill gave eight recordings each and the well one: whatever counts recordings instead of people is far off."""
+    table = table_of(150, rows_each=8)
+    frame = table.frame
+    return replace(table, frame=frame[(frame["label"] == "depressed") | ~frame["subject"].duplicated()].reset_index(drop=True))
+
+
+def test_people_and_not_recordings_set_shares_calibration_and_threshold(unequal):
+    training = train(unequal, DEPRESSION, FAST)
+    out, model = training.out_of_fold, training.model
+    people = out.drop_duplicates("subject")
+    ill_share = float((people["label"] == "depressed").mean())
+    assert model.class_shares[1] == pytest.approx(ill_share, abs=1e-9)
+    assert (out["label"] == "depressed").mean() > ill_share + 0.3
+    weight = 1 / out.groupby("subject")["subject"].transform("size")
+    assert np.average(out["probability.depressed"], weights=weight) == pytest.approx(ill_share, abs=0.05)
+    assert model.operating_point.sensitivity.subjects == int((people["label"] == "depressed").sum())
+    assert model.conformal.subjects_ == tuple(int((people["label"] == label).sum()) for label in model.task.classes)
+    found = figures(training, replicates=20)
+    assert found["calibration_intercept"].value == pytest.approx(0, abs=0.25)
+
+
+def test_a_fold_is_calibrated_by_the_others_only():
+    """One fold's margins are turned round; a calibrator that saw them would bend to them, the others' does not."""
+    rng = np.random.default_rng(8)
+    n = 400
+    y = rng.integers(0, 2, n)
+    rows = Rows(np.zeros((n, 1)), ("x",), y, np.arange(n).astype(str), pd.DataFrame(index=range(n)))
+    fold_of = np.arange(n) % 2
+    margins = rng.normal(2.0 * y - 1.0)
+    margins[fold_of == 1] *= -1
+    _, log_odds = _calibrate(rows, margins, fold_of, DEPRESSION)
+    slope = np.polyfit(margins[fold_of == 1], log_odds[fold_of == 1], 1)[0]
+    assert slope == pytest.approx(MarginPlatt().fit(margins[fold_of == 0], y[fold_of == 0]).scale_)
+
+
+def test_inner_folds_keep_subjects_whole():
+    """Noise that names the subject, ten recordings each: inner folds by row would choose a weak ridge to recognise people."""
+    table = table_of(60, rows_each=10, effect=0.0)
+    head = train(table, DEPRESSION, FAST).model.head
+    rows = head.settled()
+    assert rows.strength >= 1000
+
+
+def test_the_reference_group_of_a_binary_task_holds_nobody_ill():
+    table = table_of(200)
+    table.frame["timing.pause_mean_s"] = np.where(table.frame["label"] == "depressed", 9.0, 1.0)
+    group = train(table, DEPRESSION, FAST).model.reference.for_person(None)
+    assert group.subjects == int((table.frame["label"] != "depressed").sum())
+    assert group.middle_half("timing.pause_mean_s") == (1.0, 1.0)
+
+
+def test_a_split_with_one_tested_part_is_refused_by_name():
+    table = table_of(80)
+    table.frame["split"] = np.where(np.arange(80) < 50, "train", "test")
+    with pytest.raises(SplitError, match="one part only"):
+        train(table, DEPRESSION, replace(FAST, split="split"))
+
+
+def test_separable_classes_still_give_a_card():
+    table = table_of(80)
+    table.frame["timing.pause_mean_s"] = np.where(table.frame["label"] == "depressed", 50.0, -50.0)
+    training = train(table, DEPRESSION, FAST)
+    surely = np.where(training.out_of_fold["label"] == "depressed", 4.0, -4.0)
+    apart = replace(training, out_of_fold=training.out_of_fold.assign(log_odds=surely))
+    card = make_card(apart, name="m", version="1", replicates=30)
+    assert card.figures["auroc"].value == 1
+    assert card.figures["calibration_slope"].value is None
+
+
+def test_answers_of_a_card_are_those_the_screener_would_give(training):
+    found = figures(training, replicates=10)
+    out = training.out_of_fold
+    statuses = training.model.statuses(out["log_odds"].to_numpy())
+    ill = (out["label"] == "depressed").to_numpy()
+    assert found["flagged.depressed"].value == pytest.approx((statuses[ill] == "flagged").mean())
+    assert sum(found[f"{status}.depressed"].value for status in ("flagged", "not_flagged", "indeterminate")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("probability", "members", "status"),
+    [
+        (0.9, (False, True), "flagged"),
+        (0.1, (True, False), "not_flagged"),
+        (0.9, (True, True), "indeterminate"),
+        (0.9, (False, False), "indeterminate"),
+        (0.9, (True, False), "indeterminate"),
+        (0.1, (False, True), "indeterminate"),
+    ],
+)
+def test_flagged_and_not_flagged_need_threshold_and_set_to_agree(training, probability, members, status):
+    class Sets:
+        def predict(self, p):
+            return np.array([members])
+
+    point = training.model.operating_point.model_copy(update={"threshold": 0.0})
+    model = replace(training.model, conformal=Sets(), operating_point=point)
+    assert model.statuses(np.array([logit(probability)]))[0] == status
+
+
+def test_a_class_is_answered_only_when_it_is_the_most_probable_and_alone():
+    class Sets:
+        def predict(self, p):
+            return np.array([[True, False, False], [False, True, False], [True, True, False]])
+
+    model = replace(train(_three_classes(), EMOTION, FAST).model, conformal=Sets())
+    first_most_probable = np.log(np.tile([0.5, 0.3, 0.2], (3, 1)))
+    assert model.statuses(first_most_probable).tolist() == ["classified", "indeterminate", "indeterminate"]
+
+
+def test_exact_sums_of_overlapping_groups_cannot_be_subtracted():
+    """All less female less male would leave the one subject of another sex."""
+    table = table_of(101)
+    table.frame.loc[100, "sex"] = "other"
+    table.frame["label"] = np.where(np.arange(101) < 30, "depressed", "not_depressed")
+    groups = {g.name.split(", ")[1]: g for g in train(table, DEPRESSION, FAST).model.reference.groups}
+    name = "timing.pause_mean_s"
+    left = groups["all"].subjects * groups["all"].mean[name] - sum(groups[sex].subjects * groups[sex].mean[name] for sex in ("female", "male"))
+    assert abs(left - table.frame.loc[100, name]) > 1e-3
 
 
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path):

@@ -11,12 +11,22 @@ from pydantic import ValidationError
 import clinical_ser
 from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
-from clinical_ser.errors import AudioDecodeError, AudioNotFoundError, BundleFeatureMismatchError, BundleTamperedError, InvalidValueError
+from clinical_ser.cohorts.tasks import DEPRESSION
+from clinical_ser.errors import (
+    AudioDecodeError,
+    AudioNotFoundError,
+    BaselineError,
+    BundleFeatureMismatchError,
+    BundleTamperedError,
+    InvalidValueError,
+)
+from clinical_ser.evaluation.card import make_card
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
-from clinical_ser.models.operating_point import OperatingPoint
-from clinical_ser.models.trained import Answer
+from clinical_ser.models.saving import save
+from clinical_ser.models.training import TrainingOptions, train
 from clinical_ser.screening import Screener, ScreeningResult, Status
 from tests import signals
+from tests.tables import table_of
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +125,8 @@ def test_a_score_cannot_be_put_on_an_unusable_recording(result):
         ({"sex": "F"}, "female"),
         ({"age": -1}, "years from 0"),
         ({"age": float("nan")}, "years from 0"),
-        ({"prevalence": 0}, "between 0 and 1"),
-        ({"prevalence": 1.5}, "between 0 and 1"),
+        ({"prevalence": 0}, "between 0.0001"),
+        ({"prevalence": 1.5}, "between 0.0001"),
         ({"baseline": [b"x"]}, "trained without"),
         ({"start": 5, "end": 2}, "end"),
     ],
@@ -135,22 +145,45 @@ def test_errors_about_files_do_not_name_them(screener, tmp_path):
         assert "jane" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("log_odds", "members", "status"),
-    [
-        (1.0, ("depressed",), Status.FLAGGED),
-        (-1.0, ("not_depressed",), Status.NOT_FLAGGED),
-        (1.0, ("not_depressed", "depressed"), Status.INDETERMINATE),
-        (1.0, (), Status.INDETERMINATE),
-        (1.0, ("not_depressed",), Status.INDETERMINATE),
-        (-1.0, ("depressed",), Status.INDETERMINATE),
-    ],
-)
-def test_flagged_and_not_flagged_need_threshold_and_set_to_agree(screener, log_odds, members, status):
-    point: OperatingPoint = screener.model.operating_point
-    none = np.empty(0)
-    answer = Answer(np.asarray(point.threshold + log_odds), np.asarray(0.0), none, none, none, members)
-    assert screener.status_of(answer) is status
+def test_the_result_says_what_people_of_each_class_were_answered(result):
+    assert [rates.label for rates in result.answers] == ["not_depressed", "depressed"]
+    for rates in result.answers:
+        assert rates.flagged.value + rates.not_flagged.value + rates.indeterminate.value == pytest.approx(1)
+
+
+def test_a_classified_recording_has_its_class_alone_in_the_set(result):
+    with pytest.raises(ValidationError, match="most probable class"):
+        ScreeningResult.model_validate(result.model_dump() | {"status": "classified", "prediction_set": ("not_depressed",)})
+
+
+@pytest.fixture(scope="module")
+def relative_screener(tmp_path_factory):
+    """A model that needs a baseline."""
+    table = table_of(80, rows_each=2)
+    table.frame["baseline"] = np.tile([True, False], 80)
+    training = train(table, DEPRESSION, TrainingOptions(refits=3, use_baseline=True))
+    folder = tmp_path_factory.mktemp("models") / "relative"
+    card = make_card(training, name="relative", version="1", replicates=20).model_dump_json().encode()
+    save(training, folder, name="relative", version="1", statement="", card=card, software={"numpy": "0"}, key=None)
+    return Screener.load(folder)
+
+
+def test_a_person_against_their_own_baseline(relative_screener, speech_wav):
+    result = relative_screener.screen(speech_wav, baseline=[speech_wav])
+    assert result.context.baseline_recordings == 1
+    assert result.explanation.relative_to_baseline
+    features = [feature for family in result.explanation.families for feature in family.features]
+    assert all(feature.value == 0 and feature.published is None for feature in features)
+
+
+def test_a_baseline_is_asked_for_and_an_unusable_one_is_named_by_place(relative_screener, speech_wav):
+    with pytest.raises(InvalidValueError, match="earlier recording"):
+        relative_screener.screen(speech_wav)
+    hush = audio.from_samples(np.zeros(SAMPLE_RATE_HZ * 20, np.float32), SAMPLE_RATE_HZ)
+    with pytest.raises(BaselineError, match="Baseline recording 2 of 2 is not usable"):
+        relative_screener.screen(speech_wav, baseline=[speech_wav, hush])
+    with pytest.raises(BaselineError, match="Baseline recording 1 of 1"):
+        relative_screener.screen(speech_wav, baseline=[b"junk"])
 
 
 def test_an_untrusted_model_says_so(result):
