@@ -3,13 +3,26 @@
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from clinical_ser.cli import cohort, demo, doctor, model, train
-from clinical_ser.cli.console import output
+from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.screen import screen
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run a command; Ctrl-C ends it here, because what typer makes of it differs between its versions."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            complain("Interrupted", "What was finished is kept; `simulate`, `demo` and `extract --cache` go on from there.")
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="clinical-ser",
+    cls=_Commands,
     help="Speech screening: a recording in, an explained and calibrated result out, or an honest 'cannot tell'. Screening, never diagnosis.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

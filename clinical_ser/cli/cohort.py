@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from clinical_ser.cli.console import complain, output, progress
+from clinical_ser.cli.console import check_output_file, check_output_folder, complain, literal, output, progress, report_problems
 from clinical_ser.cohorts.building import build_table
 from clinical_ser.cohorts.corpora import get_corpus, list_corpora
 from clinical_ser.cohorts.manifest import read_manifest, write_manifest
 from clinical_ser.cohorts.simulation import DEMO_EFFECT_SCALE
 from clinical_ser.cohorts.simulation import simulate as simulate_cohort
-from clinical_ser.cohorts.table import FeatureTable, RowProblem, write_table
+from clinical_ser.cohorts.table import FeatureTable, write_table
 from clinical_ser.features.batch import Executor
 from clinical_ser.features.extraction import DEFAULT_SETS
-
-SHOWN_PROBLEMS = 10
 
 
 def processors() -> int:
@@ -40,6 +37,7 @@ def simulate(
     workers: Annotated[int | None, typer.Option(help="Processes; all processors otherwise.")] = None,
 ) -> None:
     """Simulate speakers whose true risk is known. Not real people: for demonstrations and tests."""
+    check_output_folder(folder)
     with progress("Simulating") as report:
         cohort = simulate_cohort(
             subjects,
@@ -53,7 +51,7 @@ def simulate(
             progress=report,
         )
     output.print(f"{'There already' if cohort.reused else 'Simulated'}: {subjects} speakers. Best reachable AUC {cohort.best_reachable_auc:.3f}.")
-    output.print(f"Manifest: {escape(str(cohort.manifest))}; the truth: {escape(str(cohort.truth))}")
+    output.print(f"Manifest: {literal(cohort.manifest)}; the truth: {literal(cohort.truth)}")
 
 
 def cohort(
@@ -69,10 +67,11 @@ def cohort(
     if corpus is None or root is None or manifest is None:
         raise typer.BadParameter("give CORPUS, ROOT and --output MANIFEST, or --list")
     adapter = get_corpus(corpus)
+    check_output_file(manifest)
     frame = adapter.read(root)
     write_manifest(frame, manifest)
-    output.print(f"{adapter.title}: {len(frame)} recordings of {frame['subject'].nunique()} subjects. Licence: {escape(adapter.licence)}")
-    output.print(f"Official split: {escape(adapter.official_split)}")
+    output.print(f"{literal(adapter.title)}: {len(frame)} recordings of {frame['subject'].nunique()} subjects. Licence: {literal(adapter.licence)}")
+    output.print(f"Official split: {literal(adapter.official_split)}")
     for reason, n in frame.attrs.get("left_out", {}).items():
         complain("Left out", f"{n} files: {reason}")
 
@@ -80,7 +79,7 @@ def cohort(
 def _show_corpora() -> None:
     table = Table("name", "corpus", "task", "licence", "official split", box=None)
     for adapter in map(get_corpus, list_corpora()):
-        table.add_row(adapter.name, escape(adapter.title), adapter.task, escape(adapter.licence), escape(adapter.official_split))
+        table.add_row(literal(adapter.name), literal(adapter.title), literal(adapter.task), literal(adapter.licence), literal(adapter.official_split))
     output.print(table)
 
 
@@ -95,6 +94,7 @@ def extract(
     ray: Annotated[str | None, typer.Option(help="Extract on a Ray cluster: 'auto' or its address, 'local' for one on this machine.")] = None,
 ) -> None:
     """Extract features of every recording of a manifest; rows that fail are reported by number, and the rest goes on."""
+    check_output_file(table)
     built = run_extraction(manifest, sets=tuple(features.split(",")), workers=workers, cache=cache, ray=ray)
     write_table(built, table)
     report_problems(built.problems)
@@ -117,11 +117,3 @@ def run_extraction(
             ray_address=None if ray == "local" else ray,
             progress=lambda _: report(next(finished) + 1, len(rows)),
         )
-
-
-def report_problems(problems: tuple[RowProblem, ...]) -> None:
-    """Print rows with a problem on stderr, the first of them one by one."""
-    for problem in problems[:SHOWN_PROBLEMS]:
-        complain(f"Row {problem.row}", problem.reason)
-    if len(problems) > SHOWN_PROBLEMS:
-        complain("And", f"{len(problems) - SHOWN_PROBLEMS} more; the table keeps them all")

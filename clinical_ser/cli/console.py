@@ -4,6 +4,7 @@ The one idea: text that came from outside (a path, a label, a bundle) is shown a
 """
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -69,9 +70,9 @@ def progress(title: str) -> Iterator[Report]:
 
 def check_output_file(path: Path, option: str = "--output") -> None:
     """Make sure, before the work, that its result can be written; InvalidValueError if not."""
+    if os.path.isdir(path):
+        raise InvalidValueError(option, "a folder", "the name of a file")
     try:
-        if path.is_dir():
-            raise InvalidValueError(option, "a folder", "the name of a file")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:  # its text holds the path
@@ -81,8 +82,10 @@ def check_output_file(path: Path, option: str = "--output") -> None:
 def check_output_folder(path: Path, option: str = "--output") -> None:
     """Make sure, before the work, that a folder is there or can be made, and written to; InvalidValueError if not."""
     try:
-        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        there = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:  # its text holds the path
-        raise InvalidValueError(option, f"a folder that cannot be written ({error.strerror})", "a folder of yours, or the name of a new one") from None
+        raise InvalidValueError(
+            option, f"a folder that cannot be written ({error.strerror})", "a folder of yours, or the name of a new one"
+        ) from None

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from clinical_ser.cli.cohort import processors, report_problems, run_extraction
-from clinical_ser.cli.console import output, progress
+from clinical_ser.cli.cohort import processors, run_extraction
+from clinical_ser.cli.console import check_output_folder, literal, output, progress, report_problems
 from clinical_ser.cli.screen import show
 from clinical_ser.cli.train import publish, show_card
 from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
@@ -28,6 +27,7 @@ def demo(
     speech: Annotated[float, typer.Option(help="Seconds of speech in each recording.")] = SPEECH_S,
 ) -> None:
     """Simulate a cohort, train a calibrated model on it, and screen three new recordings. No real person's voice is in it."""
+    check_output_folder(folder)
     started = time.monotonic()
     cohort = _cohort(folder / "cohort", subjects, speech)
     table = run_extraction(cohort.manifest, cache=folder / "cache")
@@ -39,7 +39,7 @@ def demo(
     show_card(card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
     _screen_three(folder, cohort)
-    output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {escape(str(folder))}/:")
+    output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {literal(folder)}/:")
     for name, what in (
         ("cohort/manifest.csv", "who was recorded (simulated)"),
         ("cohort/truth.json", "how they were made"),
@@ -48,7 +48,7 @@ def demo(
         ("visits/", "three new recordings and their results (.json)"),
     ):
         output.print(f"  {name:<22} {what}")
-    output.print(f"Try: clinical-ser screen {escape(str(folder))}/visits/high-risk.flac --model {escape(str(folder / MODEL))} --json")
+    output.print(f"Try: clinical-ser screen {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} --json")
 
 
 def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:

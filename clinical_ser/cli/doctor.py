@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from clinical_ser.cli.console import output
+from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.errors import ClinicalSerError
 from clinical_ser.models.registry import list_models
 from clinical_ser.models.signing import default_key_path, user_folder
@@ -52,11 +52,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the check
     checks = [*_packages(), *_codecs(), *_models(), *_folders()]
     if as_json:
         for check in checks:
-            output.print(check.model_dump_json(), markup=False)
+            print_json(check)
     else:
         _show(checks)
     if not all(check.ok for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def _show(checks: list[Check]) -> None:
@@ -64,7 +64,7 @@ def _show(checks: list[Check]) -> None:
         "", "", "finding", box=None, title=f"Python {platform.python_version()} on {platform.system()} {platform.machine()}", title_justify="left"
     )
     for check in checks:
-        table.add_row("[green]ok[/green]" if check.ok else "[bold red]missing[/bold red]", check.what, check.finding)
+        table.add_row("[green]ok[/green]" if check.ok else "[bold red]missing[/bold red]", literal(check.what), literal(check.finding))
     output.print(table)
 
 
@@ -109,7 +109,7 @@ def _folders() -> list[Check]:
 
 
 def _writable(folder: Path) -> bool:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
     return os.access(there, os.W_OK)
 
 

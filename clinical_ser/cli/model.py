@@ -1,13 +1,13 @@
 """`clinical-ser model`: what models are there, what they are, and whether their bytes are what was signed."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from clinical_ser.cli.console import output
+from clinical_ser.cli.console import literal, output, print_line
 from clinical_ser.cli.train import show_card
 from clinical_ser.evaluation.card import Card
 from clinical_ser.models.bundle import read_bundle, sign_bundle
@@ -22,22 +22,22 @@ Model = Annotated[str, typer.Argument(help="Name of an installed model, or a bun
 @app.command("list")
 def list_() -> None:
     """List the models that ship and those in your model folder."""
-    table = Table("name", "version", "task", "signature", "digest", "note", box=None)
+    table = Table(Column("name", no_wrap=True), *(Column(name, no_wrap=True) for name in ("version", "task", "signature", "digest")), "note", box=None)
     for entry in list_models():
         note = entry.problem or ("trained on simulated speech" if entry.simulated else "")
         task = entry.task.name if entry.task else ""
-        table.add_row(entry.name, entry.version or "", task, str(entry.signature or ""), (entry.digest or "")[:12], escape(note))
+        table.add_row(literal(entry.name), literal(entry.version or ""), literal(task), str(entry.signature or ""), (entry.digest or "")[:12], literal(note))
     output.print(table)
 
 
 @app.command()
-def card(model: Model, as_json: Annotated[bool, typer.Option("--json", help="Print card.json as it is.")] = False) -> None:
+def card(model: Model, as_json: Annotated[bool, typer.Option("--json", help="Print card.json.")] = False) -> None:
     """Show the card that travels with a model."""
-    content = read_bundle(find_model(model)).files["card.json"]
+    bundle = read_bundle(find_model(model))
     if as_json:
-        output.print(content.decode(), markup=False, end="")
+        print_line(json.dumps(bundle.json("card.json"), indent=2))
     else:
-        show_card(Card.model_validate_json(content))
+        show_card(Card.from_json(bundle.files["card.json"]))
 
 
 @app.command()

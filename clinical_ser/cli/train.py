@@ -1,16 +1,20 @@
 """`clinical-ser train`: a feature table in, a signed bundle with its card out."""
 
+import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from clinical_ser.cli.console import complain, errors, output, progress
-from clinical_ser.cohorts.table import read_table
+from clinical_ser.cli.console import check_output_file, check_output_folder, complain, errors, literal, output, print_json, progress, report_problems
+from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.cohorts.tasks import Task, get_task, read_task
+from clinical_ser.errors import BundleWriteError, InvalidValueError
 from clinical_ser.evaluation.card import Card, make_card, software_versions
+from clinical_ser.models.bundle import ModelName, Version
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey, own_signing_key
 from clinical_ser.models.training import Training, TrainingOptions
@@ -39,22 +43,30 @@ def train(
     """Train a calibrated, explained model with subjects kept apart, and report it with intervals."""
     options = TrainingOptions(
         head=head,
-        split=int(split) if split.isdigit() else split,
+        split=int(split) if re.fullmatch(r"[0-9]{1,9}", split) else split,
         coverage=coverage,
         without=tuple(without or ()),
         use_baseline=baseline,
         seed=seed,
     )
-    with progress("Training") as report:
-        training = train_model(read_table(table), _task(task), options, progress=report)
-    card, digest = publish(training, output_folder, name=name or output_folder.resolve().name, version=version, sign=sign, replace=replace)
+    name = _model_name(name, output_folder)
+    _check_version(version)
+    wanted = _task(task)
+    _check_place(output_folder, replace=replace)
     if predictions:
-        training.out_of_fold.to_parquet(predictions, index=False)
+        check_output_file(predictions, "--predictions")
+    with progress("Training") as report:
+        training = train_model(read_table(table), wanted, options, progress=report)
+    report_problems(training.problems)
+    card, digest = publish(training, output_folder, name=name, version=version, sign=sign, replace=replace)
+    if predictions:
+        with replaced(predictions) as unfinished:
+            training.out_of_fold.to_parquet(unfinished, index=False)
     if as_json:
-        output.print(card.model_dump_json(indent=2), markup=False)
+        print_json(card, indent=2)
         return
     show_card(card)
-    output.print(f"Bundle written, digest {digest[:12]}. Use it with: clinical-ser screen AUDIO --model {escape(str(output_folder))}")
+    output.print(f"Bundle written, digest {digest[:12]}. Use it with: clinical-ser screen AUDIO --model {literal(output_folder)}")
 
 
 def publish(
@@ -73,20 +85,47 @@ def publish(
 def show_card(card: Card) -> None:
     """Print what a model is and how well it does."""
     rows = ", ".join(f"{n} {what}" for what, n in card.rows.items() if n)
-    output.print(f"\n[bold]{escape(card.name)} {escape(card.version)}[/bold]  {card.task.name}, {card.head} head; rows: {rows}")
-    output.print(f"  {card.subjects} subjects: " + ", ".join(f"{n} {escape(label)}" for label, n in card.subjects_by_class.items()))
+    output.print(f"\n[bold]{literal(card.name)} {literal(card.version)}[/bold]  {literal(card.task.name)}, {literal(card.head)} head; rows: {literal(rows)}")
+    output.print(f"  {card.subjects} subjects: " + ", ".join(f"{n} {literal(label)}" for label, n in card.subjects_by_class.items()))
     if card.statement:
-        output.print(f"  [yellow]![/yellow] {escape(card.statement)}")
+        output.print(f"  [yellow]![/yellow] {literal(card.statement)}")
     table = Table(box=None, padding=(0, 2, 0, 2))
     for column in ("out of fold", "value", "95 % interval over subjects"):
         table.add_column(column, justify="left" if column == "out of fold" else "right")
     for what, figure in card.figures.items():
         known = figure.value is not None and figure.low is not None and figure.high is not None
         cells = (f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}") if known else ("not defined", "")
-        table.add_row(what.replace("_", " "), *cells)
+        table.add_row(literal(what.replace("_", " ")), *cells)
     output.print(table)
     for warning in card.warnings:
-        errors.print(f"  [yellow]![/yellow] {escape(warning)}")
+        errors.print(f"  [yellow]![/yellow] {literal(warning)}")
+
+
+def _model_name(name: str | None, folder: Path) -> str:
+    form = "lower-case letters, digits, - and _, 64 at most, a letter or digit first"
+    if name is not None:
+        return _fitting(ModelName, name, "--name", name, form)
+    # The folder's name is not quoted: it is part of a path.
+    return _fitting(ModelName, folder.resolve().name, "--name", None, f"one, because the folder's name cannot be the model's: {form}")
+
+
+def _check_version(version: str) -> None:
+    _fitting(Version, version, "--version", version, "a digit, then letters, digits, and . + -, 32 at most")
+
+
+def _fitting(kind: Any, value: str, option: str, given: str | None, expected: str) -> str:
+    """Return the value if the bundle's manifest will take it, or say what it would."""
+    try:
+        return TypeAdapter[str](kind).validate_python(value)
+    except ValidationError:
+        raise InvalidValueError(option, given, expected) from None
+
+
+def _check_place(folder: Path, *, replace: bool) -> None:
+    """Refuse before the training what `save` would refuse after it."""
+    check_output_folder(folder)
+    if not replace and folder.is_dir() and os.listdir(folder):
+        raise BundleWriteError("Something is in the bundle's folder already; choose another place, or replace a bundle with --replace.")
 
 
 def _task(name: str) -> Task:

@@ -128,7 +128,7 @@ class TrainedModel:
         return self._calibrated(self.head, self.calibrator, self.preprocessor.transform(X))
 
     def _refit_log_odds(self, refit: Refit, Z: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Moved from the refit's own shares to those of training, so that chance in who was drawn ill does not count as doubt about a voice."""
+        """Move from the refit's own shares to those of training, so that chance in who was drawn ill does not count as doubt about a voice."""
         log_odds = at_answering_shares(refit.calibrator.apply(refit.head.margins(Z)), refit.class_shares)[0]
         return shift_log_odds(log_odds, refit.class_shares[1], self.class_shares[1]) if self.binary else log_odds
 
