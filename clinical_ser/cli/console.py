@@ -61,9 +61,9 @@ def report_problems(problems: tuple[RowProblem, ...]) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
-    """Show a bar on stderr while work reports how far it is; leaves one line behind on a terminal, nothing in a pipe."""
+    """Show a bar on stderr while work reports how far it is; it leaves one line behind on a terminal, nothing in a pipe."""
     columns = (SpinnerColumn(), TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=errors) as bar:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

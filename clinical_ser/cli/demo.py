@@ -9,7 +9,7 @@ import typer
 from clinical_ser.cli.cohort import processors, run_extraction
 from clinical_ser.cli.console import check_output_folder, literal, output, progress, report_problems
 from clinical_ser.cli.screen import show
-from clinical_ser.cli.train import publish, show_card
+from clinical_ser.cli.train import own_key, publish, show_card
 from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
 from clinical_ser.cohorts.table import write_table
 from clinical_ser.cohorts.tasks import DEPRESSION
@@ -35,7 +35,7 @@ def demo(
     write_table(table, folder / "features.parquet")
     with progress("Training, subjects kept apart") as report:
         training = train(table, DEPRESSION, progress=report)
-    card, _ = publish(training, folder / MODEL, name=MODEL, version="1", replace=True)
+    card, _ = publish(training, folder / MODEL, name=MODEL, version="1", key=own_key(), replace=True)
     show_card(card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
     _screen_three(folder, cohort)

@@ -22,11 +22,14 @@ Model = Annotated[str, typer.Argument(help="Name of an installed model, or a bun
 @app.command("list")
 def list_() -> None:
     """List the models that ship and those in your model folder."""
-    table = Table(Column("name", no_wrap=True), *(Column(name, no_wrap=True) for name in ("version", "task", "signature", "digest")), "note", box=None)
+    name, digest = Column("name", no_wrap=True), Column("digest", no_wrap=True)
+    table = Table(name, "version", "task", "signature", digest, "note", box=None)
     for entry in list_models():
         note = entry.problem or ("trained on simulated speech" if entry.simulated else "")
         task = entry.task.name if entry.task else ""
-        table.add_row(literal(entry.name), literal(entry.version or ""), literal(task), str(entry.signature or ""), (entry.digest or "")[:12], literal(note))
+        table.add_row(
+            literal(entry.name), literal(entry.version or ""), literal(task), str(entry.signature or ""), (entry.digest or "")[:12], literal(note)
+        )
     output.print(table)
 
 

@@ -55,10 +55,11 @@ def train(
     _check_place(output_folder, replace=replace)
     if predictions:
         check_output_file(predictions, "--predictions")
+    key = own_key() if sign else None
     with progress("Training") as report:
         training = train_model(read_table(table), wanted, options, progress=report)
     report_problems(training.problems)
-    card, digest = publish(training, output_folder, name=name, version=version, sign=sign, replace=replace)
+    card, digest = publish(training, output_folder, name=name, version=version, key=key, replace=replace)
     if predictions:
         with replaced(predictions) as unfinished:
             training.out_of_fold.to_parquet(unfinished, index=False)
@@ -70,11 +71,10 @@ def train(
 
 
 def publish(
-    training: Training, folder: Path, *, name: str, version: str, sign: bool = True, replace: bool = False, statement: str = ""
+    training: Training, folder: Path, *, name: str, version: str, key: SigningKey | None, replace: bool = False, statement: str = ""
 ) -> tuple[Card, str]:
     """Describe and save a training run; return its card and digest."""
     card = make_card(training, name=name, version=version, statement=statement)
-    key = _own_key() if sign else None
     content = card.model_dump_json(indent=2).encode() + b"\n"
     digest = save(
         training, folder, name=name, version=version, statement=card.statement, card=content, software=software_versions(), key=key, replace=replace
@@ -85,7 +85,9 @@ def publish(
 def show_card(card: Card) -> None:
     """Print what a model is and how well it does."""
     rows = ", ".join(f"{n} {what}" for what, n in card.rows.items() if n)
-    output.print(f"\n[bold]{literal(card.name)} {literal(card.version)}[/bold]  {literal(card.task.name)}, {literal(card.head)} head; rows: {literal(rows)}")
+    output.print(
+        f"\n[bold]{literal(card.name)} {literal(card.version)}[/bold]  {literal(card.task.name)}, {literal(card.head)} head; rows: {literal(rows)}"
+    )
     output.print(f"  {card.subjects} subjects: " + ", ".join(f"{n} {literal(label)}" for label, n in card.subjects_by_class.items()))
     if card.statement:
         output.print(f"  [yellow]![/yellow] {literal(card.statement)}")
@@ -132,7 +134,8 @@ def _task(name: str) -> Task:
     return read_task(Path(name)) if name.endswith(".toml") else get_task(name)
 
 
-def _own_key() -> SigningKey:
+def own_key() -> SigningKey:
+    """Return this machine's signing key, and say so if it had to be made."""
     key, made = own_signing_key()
     if made:
         complain("Made a signing key for this machine", "`clinical-ser doctor` says where it is; what it signs is trusted here")

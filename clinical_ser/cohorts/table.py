@@ -14,19 +14,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from clinical_ser.errors import TableError
 
 SCHEMA = "clinical-ser/feature-table/1"
 _METADATA_KEY = b"clinical-ser"
 _ROW_GROUP_ROWS = 65_536  # fixed, so that the bytes do not depend on a library's default
+_REQUIRED_TEXT = ("recording", "subject")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class FeatureTable:
         return self.frame["subject"].to_numpy(str)
 
 
+class _About(BaseModel):
+    """What is said about a table in the metadata of its file."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    schema_id: Literal["clinical-ser/feature-table/1"] = Field(alias="schema")
+    feature_names: tuple[str, ...]
+    extractors: dict[str, str]
+    problems: tuple[tuple[int, str], ...]
+    missing: dict[str, dict[str, Annotated[int, Field(ge=0)]]]
+
+
 def write_table(table: FeatureTable, path: Path) -> None:
     """Write a table as Parquet; the same table gives the same bytes with the same pyarrow.
 
@@ -85,7 +99,7 @@ def write_table(table: FeatureTable, path: Path) -> None:
         raise TableError(f"A column holds values of several types ({type(error).__name__}); give every column of the manifest one type.") from None
     # Without pandas' own metadata: it holds the versions of pandas and pyarrow, and so would change the bytes.
     columns = _with_plain_text(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(about, ensure_ascii=False, sort_keys=True).encode()})
-    with _replaced(path) as unfinished:
+    with replaced(path) as unfinished:
         pq.write_table(columns, unfinished, compression="zstd", row_group_size=_ROW_GROUP_ROWS)
 
 
@@ -95,7 +109,7 @@ def read_table(path: Path) -> FeatureTable:
     Raises
     ------
     TableError
-        Not there, not Parquet, not a feature table, or of an unknown schema.
+        Not there, not Parquet, not a feature table, of an unknown schema, or damaged.
     """
     try:
         with path.open("rb") as file:
@@ -106,17 +120,15 @@ def read_table(path: Path) -> FeatureTable:
     except pa.ArrowException:
         raise TableError("The file is not a Parquet table; `clinical-ser extract` makes one from a manifest.") from None
     about = _about(columns.schema.metadata or {})
-    names = tuple(about["feature_names"])
-    if absent := set(names) - set(columns.column_names):
-        raise TableError(f"The table has lost {len(absent)} of its feature columns.")
+    _check_columns(columns, about.feature_names)
     frame = columns.replace_schema_metadata(None).to_pandas()
-    problems = tuple(RowProblem(row, reason) for row, reason in about["problems"])
-    return FeatureTable(frame, names, about["extractors"], problems, about["missing"])
+    problems = tuple(RowProblem(row, reason) for row, reason in about.problems)
+    return FeatureTable(frame, about.feature_names, about.extractors, problems, about.missing)
 
 
 def write_csv(table: FeatureTable, path: Path) -> None:
     """Write the rows as CSV for a person or a spreadsheet; numbers in full (17 digits). `read_table` does not read it: it has no metadata."""
-    with _replaced(path) as unfinished:
+    with replaced(path) as unfinished:
         table.frame.to_csv(unfinished, index=False, encoding="utf-8", lineterminator="\n")
 
 
@@ -126,18 +138,46 @@ def _with_plain_text(columns: pa.Table) -> pa.Table:
     return columns.cast(pa.schema(plain))
 
 
-def _about(metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
+def _about(metadata: Mapping[bytes, bytes]) -> _About:
     if _METADATA_KEY not in metadata:
         raise TableError("The file is a Parquet table but not a feature table; `clinical-ser extract` makes one from a manifest.")
-    about: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
-    if about.get("schema") != SCHEMA:
-        raise TableError(f"The table's schema is {about.get('schema')!r}, this version reads {SCHEMA!r}; extract it again.")
-    return about
+    try:
+        given = json.loads(metadata[_METADATA_KEY])
+        schema = given.get("schema") if isinstance(given, dict) else None
+        if schema is not None and schema != SCHEMA:
+            raise TableError(f"The table's schema is {str(schema)[:100]!r}, this version reads {SCHEMA!r}; extract it again.")
+        return _About.model_validate_json(metadata[_METADATA_KEY])
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or not what `_About` says; the error's own text would quote it
+        raise TableError("What the table says about itself is damaged, so that it cannot be trusted; extract it again.") from None
+
+
+def _check_columns(columns: pa.Table, feature_names: tuple[str, ...]) -> None:
+    """Make sure of the columns that everything after this relies on; no message quotes a cell or a column of the user's."""
+    names = columns.column_names
+    if len(set(names)) < len(names) or len(set(feature_names)) < len(feature_names):
+        raise TableError("The table names a column twice; extract it again.")
+    if absent := set(feature_names) - set(names):
+        raise TableError(f"The table has lost {len(absent)} of its feature columns; extract it again.")
+    if lacking := sorted({"row", *_REQUIRED_TEXT} - set(names)):
+        raise TableError(f"The table has no column {lacking}; extract it again.")
+    if not len(columns):
+        return  # columns without a value have no type
+    if not pa.types.is_integer(columns["row"].type) or columns["row"].null_count:
+        raise TableError("The table's column 'row' does not number its rows; extract it again.")
+    for name in _REQUIRED_TEXT:
+        if not _is_text(columns[name].type) or columns[name].null_count:
+            raise TableError(f"The table's column {name!r} is not text in every row; extract it again.")
+    if wrong := [name for name in feature_names if not pa.types.is_floating(columns[name].type)]:
+        raise TableError(f"Of the table's feature columns, {len(wrong)} hold something other than decimal numbers; extract it again.")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 @contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path` (readable by its owner only) that takes its place when all is written."""
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`, readable by its owner only, that takes its place when all is written; OSError if it cannot."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     unfinished = Path(name)

@@ -59,6 +59,12 @@ class TrainingOptions:
             raise InvalidValueError("without", unknown, catalogue.FAMILIES)
         if self.refits < 2:
             raise InvalidValueError("refits", self.refits, "at least 2, or no interval can be given")
+        if isinstance(self.split, int) and self.split < 2:
+            raise InvalidValueError("split", self.split, "at least 2 folds")
+        if not 0 < self.coverage < 1:
+            raise InvalidValueError("coverage", self.coverage, "a share strictly between 0 and 1")
+        if not 0 <= self.seed < 2**32:
+            raise InvalidValueError("seed", self.seed, "a whole number from 0 to 2**32 - 1, as scikit-learn takes them")
 
 
 @dataclass(frozen=True, eq=False)

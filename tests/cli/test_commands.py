@@ -1,8 +1,14 @@
 """The command line as a user types it: what it prints, and its exit codes (0 done, 1 failed, 2 wrong usage, 3 not usable)."""
 
+import errno
 import json
+import os
+import shutil
+import signal
+import stat
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +19,7 @@ import soundfile
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cli import main
 from clinical_ser.cohorts.table import read_table, write_table
-from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.screening import ScreeningResult
 from tests import signals
 from tests.tables import table_of
@@ -177,3 +183,178 @@ def test_demo_runs_from_nothing_and_again_from_what_is_there(run, tmp_path):
     assert all("SIMULATED" in result.notices[0] for result in results.values())
     assert "simulated" in out
     assert run(*words)[0] == 0
+
+
+# What is refused before the work, and what the system refuses during it
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail the test if a training begins: what is wrong has to be found before."""
+    monkeypatch.setattr("clinical_ser.cli.train.train_model", lambda *_, **__: pytest.fail("training began"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seed", -1), "seed"),
+        (("--seed", 99999999999), "seed"),
+        (("--split", "²"), "split"),
+        (("--split", 1), "split"),
+        (("--coverage", 2), "coverage"),
+        (("--coverage", "nan"), "coverage"),
+        (("--name", "My Model"), "--name"),
+        (("--name", ""), "--name"),
+        (("--version", "v1"), "--version"),
+        (("--predictions", "."), "--predictions"),
+        (("--predictions", "jane-doe/p.parquet"), "--predictions"),
+        (("--without", "astrology"), "without"),
+    ],
+)
+def test_train_refuses_wrong_options_in_one_line(run, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(table_of(12), tmp_path / "t.parquet")
+    code, out, err = run("train", "t.parquet", "-o", "m", "--no-sign", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.strip().count("\n") == 0
+    assert "jane" not in err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("options", [("--seed", -1), ("--coverage", 2), ("--name", "A"), ("--version", "v1"), ("--predictions", ".")])
+def test_train_refuses_before_it_learns(run, no_training, options, tmp_path):
+    write_table(table_of(12), tmp_path / "t.parquet")
+    assert run("train", tmp_path / "t.parquet", "-o", tmp_path / "m", *options)[0] == 2
+
+
+def test_a_folder_that_cannot_name_a_model_asks_for_a_name(run, no_training, tmp_path):
+    code, _, err = run("train", tmp_path / "t.parquet", "-o", tmp_path / "Jane Doe")
+    assert code == 2
+    assert "--name" in err
+    assert "Jane" not in err
+
+
+def test_a_bundle_in_the_way_is_found_before_training(run, no_training, bundle, tmp_path):
+    code, _, err = run("train", tmp_path / "t.parquet", "-o", bundle)
+    assert code == 1
+    assert "--replace" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("extract", "m.csv", "-o", "nowhere/jane-doe/t.parquet"),
+        ("extract", "m.csv", "-o", "jane-folder"),
+        ("extract", "m.csv", "-o", "jane-file/t.parquet"),
+        ("cohort", "ravdess", ".", "-o", "nowhere/jane-doe/m.csv"),
+        ("cohort", "ravdess", ".", "-o", "jane-folder"),
+        ("simulate", 2, "-o", "jane-file"),
+        ("simulate", 2, "-o", "jane-file/below"),
+        ("demo", "-o", "jane-file"),
+        ("train", "t.parquet", "--name", "m", "-o", "jane-file/m"),
+        ("train", "t.parquet", "-o", "m", "--predictions", "nowhere/jane-doe/p.parquet"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(run, no_training, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for work in ("cohort.read_manifest", "cohort.simulate_cohort", "demo.simulate"):
+        monkeypatch.setattr(f"clinical_ser.cli.{work}", lambda *_, **__: pytest.fail("the work began"))
+    (tmp_path / "jane-folder").mkdir()
+    (tmp_path / "jane-file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("Wrong usage: ")
+    assert err.strip().count("\n") == 0
+    assert "jane" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_the_system_refuses_during_the_work_is_one_line_without_a_path(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/home/jane/t.parquet")
+
+    monkeypatch.setattr("clinical_ser.cli.cohort.read_manifest", full)
+    code, _, err = run("extract", "m.csv", "-o", tmp_path / "t.parquet")
+    assert code == 1
+    assert err == "Failed: The system refused to read or write a file: No space left on device.\n"
+
+
+def test_predictions_are_for_their_owner_only_and_rows_left_out_are_named(run, tmp_path):
+    table = table_of(60)
+    labels = table.frame["label"].astype(object)
+    labels[:12], labels[20] = None, "sad"
+    write_table(replace(table, frame=table.frame.assign(label=labels)), tmp_path / "t.parquet")
+    code, _, err = run("train", tmp_path / "t.parquet", "-o", tmp_path / "m", "--no-sign", "--predictions", tmp_path / "p.parquet")
+    assert code == 0, err
+    assert stat.S_IMODE((tmp_path / "p.parquet").stat().st_mode) == 0o600
+    assert len(pd.read_parquet(tmp_path / "p.parquet")) == 47
+    assert [line for line in err.splitlines() if line.startswith("Row")] == [f"Row {n}: no label" for n in range(1, 11)]
+    assert "And: 3 more rows" in err
+
+
+# Models, doctor, and text from outside
+
+
+def test_a_card_of_another_schema_fails_in_one_line(run, bundle, tmp_path):
+    sound = read_bundle(bundle)
+    fields = sound.manifest.model_dump(include=set(ManifestFields.model_fields))
+    write_bundle(tmp_path / "m", ManifestFields(**fields), sound.files | {"card.json": b'{"schema_id":"clinical-ser/card/9"}'})
+    code, out, err = run("model", "card", tmp_path / "m")
+    assert (code, out) == (1, "")
+    assert err.startswith("Failed: card.json")
+    assert err.strip().count("\n") == 0
+
+
+def test_models_are_listed_with_their_whole_name_on_a_narrow_terminal(run, bundle, tmp_path, monkeypatch):
+    name = "depression-simulated-with-a-long-name"
+    shutil.copytree(bundle, tmp_path / "home" / "models" / name)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("model", "list")
+    assert code == 0
+    assert name in out
+
+
+@pytest.mark.parametrize("name", ["[/bold]x", ":skull:", "[red]y", "two\nlines", "\x1b[31mz", "ends in \\"])
+def test_text_from_outside_is_shown_and_not_obeyed(run, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLINICAL_SER_HOME", str(tmp_path / name))
+    monkeypatch.setenv("COLUMNS", "500")
+    code, out, err = run("doctor")
+    assert code in {0, 1}, err
+    assert name.encode("unicode_escape").decode().replace("\\\\", "\\") in out
+    assert "\x1b" not in out
+    code, out, err = run("screen", "a.wav", "--model", name)
+    assert code in {1, 2}
+    assert err.strip().count("\n") == 0
+
+
+def test_json_is_ascii_whatever_the_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLINICAL_SER_HOME", str(tmp_path / "Müller 抑郁"))
+    _, out, _ = run("doctor", "--json")
+    assert out.isascii()
+    assert any("Müller 抑郁" in json.loads(line)["finding"] for line in out.splitlines())
+
+
+def test_a_terminal_without_unicode_gets_escapes_and_no_traceback():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "CLINICAL_SER_HOME": "/nowhere/Müller"}
+    done = subprocess.run([sys.executable, "-m", "clinical_ser", "doctor"], capture_output=True, env=environment, check=False)
+    assert b"Traceback" not in done.stderr
+    assert b"M\\xfcller" in done.stdout
+
+
+def test_ctrl_c_exits_130_and_what_was_begun_is_not_taken_for_finished(run, tmp_path):
+    words = ["simulate", "40", "-o", str(tmp_path / "cohort"), "--speech-s", "5", "--workers", "1"]
+    with subprocess.Popen([sys.executable, "-m", "clinical_ser", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as begun:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("cohort/audio/*.flac")) and time.monotonic() < until:
+            time.sleep(0.05)
+        begun.send_signal(signal.SIGINT)
+        out, err = begun.communicate(timeout=60)
+    assert (begun.returncode, out) == (130, "")
+    assert "Interrupted" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "cohort" / "manifest.csv").exists()
+    recorded = list((tmp_path / "cohort" / "audio").iterdir())
+    assert 0 < len(recorded) < 40
+    assert all(path.suffix == ".flac" and soundfile.info(path).frames for path in recorded)

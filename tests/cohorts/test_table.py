@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -25,6 +26,7 @@ from clinical_ser.cohorts.table import SCHEMA, FeatureTable, RowProblem, read_ta
 from clinical_ser.errors import InvalidValueError, ManifestError, TableError
 from clinical_ser.features.extraction import apply_gate, extract, feature_names, fingerprints
 from tests import signals
+from tests.tables import table_of
 
 MANIFEST = """path,subject,label,score,sex,age,start,end,ward
 a.wav,S1,happy,4,f,31,,,north
@@ -243,6 +245,68 @@ def test_a_lost_feature_column_is_noticed(table, tmp_path):
         read_table(tmp_path / "table.parquet")
 
 
+def rewritten(path, about=None, frame=None):
+    """Change what a table file says about itself, or its columns."""
+    columns = pq.read_table(path)
+    metadata = columns.schema.metadata
+    if frame is not None:
+        columns = pa.Table.from_pandas(frame(columns.to_pandas()), preserve_index=False)
+    if about is not None:
+        metadata = {b"clinical-ser": about(json.loads(metadata[b"clinical-ser"]))}
+    pq.write_table(columns.replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        lambda told: b"{",
+        lambda told: b"\xff\xfe",
+        lambda told: b"[" * 100_000,
+        lambda told: b"[]",
+        lambda told: b"null",
+        lambda told: b"{}",
+        lambda told: json.dumps({"schema": SCHEMA}),
+        lambda told: json.dumps({key: value for key, value in told.items() if key != "missing"}),
+        lambda told: json.dumps(told | {"feature_names": "row"}),
+        lambda told: json.dumps(told | {"feature_names": [["row"]]}),
+        lambda told: json.dumps(told | {"feature_names": [*told["feature_names"], "subject"]}),
+        lambda told: json.dumps(told | {"feature_names": [*told["feature_names"], "row"]}),
+        lambda told: json.dumps(told | {"feature_names": told["feature_names"] * 2}),
+        lambda told: json.dumps(told | {"problems": [["jane", 1]]}),
+        lambda told: json.dumps(told | {"extractors": []}),
+        lambda told: json.dumps(told | {"more": "jane"}),
+    ],
+)
+def test_what_a_table_says_about_itself_is_checked(about, tmp_path):
+    write_table(table_of(5), tmp_path / "jane.parquet")
+    rewritten(tmp_path / "jane.parquet", about)
+    with pytest.raises(TableError, match="extract it again") as error:
+        read_table(tmp_path / "jane.parquet")
+    assert "jane" not in str(error.value)
+    assert error.value.__suppress_context__ or error.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda frame: frame.drop(columns="subject"),
+        lambda frame: frame.drop(columns="recording"),
+        lambda frame: frame.drop(columns="row"),
+        lambda frame: frame.assign(row=frame["row"].astype(str)),
+        lambda frame: frame.assign(subject=range(len(frame))),
+        lambda frame: frame.assign(subject=[None, *frame["subject"][1:]]),
+        lambda frame: frame.assign(**{"timing.pause_mean_s": "jane"}),
+    ],
+)
+def test_the_columns_that_all_else_relies_on_are_checked(frame, tmp_path):
+    write_table(table_of(5), tmp_path / "t.parquet")
+    rewritten(tmp_path / "t.parquet", frame=frame)
+    with pytest.raises(TableError, match="extract it again") as error:
+        read_table(tmp_path / "t.parquet")
+    assert "jane" not in str(error.value)
+    assert "s0001" not in str(error.value)
+
+
 def test_csv_holds_every_digit(table, tmp_path):
     write_csv(table, tmp_path / "table.csv")
     back = pd.read_csv(tmp_path / "table.csv")
@@ -321,7 +385,11 @@ def test_a_hundred_thousand_rows_are_written_and_read(tmp_path):
     names = tuple(f"timing.feature_{number}" for number in range(40))
     values = np.random.default_rng(0).standard_normal((rows, len(names)))
     frame = pd.concat(
-        [pd.DataFrame({"row": range(1, rows + 1), "subject": [f"S{row % 997}" for row in range(rows)]}), pd.DataFrame(values, columns=names)], axis=1
+        [
+            pd.DataFrame({"row": range(1, rows + 1), "recording": "r", "subject": [f"S{row % 997}" for row in range(rows)]}),
+            pd.DataFrame(values, columns=names),
+        ],
+        axis=1,
     )
     problems = tuple(RowProblem(row, "The file is empty (0 bytes).") for row in range(1, 5_000))
     write_table(FeatureTable(frame, names, {}, problems), tmp_path / "big.parquet")
