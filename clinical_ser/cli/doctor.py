@@ -14,7 +14,7 @@ from rich.table import Table
 from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.errors import ClinicalSerError
 from clinical_ser.models.registry import list_models
-from clinical_ser.models.signing import default_key_path, user_folder
+from clinical_ser.models.signing import SigningKey, default_key_path, user_folder
 
 LICENCES = {
     "clinical-ser": "Apache-2.0",
@@ -97,7 +97,10 @@ def _codecs() -> list[Check]:
 
 
 def _models() -> list[Check]:
-    entries = list_models()
+    try:
+        entries = list_models()
+    except ClinicalSerError as error:  # a broken key, a folder that cannot be listed
+        return [Check(what="models", ok=False, finding=str(error))]
     checks = [Check(what=f"model {e.name}", ok=e.problem is None, finding=e.problem or f"version {e.version}, {e.signature}") for e in entries]
     return checks or [Check(what="models", ok=False, finding="none found")]
 
@@ -105,12 +108,19 @@ def _models() -> list[Check]:
 def _folders() -> list[Check]:
     folders = [("configuration folder", user_folder("config")), ("model folder", user_folder("data"))]
     checks = [Check(what=what, ok=folder is not None and _writable(folder), finding=str(folder)) for what, folder in folders]
-    return [*checks, _check("signing key", lambda: str(default_key_path()) if default_key_path().exists() else "none yet; training makes one")]
+    return [*checks, _check("signing key", _signing_key)]
+
+
+def _signing_key() -> str:
+    path = default_key_path()
+    if not os.path.exists(path):
+        return "none yet; training makes one"
+    return f"{SigningKey.load(path).public.key_id}, {path}"
 
 
 def _writable(folder: Path) -> bool:
     there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
-    return os.access(there, os.W_OK)
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 def _check(what: str, look: Callable[[], str]) -> Check:

@@ -55,9 +55,10 @@ def train(
     _check_place(output_folder, replace=replace)
     if predictions:
         check_output_file(predictions, "--predictions")
+    features = read_table(table)
     key = own_key() if sign else None
     with progress("Training") as report:
-        training = train_model(read_table(table), wanted, options, progress=report)
+        training = train_model(features, wanted, options, progress=report)
     report_problems(training.problems)
     card, digest = publish(training, output_folder, name=name, version=version, key=key, replace=replace)
     if predictions:

@@ -114,13 +114,15 @@ def read_table(path: Path) -> FeatureTable:
     try:
         with path.open("rb") as file:
             columns = pq.ParquetFile(file).read()
+        columns.validate(full=True)
+        names = columns.column_names
     except OSError as error:
         # Not the error's own text: pyarrow's quotes the path.
         raise TableError(f"The table cannot be read: {os.strerror(error.errno) if error.errno else 'it is damaged'}.") from None
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeDecodeError):
         raise TableError("The file is not a Parquet table; `clinical-ser extract` makes one from a manifest.") from None
     about = _about(columns.schema.metadata or {})
-    _check_columns(columns, about.feature_names)
+    _check_columns(columns, names, about.feature_names)
     frame = columns.replace_schema_metadata(None).to_pandas()
     problems = tuple(RowProblem(row, reason) for row, reason in about.problems)
     return FeatureTable(frame, about.feature_names, about.extractors, problems, about.missing)
@@ -151,9 +153,8 @@ def _about(metadata: Mapping[bytes, bytes]) -> _About:
         raise TableError("What the table says about itself is damaged, so that it cannot be trusted; extract it again.") from None
 
 
-def _check_columns(columns: pa.Table, feature_names: tuple[str, ...]) -> None:
+def _check_columns(columns: pa.Table, names: list[str], feature_names: tuple[str, ...]) -> None:
     """Make sure of the columns that everything after this relies on; no message quotes a cell or a column of the user's."""
-    names = columns.column_names
     if len(set(names)) < len(names) or len(set(feature_names)) < len(feature_names):
         raise TableError("The table names a column twice; extract it again.")
     if absent := set(feature_names) - set(names):

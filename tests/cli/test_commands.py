@@ -18,6 +18,7 @@ import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cli import main
+from clinical_ser.cli.console import output
 from clinical_ser.cohorts.table import read_table, write_table
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.screening import ScreeningResult
@@ -55,8 +56,9 @@ def test_screen_as_json_is_the_whole_result(run, bundle, speech_wav):
 
 def test_several_recordings_as_json_are_one_line_each(run, bundle, speech_wav):
     code, out, _ = run("screen", speech_wav, speech_wav, "--model", bundle, "--json")
-    first, second = (ScreeningResult.model_validate_json(line) for line in out.splitlines())
-    assert (code, first) == (0, second)
+    first, second = map(json.loads, out.splitlines())
+    assert (code, first["position"], second["position"]) == (0, 1, 2)
+    assert ScreeningResult.model_validate_json(json.dumps(first["result"])) == ScreeningResult.model_validate_json(json.dumps(second["result"]))
 
 
 def test_an_unusable_recording_exits_3(run, bundle, tmp_path):
@@ -310,7 +312,7 @@ def test_a_card_of_another_schema_fails_in_one_line(run, bundle, tmp_path):
 def test_models_are_listed_with_their_whole_name_on_a_narrow_terminal(run, bundle, tmp_path, monkeypatch):
     name = "depression-simulated-with-a-long-name"
     shutil.copytree(bundle, tmp_path / "home" / "models" / name)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(output, "_width", 80)
     code, out, _ = run("model", "list")
     assert code == 0
     assert name in out
@@ -319,7 +321,7 @@ def test_models_are_listed_with_their_whole_name_on_a_narrow_terminal(run, bundl
 @pytest.mark.parametrize("name", ["[/bold]x", ":skull:", "[red]y", "two\nlines", "\x1b[31mz", "ends in \\"])
 def test_text_from_outside_is_shown_and_not_obeyed(run, name, tmp_path, monkeypatch):
     monkeypatch.setenv("CLINICAL_SER_HOME", str(tmp_path / name))
-    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setattr(output, "_width", 500)
     code, out, err = run("doctor")
     assert code in {0, 1}, err
     assert name.encode("unicode_escape").decode().replace("\\\\", "\\") in out
@@ -327,6 +329,23 @@ def test_text_from_outside_is_shown_and_not_obeyed(run, name, tmp_path, monkeypa
     code, out, err = run("screen", "a.wav", "--model", name)
     assert code in {1, 2}
     assert err.strip().count("\n") == 0
+
+
+def test_doctor_finds_broken_keys_and_folders_and_goes_on(run, tmp_path):
+    def wrong():
+        code, out, err = run("doctor", "--json")
+        assert (code, err) == (1, "")
+        return {check["what"] for check in map(json.loads, out.splitlines()) if not check["ok"]}
+
+    home = tmp_path / "home"
+    home.touch()
+    assert {"configuration folder", "model folder"} <= wrong()
+    home.unlink()
+    for folder, name in (("keys", "signing.pem"), ("trusted_keys", "jane.pub")):
+        (home / folder).mkdir(parents=True)
+        (home / folder / name).write_text("junk")
+        (home / folder / name).chmod(0o600)
+    assert wrong() == {"models", "signing key"}
 
 
 def test_json_is_ascii_whatever_the_terminal(run, tmp_path, monkeypatch):

@@ -207,6 +207,7 @@ def damaged(content):
     yield "empty", b""
     yield "cut short", content[: len(content) // 2]
     yield "start only", content[:4]
+    yield "a column's name is not text", content.replace(b"recording", b"record\xff\xfeg")
 
 
 def test_what_is_no_table_is_refused_without_its_name(table, tmp_path):
