@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from clinical_ser.cli.console import check_output_file, check_output_folder, complain, literal, output, progress, report_problems
+from clinical_ser.cli.console import FAILED, check_output_file, check_output_folder, complain, literal, output, progress, report_problems
 from clinical_ser.cohorts.building import build_table
 from clinical_ser.cohorts.corpora import get_corpus, list_corpora
 from clinical_ser.cohorts.manifest import read_manifest, write_manifest
@@ -99,6 +99,8 @@ def extract(
     write_table(built, table)
     report_problems(built.problems)
     output.print(f"{len(built.frame)} recordings, {len(built.feature_names)} features, {len(built.problems)} rows with a problem.")
+    if built.frame.empty:
+        raise typer.Exit(FAILED)
 
 
 def run_extraction(

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from clinical_ser.audio import Recording, load
-from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, output, print_line
+from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, literal, output, print_line
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.explain.contributions import Explanation
 from clinical_ser.models.reference import LEVELS
@@ -76,9 +75,9 @@ def _baselines(paths: list[Path]) -> list[Recording]:
 def show(result: ScreeningResult, title: str) -> None:
     """Print a result for a person."""
     style = _STYLE.get(result.status, "bold black on green")
-    output.print(f"\n[bold]{title}[/bold]  [{style}] {result.status.value.replace('_', ' ')} [/]  {escape(result.summary)}")
+    output.print(f"\n[bold]{title}[/bold]  [{style}] {result.status.value.replace('_', ' ')} [/]  {literal(result.summary)}")
     for notice in result.notices:
-        output.print(f"  [yellow]![/yellow] {escape(notice)}")
+        output.print(f"  [yellow]![/yellow] {literal(notice)}")
     _show_probability(result)
     _show_answers(result)
     _show_quality(result)
@@ -98,7 +97,7 @@ def _show_probability(result: ScreeningResult) -> None:
         mark = "[bold]" if p.label == result.probability.label else "[not bold]"
         interval = f"{p.interval.low:.0%} to {p.interval.high:.0%}"
         output.print(
-            f"  {mark}{escape(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})"
+            f"  {mark}{literal(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})"
         )
 
 
@@ -109,9 +108,9 @@ def _show_answers(result: ScreeningResult) -> None:
             for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("no answer", rates.indeterminate))
             if rate.value is not None
         )
-        output.print(f"  [dim]In training, people labelled {escape(rates.label)}, unheard by the model: {shares}[/dim]")
+        output.print(f"  [dim]In training, people labelled {literal(rates.label)}, unheard by the model: {shares}[/dim]")
     if result.operating_point and result.operating_point.note:
-        output.print(f"  [yellow]![/yellow] {escape(result.operating_point.note)}")
+        output.print(f"  [yellow]![/yellow] {literal(result.operating_point.note)}")
 
 
 def _show_quality(result: ScreeningResult) -> None:
@@ -120,7 +119,7 @@ def _show_quality(result: ScreeningResult) -> None:
     output.print(f"  Quality: {passed} of {len(result.quality.checks)} checks passed" + ("" if not noted else ":"))
     for check in noted:
         value = "not measurable" if check.value is None else f"{check.value:.3g} {check.unit}"
-        output.print(f"    {check.verdict}: {check.name} {value}. {escape(check.advice)}")
+        output.print(f"    {check.verdict}: {check.name} {value}. {literal(check.advice)}")
 
 
 def _show_families(explanation: Explanation) -> None:
@@ -146,10 +145,10 @@ def _show_features(explanation: Explanation) -> None:
     for feature in features:
         usual = f"{feature.reference.low:.3g} to {feature.reference.high:.3g}" if feature.reference else ""
         percentile = "" if feature.percentile is None else f"{_percentile(feature.percentile)}{' *' if feature.stands_out else '  '}"
-        table.add_row(escape(feature.label_en), f"{feature.value:.3g} {escape(feature.unit)}", usual, percentile)
+        table.add_row(literal(feature.label_en), f"{feature.value:.3g} {literal(feature.unit)}", usual, percentile)
     output.print(table)
     if band:
-        output.print(f"  [dim]usual: the middle half of the reference group ({escape(band.group)}, n={band.subjects} subjects)[/dim]")
+        output.print(f"  [dim]usual: the middle half of the reference group ({literal(band.group)}, n={band.subjects} subjects)[/dim]")
     if explanation.relative_to_baseline:
         output.print("  [dim]values are differences from the person's own baseline recordings[/dim]")
     if any(feature.stands_out for feature in features):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from clinical_ser.cohorts.cells import KNOWN, REQUIRED, Cells, read_cells
-from clinical_ser.cohorts.table import RowProblem
+from clinical_ser.cohorts.table import RowProblem, replaced
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import InvalidValueError, ManifestError
 
@@ -109,7 +109,7 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     frame
         At least the columns `path` and `subject`.
     path
-        Ends in `.csv` or `.parquet`; replaced in one step if it exists.
+        Ends in `.csv` or `.parquet`; readable by its owner only, since it names subjects; replaced in one step if it exists.
     """
     if missing := [name for name in REQUIRED if name not in frame]:
         raise ManifestError(f"A manifest needs the columns {list(REQUIRED)}; {missing} missing.")
@@ -120,12 +120,11 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     known = [name for name in KNOWN if name in frame]
     table = frame[known + [name for name in frame.columns if name not in {*known, "row"}]].copy()
     table["path"] = [_portable_path(str(entry), folder) for entry in table["path"]]
-    partial = path.with_name(f".{path.name}.partial")
-    if suffix == ".csv":
-        table.to_csv(partial, index=False, encoding="utf-8", lineterminator="\n")
-    else:
-        table.to_parquet(partial, index=False)
-    partial.replace(path)
+    with replaced(path) as unfinished:
+        if suffix == ".csv":
+            table.to_csv(unfinished, index=False, encoding="utf-8", lineterminator="\n")
+        else:
+            table.to_parquet(unfinished, index=False)
 
 
 def labels_for(task: Task, frame: pd.DataFrame) -> Labels:

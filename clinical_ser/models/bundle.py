@@ -334,7 +334,9 @@ class _BundleFolder:
         if absent := sorted(listed.keys() - there):
             raise BundleIncompleteError(f"{_some(absent)}: missing. {_GET_AGAIN}")
         if extra := sorted(there - listed.keys()):
-            raise BundleIncompleteError(f"{_some(extra)}: not part of the bundle according to {MANIFEST}. Remove it, or get the bundle again.")
+            known = sorted(name for name in extra if name in _ALL_FILES)
+            named = _some(known) if known else f"{len(extra)} entries"
+            raise BundleIncompleteError(f"{named}: not part of the bundle according to {MANIFEST}. Remove it, or get the bundle again.")
         for name, entry in sorted(listed.items()):
             _check_size(name, self.sizes[name], entry.size)
 
@@ -403,13 +405,14 @@ def _check_size(name: str, size: int, listed: int) -> None:
 
 
 def _too_large(name: str, limit: int) -> NoReturn:
-    raise BundleSchemaError(f"{_shown(name)}: larger than {limit} bytes, so it was not read. {_GET_AGAIN}")
+    entry = name if name in _ALL_FILES else "an entry that belongs to no bundle"
+    raise BundleSchemaError(f"{entry}: larger than {limit} bytes, so it was not read. {_GET_AGAIN}")
 
 
 def _not_plain(name: str) -> NoReturn:
-    raise BundleIncompleteError(
-        f"{_shown(name)}: is a link, a folder or a device; a bundle holds plain files only. Remove it, or get the bundle again."
-    )
+    # A foreign name may be a recording's, and so a person's: it is not repeated.
+    entry = name if name in _ALL_FILES else "an entry that belongs to no bundle"
+    raise BundleIncompleteError(f"{entry}: is a link, a folder or a device; a bundle holds plain files only. Remove it, or get the bundle again.")
 
 
 def _manifest_bytes(fields: ManifestFields, contents: Mapping[str, bytes]) -> bytes:

@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -280,6 +281,7 @@ def _voice_files(wanted: Iterable[_VoiceKey], workers: int) -> Iterator[dict[_Vo
 
 
 def _load_voices(files: dict[_VoiceKey, Path]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business; a worker would only print a traceback
     _worker_voices.update({key: Voice.from_bytes(path.read_bytes()) for key, path in files.items()})
 
 
