@@ -15,6 +15,7 @@ from clinical_ser.cohorts.manifest import read_manifest, write_manifest
 from clinical_ser.cohorts.simulation import DEMO_EFFECT_SCALE
 from clinical_ser.cohorts.simulation import simulate as simulate_cohort
 from clinical_ser.cohorts.table import FeatureTable, write_table
+from clinical_ser.errors import InvalidValueError
 from clinical_ser.features.batch import Executor
 from clinical_ser.features.extraction import DEFAULT_SETS
 
@@ -94,6 +95,8 @@ def extract(
     ray: Annotated[str | None, typer.Option(help="Extract on a Ray cluster: 'auto' or its address, 'local' for one on this machine.")] = None,
 ) -> None:
     """Extract features of every recording of a manifest; rows that fail are reported by number, and the rest goes on."""
+    if table.suffix != ".parquet":
+        raise InvalidValueError("the table's suffix", table.suffix, [".parquet"])
     check_output_file(table)
     built = run_extraction(manifest, sets=tuple(features.split(",")), workers=workers, cache=cache, ray=ray)
     write_table(built, table)

@@ -5,6 +5,7 @@ The one idea: text that came from outside (a path, a label, a bundle) is shown a
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,6 +47,12 @@ def print_json(model: BaseModel, *, indent: int | None = None) -> None:
     print_line(json.dumps(model.model_dump(mode="json"), indent=indent))
 
 
+def program() -> str:
+    """Return how this program was called, for commands to copy: its name if the shell finds it, else its path."""
+    name = "clinical-ser"
+    return name if shutil.which(name) else literal(os.path.relpath(sys.argv[0]))
+
+
 def complain(what: str, why: object) -> None:
     """Print one line on stderr."""
     errors.print(f"[bold]{literal(what)}:[/bold] {literal(why)}")
@@ -63,6 +70,8 @@ def report_problems(problems: tuple[RowProblem, ...]) -> None:
 def progress(title: str) -> Iterator[Report]:
     """Show a bar on stderr while work reports how far it is; it leaves one line behind on a terminal, nothing in a pipe."""
     columns = (SpinnerColumn(), TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    if not errors.is_terminal:
+        errors.print(f"{title} ...")
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clinical_ser.cli.cohort import processors, run_extraction
-from clinical_ser.cli.console import check_output_folder, literal, output, progress, report_problems
+from clinical_ser.cli.console import check_output_folder, literal, output, program, progress, report_problems
 from clinical_ser.cli.screen import show
 from clinical_ser.cli.train import own_key, publish, show_card
 from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
@@ -48,7 +48,7 @@ def demo(
         ("visits/", "three new recordings and their results (.json)"),
     ):
         output.print(f"  {name:<22} {what}")
-    output.print(f"Try: clinical-ser screen {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} --json")
+    output.print(f"Try: {program()} screen {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} --json")
 
 
 def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:

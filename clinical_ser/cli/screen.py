@@ -46,7 +46,7 @@ def screen(
         except (AudioError, InvalidValueError) as error:
             # Named by position: a file's name may be a person's name, and this line may end up in a log.
             complain(f"Recording {position} of {len(audio)}", error)
-            if as_json and len(audio) > 1:
+            if as_json:
                 print_line(json.dumps({"position": position, "error": str(error)}))
             worst = FAILED
             continue
@@ -95,22 +95,39 @@ def _show_probability(result: ScreeningResult) -> None:
         return
     for p in result.classes or (result.probability,):
         mark = "[bold]" if p.label == result.probability.label else "[not bold]"
-        interval = f"{p.interval.low:.0%} to {p.interval.high:.0%}"
-        output.print(
-            f"  {mark}{literal(p.label)}: {p.value:.0%}[/] ({p.interval.level:.0%} interval {interval}; stated for a share of {p.prevalence:.0%})"
-        )
+        error = f"{_percent(p.interval.low)} to {_percent(p.interval.high)}"
+        stated = "" if result.classes else f"; stated for a share of {_percent(p.prevalence)}"
+        output.print(f"  {mark}{_words(p.label)}: {_percent(p.value)}[/] (model's sampling error: {error}{stated})")
+    if result.classes:
+        output.print(f"  [dim]{len(result.classes)} classes, taken to be equally frequent[/dim]")
+    if result.operating_point:
+        output.print(f"  Threshold at this share: {_percent(result.operating_point.probability)}; an answer also needs a prediction set of one class")
 
 
 def _show_answers(result: ScreeningResult) -> None:
     for rates in result.answers:
         shares = ", ".join(
-            f"{rate.value:.0%} {what}"
+            f"{_percent(rate.value)} {what}"
             for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("no answer", rates.indeterminate))
             if rate.value is not None
         )
-        output.print(f"  [dim]In training, people labelled {literal(rates.label)}, unheard by the model: {shares}[/dim]")
+        output.print(f"  [dim]In cross-validation, of people labelled {_words(rates.label)}: {shares}[/dim]")
     if result.operating_point and result.operating_point.note:
         output.print(f"  [yellow]![/yellow] {literal(result.operating_point.note)}")
+
+
+def _percent(share: float) -> str:
+    """Whole percents; never a false 0 or 100."""
+    return "<1%" if share < 0.01 else ">99%" if share > 0.99 else f"{share:.0%}"
+
+
+def _words(label: str) -> str:
+    return literal(label.replace("_", " "))
+
+
+def _with_unit(number: str, unit: str) -> str:
+    """Put a unit behind a number; a pure number has none to print."""
+    return number if unit == "1" else f"{number} {literal(unit)}"
 
 
 def _show_quality(result: ScreeningResult) -> None:
@@ -118,14 +135,14 @@ def _show_quality(result: ScreeningResult) -> None:
     passed = len(result.quality.checks) - len(noted)
     output.print(f"  Quality: {passed} of {len(result.quality.checks)} checks passed" + ("" if not noted else ":"))
     for check in noted:
-        value = "not measurable" if check.value is None else f"{check.value:.3g} {check.unit}"
+        value = "not measurable" if check.value is None else _with_unit(f"{check.value:.3g}", check.unit)
         output.print(f"    {check.verdict}: {check.name} {value}. {literal(check.advice)}")
 
 
 def _show_families(explanation: Explanation) -> None:
     table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("family")
-    for column in ("moved the log-odds by", "95 % interval"):
+    for column in (f"moved the log-odds of {_words(explanation.target)} by", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for family in explanation.families:
@@ -140,19 +157,22 @@ def _show_features(explanation: Explanation) -> None:
     band = next((feature.reference for feature in features if feature.reference), None)
     table = Table(box=None, padding=(0, 2, 0, 2))
     table.add_column("feature", overflow="fold")
-    for column in ("value", "usual", "percentile"):
+    for column in ("moved by", "value") + (("usual", "percentile") if band else ()):
         table.add_column(column, justify="right", no_wrap=True)
     for feature in features:
         usual = f"{feature.reference.low:.3g} to {feature.reference.high:.3g}" if feature.reference else ""
         percentile = "" if feature.percentile is None else f"{_percentile(feature.percentile)}{' *' if feature.stands_out else '  '}"
-        table.add_row(literal(feature.label_en), f"{feature.value:.3g} {literal(feature.unit)}", usual, percentile)
+        cells = [literal(feature.label_en), f"{feature.log_odds:+.2f}", _with_unit(f"{feature.value:.3g}", feature.unit)]
+        table.add_row(*cells, *((usual, percentile) if band else ()))
     output.print(table)
     if band:
         output.print(f"  [dim]usual: the middle half of the reference group ({literal(band.group)}, n={band.subjects} subjects)[/dim]")
     if explanation.relative_to_baseline:
         output.print("  [dim]values are differences from the person's own baseline recordings[/dim]")
     if any(feature.stands_out for feature in features):
-        output.print("  [dim]* stands out: below the 10th or above the 90th percentile of the reference group[/dim]")
+        output.print(
+            "  [dim]* stands out: below the 10th or above the 90th percentile of the reference group; that alone does not raise the score[/dim]"
+        )
 
 
 def _percentile(value: float) -> str:

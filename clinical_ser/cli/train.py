@@ -9,7 +9,17 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
-from clinical_ser.cli.console import check_output_file, check_output_folder, complain, errors, literal, output, print_json, progress, report_problems
+from clinical_ser.cli.console import (
+    check_output_file,
+    check_output_folder,
+    complain,
+    literal,
+    output,
+    print_json,
+    program,
+    progress,
+    report_problems,
+)
 from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.cohorts.tasks import Task, get_task, read_task
 from clinical_ser.errors import BundleWriteError, InvalidValueError
@@ -68,7 +78,7 @@ def train(
         print_json(card, indent=2)
         return
     show_card(card)
-    output.print(f"Bundle written, digest {digest[:12]}. Use it with: clinical-ser screen AUDIO --model {literal(output_folder)}")
+    output.print(f"Bundle written, digest {digest[:12]}. Use it with: {program()} screen AUDIO --model {_as_path(output_folder)}")
 
 
 def publish(
@@ -101,7 +111,7 @@ def show_card(card: Card) -> None:
         table.add_row(literal(what.replace("_", " ")), *cells)
     output.print(table)
     for warning in card.warnings:
-        errors.print(f"  [yellow]![/yellow] {literal(warning)}")
+        output.print(f"  [yellow]![/yellow] {literal(warning)}")
 
 
 def _model_name(name: str | None, folder: Path) -> str:
@@ -141,3 +151,8 @@ def own_key() -> SigningKey:
     if made:
         complain("Made a signing key for this machine", "`clinical-ser doctor` says where it is; what it signs is trusted here")
     return key
+
+
+def _as_path(folder: Path) -> str:
+    """Write a folder so that it cannot be taken for a model's name."""
+    return literal(folder if folder.is_absolute() or len(folder.parts) > 1 else f"./{folder}")

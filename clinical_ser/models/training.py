@@ -204,7 +204,11 @@ def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> t
     }
     task = task.model_copy(update={"classes": labels.classes})
     if not keep.any():
-        raise TrainingError(f"No row can be learned from: {counts}.")
+        failing = {check: verdicts["fail"] for check, verdicts in gated.verdicts.items() if verdicts.get("fail")}
+        reasons = sorted({problem.reason for problem in labels.problems})
+        raise TrainingError(
+            f"No row can be learned from for task {task.name!r}: {counts}; checks of the gate that failed: {failing}; labels: {reasons}."
+        )
     target = encode_labels(labels.values[keep].to_numpy(), task.classes)
     others = [name for name in table.frame.columns if name not in table.feature_names]
     rows = Rows(X[keep], names, target, subjects[keep], table.frame.loc[keep, others].reset_index(drop=True))
@@ -227,7 +231,11 @@ def _folds(rows: Rows, options: TrainingOptions) -> tuple[Fold, ...]:
     elif options.split in rows.frame.columns:
         folds = official(rows.frame[options.split].to_numpy(), rows.subjects)
     else:
-        raise InvalidValueError("split", options.split, f"a number of folds, {LEAVE_ONE_SUBJECT_OUT!r}, or one of {list(rows.frame.columns)}")
+        given = [column for column in rows.frame.columns if column in {"fold", "split"} or rows.frame[column].nunique() in range(2, 21)]
+        columns = [column for column in given if not column.startswith("quality.") and column not in {"row", "recording", "subject", "label", "sex"}]
+        raise InvalidValueError(
+            "split", options.split, f"a number of folds, {LEAVE_ONE_SUBJECT_OUT!r}, or a column with a split, such as one of {columns}"
+        )
     if len(folds) < 2:
         raise SplitError(
             "The official split tests one part only, so that nothing is left to calibrate on. Train on its training part with a number of folds, "

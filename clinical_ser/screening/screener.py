@@ -177,7 +177,7 @@ class Screener:
         return ScreeningResult(
             status=status,
             task=self.model.task.name,
-            summary=_summary(status, chosen, answer.prediction_set),
+            summary=_summary(status, chosen, answer.prediction_set, len(classes)),
             probability=chosen,
             classes=() if self.model.binary else classes,
             prediction_set=answer.prediction_set,
@@ -263,21 +263,23 @@ def _advice(quality: QualityReport) -> str:
     return " ".join(check.advice for check in quality.checks if check.verdict == "fail")
 
 
-def _summary(status: Status, chosen: ClassProbability, members: tuple[str, ...]) -> str:
+def _summary(status: Status, chosen: ClassProbability, members: tuple[str, ...], of: int) -> str:
     label = chosen.label.replace("_", " ")
     return {
         Status.CLASSIFIED: f"This recording is most similar to those labelled {label!r}.",
         Status.FLAGGED: f"This recording is more similar to recordings of people labelled {label!r}. It is not a diagnosis.",
         Status.NOT_FLAGGED: f"This recording is more similar to recordings of people not labelled {label!r}. That does not rule illness out.",
-        Status.INDETERMINATE: f"The model cannot tell: {_doubt(members)}.",
+        Status.INDETERMINATE: f"The model cannot tell: {_doubt(members, of)}.",
     }[status]
 
 
-def _doubt(members: tuple[str, ...]) -> str:
+def _doubt(members: tuple[str, ...], of: int) -> str:
     if not members:
         return "no class is supported well enough"
     if len(members) == 1:
         return "the threshold and the prediction set disagree"
+    if len(members) == of and of > 2:
+        return "it can rule out none of the classes"
     return f"it can rule out neither of {', '.join(member.replace('_', ' ') for member in members)}"
 
 
