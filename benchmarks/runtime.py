@@ -10,7 +10,7 @@ import argparse
 import io
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,7 +34,8 @@ from clinical_ser.features import egemaps, extraction, praat, timing
 from clinical_ser.screening import load_model
 
 LENGTHS_S = (3, 30, 300)
-PEAK = "import sys, clinical_ser, resource as r; clinical_ser.screen(sys.argv[1], model=sys.argv[2]); print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
+PEAK = "import sys, clinical_ser; clinical_ser.screen(sys.argv[1], model=sys.argv[2]); print(open('/proc/self/status').read())"
+# Not ru_maxrss: a child inherits its parent's high-water mark through exec.
 
 
 def speech(folder: Path, length_s: int) -> NDArray[np.float32]:
@@ -112,7 +113,7 @@ def peak_mib(samples: NDArray[np.float32], model: str) -> float:
         path = Path(folder) / "speech.wav"
         soundfile.write(path, samples, SAMPLE_RATE_HZ, subtype="PCM_16")
         done = subprocess.run([sys.executable, "-c", PEAK, str(path), model], capture_output=True, text=True, check=True)
-    return int(done.stdout) / 1024
+    return int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) / 1024  # type: ignore[index]
 
 
 def main() -> None:
@@ -130,7 +131,6 @@ def main() -> None:
         memory = rows.setdefault("memory", {"CPU ms per s of speech": "peak memory of a process, MiB"})
         memory[f"{length} s"] = f"{peak_mib(samples, given.model):.0f}"
     print(markdown(list(rows.values())))
-    print(f"\nThis process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most.")
     if given.json:
         given.json.write_text(json.dumps(list(rows.values()), indent=2))
 
