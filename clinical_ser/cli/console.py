@@ -37,6 +37,11 @@ def literal(text: object) -> str:
     return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)))
 
 
+def percent(share: float) -> str:
+    """Write a share in whole percents; never a false 0 or 100."""
+    return "<1%" if share < 0.01 else ">99%" if share > 0.99 else f"{share:.0%}"
+
+
 def print_line(text: str) -> None:
     """Print a line to stdout as it is, for programs to read: no markup, no wrapping, no colour."""
     sys.stdout.write(f"{text}\n")

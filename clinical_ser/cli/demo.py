@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clinical_ser.cli.cohort import processors, run_extraction
-from clinical_ser.cli.console import check_output_folder, literal, output, program, progress, report_problems
+from clinical_ser.cli.console import check_output_folder, literal, output, percent, program, progress, report_problems
 from clinical_ser.cli.screen import show
 from clinical_ser.cli.train import own_key, publish, show_card
 from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
@@ -61,4 +61,7 @@ def _screen_three(folder: Path, cohort: SimulatedCohort) -> None:
     for visit in simulate_visits(folder / "visits", design=cohort.design):
         result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age)
         (folder / "visits" / f"{visit.name}.json").write_text(result.model_dump_json(indent=2), encoding="utf-8")
-        show(result, f"New recording '{visit.name}' (a simulated speaker; true score {visit.score}, true probability {visit.true_probability:.0%})")
+        show(
+            result,
+            f"New recording '{visit.name}' (a simulated speaker; true score {visit.score}, true probability {percent(visit.true_probability)})",
+        )

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from clinical_ser.audio import Recording, load
-from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, literal, output, print_line
+from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, literal, output, percent, print_line
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.explain.contributions import Explanation
 from clinical_ser.models.reference import LEVELS
@@ -95,30 +95,25 @@ def _show_probability(result: ScreeningResult) -> None:
         return
     for p in result.classes or (result.probability,):
         mark = "[bold]" if p.label == result.probability.label else "[not bold]"
-        error = f"{_percent(p.interval.low)} to {_percent(p.interval.high)}"
-        stated = "" if result.classes else f"; stated for a share of {_percent(p.prevalence)}"
-        output.print(f"  {mark}{_words(p.label)}: {_percent(p.value)}[/] (model's sampling error: {error}{stated})")
+        error = f"{percent(p.interval.low)} to {percent(p.interval.high)}"
+        stated = "" if result.classes else f"; stated for a share of {percent(p.prevalence)}"
+        output.print(f"  {mark}{_words(p.label)}: {percent(p.value)}[/] (model's sampling error: {error}{stated})")
     if result.classes:
         output.print(f"  [dim]{len(result.classes)} classes, taken to be equally frequent[/dim]")
     if result.operating_point:
-        output.print(f"  Threshold at this share: {_percent(result.operating_point.probability)}; an answer also needs a prediction set of one class")
+        output.print(f"  Threshold at this share: {percent(result.operating_point.probability)}; an answer also needs a prediction set of one class")
 
 
 def _show_answers(result: ScreeningResult) -> None:
     for rates in result.answers:
         shares = ", ".join(
-            f"{_percent(rate.value)} {what}"
+            f"{percent(rate.value)} {what}"
             for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("no answer", rates.indeterminate))
             if rate.value is not None
         )
         output.print(f"  [dim]In cross-validation, of people labelled {_words(rates.label)}: {shares}[/dim]")
     if result.operating_point and result.operating_point.note:
         output.print(f"  [yellow]![/yellow] {literal(result.operating_point.note)}")
-
-
-def _percent(share: float) -> str:
-    """Whole percents; never a false 0 or 100."""
-    return "<1%" if share < 0.01 else ">99%" if share > 0.99 else f"{share:.0%}"
 
 
 def _words(label: str) -> str:
@@ -141,14 +136,15 @@ def _show_quality(result: ScreeningResult) -> None:
 
 def _show_families(explanation: Explanation) -> None:
     table = Table(box=None, padding=(0, 2, 0, 2))
-    table.add_column("family")
-    for column in (f"moved the log-odds of {_words(explanation.target)} by", "95 % interval"):
+    table.add_column("family", no_wrap=True)
+    for column in (f"towards {_words(explanation.target)}", "95 % interval"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     for family in explanation.families:
         note = "" if family.stable else "[dim]unstable[/dim]"
         table.add_row(family.family.replace("_", " "), f"{family.log_odds:+.2f}", f"{family.low:+.2f} to {family.high:+.2f}", note)
     output.print(table)
+    output.print("  [dim]contributions to the log-odds, against the average training recording; unstable: the interval crosses zero[/dim]")
 
 
 def _show_features(explanation: Explanation) -> None:
