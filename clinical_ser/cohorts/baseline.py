@@ -21,9 +21,14 @@ _TRUE = frozenset({"true", "yes", "1", "1.0"})
 
 def is_baseline(frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Return shape (rows,), True where the `baseline` column says so; all False without the column."""
-    if COLUMN not in frame.columns:
+    return marked(frame, COLUMN)
+
+
+def marked(frame: pd.DataFrame, column: str) -> NDArray[np.bool_]:
+    """Return shape (rows,), True where a yes-or-no column of a manifest says yes; all False without the column."""
+    if column not in frame.columns:
         return np.zeros(len(frame), bool)
-    return frame[COLUMN].astype(str).str.strip().str.lower().isin(_TRUE).to_numpy(bool)
+    return frame[column].astype(str).str.strip().str.lower().isin(_TRUE).to_numpy(bool)
 
 
 def relative_rows(X: NDArray[np.float64], subjects: NDArray[np.str_], baseline: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clinical_ser.cohorts.baseline import is_baseline, relative_rows
+from clinical_ser.cohorts.baseline import is_baseline, marked, relative_rows
 from clinical_ser.cohorts.gating import judge_table
 from clinical_ser.cohorts.manifest import labels_for
 from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold, leave_one_subject_out, official
@@ -171,7 +171,7 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         warnings=_warnings(rows, task, model.conformal),
         cohort_digest=_cohort_digest(everyone),
         subjects_learned_from=len(np.unique(everyone.subjects)),
-        simulated=_is_simulated(table.frame),
+        simulated=bool(marked(table.frame, "simulated").any()),
         options=options,
     )
 
@@ -341,12 +341,8 @@ def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.
 
 def _warnings(training_rows: Rows, task: Task, conformal: ConformalSets) -> tuple[str, ...]:
     empty = [f"Too few subjects of class {task.classes[k]!r} for prediction sets: every set holds it." for k in conformal.vacuous_classes_]
-    simulated = ["The speech is simulated; the figures say nothing about people."] if _is_simulated(training_rows.frame) else []
+    simulated = ["The speech is simulated; the figures say nothing about people."] if marked(training_rows.frame, "simulated").any() else []
     return tuple(empty + simulated)
-
-
-def _is_simulated(frame: pd.DataFrame) -> bool:
-    return "simulated" in frame and bool(frame["simulated"].astype(str).str.lower().isin({"true", "1", "yes"}).any())
 
 
 def _cohort_digest(rows: Rows) -> str:
