@@ -25,7 +25,8 @@ from clinical_ser.cohorts.corpora import get_corpus
 from clinical_ser.cohorts.manifest import Manifest
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.cohorts.tasks import EMOTION
-from clinical_ser.evaluation.card import figures
+from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
+from clinical_ser.evaluation.predictions import of_training
 from clinical_ser.models.training import TrainingOptions, train
 
 EVERY_CLIP = EMOTION.model_copy(
@@ -57,13 +58,12 @@ def run(table: FeatureTable, corpus: str, features: str, head: str, speaker: str
     """Train and describe one row of the table."""
     started = time.process_time()
     training = train(table, EVERY_CLIP, TrainingOptions(head=head, split=SPLIT[corpus], refits=2, use_baseline=baseline))
-    found = figures(training, replicates=1000)
-    uar = found["uar"]
+    found = evaluate(of_training(training, name=corpus, version="1"), options=EvaluationOptions(by=(), replicates=1000)).figures
     return {
         "features": features,
         "head": head,
         "speaker information": speaker,
-        "UAR": f"{uar.value:.3f} [{uar.low:.3f}, {uar.high:.3f}]",
+        "UAR": str(found["uar"]),
         "accuracy": f"{found['accuracy'].value:.3f}",
         "Brier": f"{found['brier'].value:.3f}",
         "answered": f"{found['answered'].value:.2f}",

@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import expit
 from scipy.stats import spearmanr
 
 from benchmarks.tables import markdown
 from clinical_ser.cohorts.building import build_table
-from clinical_ser.cohorts.gating import judge_table
 from clinical_ser.cohorts.manifest import read_manifest
 from clinical_ser.cohorts.simulation import DEMO_EFFECT_SCALE, SimulatedCohort, simulate
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.cohorts.tasks import DEPRESSION
-from clinical_ser.evaluation.calibration import intercept_and_slope
-from clinical_ser.evaluation.discrimination import auroc
-from clinical_ser.evaluation.intervals import cluster_bootstrap
+from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
+from clinical_ser.evaluation.evidence import EvaluatedModel, Evidence
+from clinical_ser.evaluation.predictions import predict
+from clinical_ser.models.rows import select_rows
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import TrainingOptions, train
 
@@ -39,41 +38,34 @@ def cohort(folder: Path, subjects: int, seed: int, effect_scale: float, workers:
 
 def measure(model: TrainedModel, table: FeatureTable, best: float, head: str) -> dict[str, object]:
     """Figures of a model on a cohort it has not heard."""
-    gated = judge_table(table, DEPRESSION.limits)
-    columns = [table.feature_names.index(name) for name in model.features]
-    X, frame = gated.features[gated.usable][:, columns], table.frame[gated.usable]
-    y = (frame["label"] == DEPRESSION.classes[1]).to_numpy(int)
-    truth = frame["true_probability"].to_numpy(float)
-    log_odds = model.log_odds(X)
-    subjects = frame["subject"].to_numpy(str)
-    auc = cluster_bootstrap(lambda at: auroc(y[at], log_odds[at]), subjects, replicates=500)
-    intercept = cluster_bootstrap(lambda at: intercept_and_slope(y[at], log_odds[at])[0], subjects, replicates=500)
-    slope = cluster_bootstrap(lambda at: intercept_and_slope(y[at], log_odds[at])[1], subjects, replicates=500)
-    p = expit(log_odds)
-    sets = model.conformal.predict(np.column_stack([1 - p, p]))
+    predictions = predict(model, table, EvaluatedModel(name=head, version="1", simulated=True))
+    evidence = evaluate(predictions, options=EvaluationOptions(by=(), replicates=500))
+    figures, frame = evidence.figures, predictions.frame
+    truth, log_odds = frame["true_probability"].to_numpy(float), predictions.log_odds
+    reachable = next(comparison for comparison in evidence.comparisons if comparison.kind == "best_reachable")
+    X = select_rows(table, DEPRESSION, model.features, use_baseline=False, used_as="evaluated").rows.X
     answers = [model.answer(x, prevalence=model.class_shares[1]) for x in X]
     low, high = (np.array([getattr(answer, side)[1] for answer in answers]) for side in ("low", "high"))
     return {
         "head": head,
-        "AUC": str(auc),
+        "AUC": str(figures["auroc"]),
         "best reachable": f"{best:.3f}",
-        "of the true probabilities here": f"{auroc(y, truth):.3f}",
-        "calibration intercept": str(intercept),
-        "slope": str(slope),
+        "of the true probabilities here": f"{reachable.other.value:.3f}",
+        "calibration intercept": str(figures["calibration_intercept"]),
+        "slope": str(figures["calibration_slope"]),
         "rank correlation with the true probability": f"{spearmanr(log_odds, truth).statistic:.3f}",
         "interval holds the mean truth at its score": f"{holds(low, high, log_odds, truth):.2f}",
-        "coverage, negatives": f"{sets[y == 0, 0].mean():.2f}",
-        "coverage, positives": f"{sets[y == 1, 1].mean():.2f}",
-        "one-class sets": f"{(sets.sum(axis=1) == 1).mean():.2f}",
-        "ill: flagged, not flagged, no answer": answered(model, log_odds[y == 1]),
-        "well: flagged, not flagged, no answer": answered(model, log_odds[y == 0]),
+        "coverage, negatives": f"{figures['coverage.not_depressed'].value:.2f}",
+        "coverage, positives": f"{figures['coverage.depressed'].value:.2f}",
+        "answered": f"{figures['answered'].value:.2f}",
+        "ill: flagged, not flagged, no answer": answered(evidence, "depressed"),
+        "well: flagged, not flagged, no answer": answered(evidence, "not_depressed"),
     }
 
 
-def answered(model: TrainedModel, log_odds: NDArray[np.float64]) -> str:
-    """Shares of the three answers."""
-    statuses = model.statuses(log_odds)
-    return ", ".join(f"{(statuses == status).mean():.2f}" for status in ("flagged", "not_flagged", "indeterminate"))
+def answered(evidence: Evidence, label: str) -> str:
+    """Shares of the three answers among one class."""
+    return ", ".join(f"{evidence.figures[f'{status}.{label}'].value:.2f}" for status in ("flagged", "not_flagged", "indeterminate"))
 
 
 def holds(low: NDArray[np.float64], high: NDArray[np.float64], log_odds: NDArray[np.float64], truth: NDArray[np.float64]) -> float:

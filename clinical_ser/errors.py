@@ -113,3 +113,19 @@ class BundleFeatureMismatchError(BundleError):
 
 class SigningKeyError(ClinicalSerError):
     """A key file that cannot be used (not Ed25519, readable by others, already there); never carries the key."""
+
+
+class EvidenceError(ClinicalSerError):
+    """An evidence.json or a file of predictions that is damaged, or of another version."""
+
+
+class LeakError(ClinicalSerError):
+    """The evaluation found that the test was not a test; the message names each finding."""
+
+
+class GateError(ClinicalSerError):
+    """A release gate is not met; the message names each."""
+
+
+class ReportError(ClinicalSerError):
+    """A report cannot be made: a font, a glyph or a text alternative is missing; the message says which."""

@@ -8,7 +8,8 @@ import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.tasks import DEPRESSION
-from clinical_ser.evaluation.card import make_card
+from clinical_ser.evaluation.evaluating import EvaluationOptions
+from clinical_ser.evaluation.release import card_of
 from clinical_ser.models.saving import save
 from clinical_ser.models.training import TrainingOptions, train
 from tests import signals
@@ -26,8 +27,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unsigned depression model learned from numbers alone: it answers any recording, and what it answers means nothing."""
     folder = tmp_path_factory.mktemp("models") / "random"
     training = train(table_of(80), DEPRESSION, TrainingOptions(refits=3))
-    card = make_card(training, name="random", version="1", replicates=20).model_dump_json().encode()
-    save(training, folder, name="random", version="1", statement="For tests.", card=card, software={"numpy": "0"}, key=None)
+    card, _ = card_of(training, None, name="random", version="1", statement="For tests.", options=EvaluationOptions(replicates=20))
+    save(training, folder, name="random", version="1", statement="For tests.", card=card.to_json(), software={"numpy": "0"}, key=None)
     return folder
 
 

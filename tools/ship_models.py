@@ -16,7 +16,8 @@ from clinical_ser.cohorts.manifest import Manifest, read_manifest
 from clinical_ser.cohorts.simulation import simulate
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION, Task
-from clinical_ser.evaluation.card import make_card, software_versions
+from clinical_ser.evaluation.release import card_of
+from clinical_ser.evaluation.software import software_versions
 from clinical_ser.models.registry import SHIPPED_MODELS
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey
@@ -36,11 +37,10 @@ EMODB_STATEMENT = (
 def ship(name: str, table: FeatureTable, task: Task, options: TrainingOptions, statement: str, key: SigningKey) -> None:
     """Train, describe, sign and put into the package."""
     training = train(table, task, options)
-    card = make_card(training, name=name, version=VERSION, statement=statement)
+    card, _ = card_of(training, table, name=name, version=VERSION, statement=statement)
     folder = SHIPPED_MODELS / name
     shutil.rmtree(folder, ignore_errors=True)
-    content = card.model_dump_json(indent=2).encode() + b"\n"
-    digest = save(training, folder, name=name, version=VERSION, statement=card.statement, card=content, software=software_versions(), key=key)
+    digest = save(training, folder, name=name, version=VERSION, statement=card.statement, card=card.to_json(), software=software_versions(), key=key)
     print(name, digest[:12], {what: figure.value for what, figure in card.figures.items()})
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import cohort, demo, doctor, model, train
+from clinical_ser.cli import cohort, demo, doctor, evaluate, model, plan, train
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.screen import screen
 
@@ -49,5 +49,7 @@ app.command()(cohort.simulate)
 app.command()(cohort.cohort)
 app.command()(cohort.extract)
 app.command()(train.train)
+app.command()(evaluate.evaluate)
+app.command()(plan.plan)
 app.add_typer(model.app, name="model")
 app.command()(doctor.doctor)

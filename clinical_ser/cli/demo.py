@@ -8,8 +8,10 @@ import typer
 
 from clinical_ser.cli.cohort import processors, run_extraction
 from clinical_ser.cli.console import check_output_folder, literal, output, percent, program, progress, report_problems
+from clinical_ser.cli.evidence import write_report
+from clinical_ser.cli.model import show_card
 from clinical_ser.cli.screen import show
-from clinical_ser.cli.train import own_key, publish, show_card
+from clinical_ser.cli.train import own_key, publish
 from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
 from clinical_ser.cohorts.table import write_table
 from clinical_ser.cohorts.tasks import DEPRESSION
@@ -35,8 +37,10 @@ def demo(
     write_table(table, folder / "features.parquet")
     with progress("Training, subjects kept apart") as report:
         training = train(table, DEPRESSION, progress=report)
-    card, _ = publish(training, folder / MODEL, name=MODEL, version="1", key=own_key(), replace=True)
-    show_card(card)
+    with progress("Evaluating out of fold"):
+        published = publish(training, table, folder / MODEL, name=MODEL, version="1", key=own_key(), replace=True, workers=processors())
+        write_report(published.evidence, folder / "evaluation")
+    show_card(published.card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
     _screen_three(folder, cohort)
     output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {literal(folder)}/:")
@@ -45,6 +49,7 @@ def demo(
         ("cohort/truth.json", "how they were made"),
         ("features.parquet", "one row a recording"),
         (f"{MODEL}/", "the trained, signed bundle"),
+        ("evaluation/", "what a reviewer asks for: report.html, report.pdf, evidence.json"),
         ("visits/", "three new recordings and their results (.json)"),
     ):
         output.print(f"  {name:<22} {what}")

@@ -1,20 +1,28 @@
 """`clinical-ser model`: what models are there, what they are, and whether their bytes are what was signed."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
-from clinical_ser.cli.console import literal, output, print_line
-from clinical_ser.cli.train import show_card
-from clinical_ser.evaluation.card import Card
-from clinical_ser.models.bundle import read_bundle, sign_bundle
+from clinical_ser.cli.console import FAILED, check_output_folder, literal, output, print_json, print_line, program
+from clinical_ser.cohorts.tasks import TaskKind
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.evaluation.card import Card, CardCheck, check_card
+from clinical_ser.evaluation.card_facts import MAIN_FIGURES
+from clinical_ser.evaluation.card_fields import about_template, item_list, label_of, read_about
+from clinical_ser.evaluation.card_text import card_markdown
+from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.naming import describe
+from clinical_ser.models.bundle import VerifiedBundle, read_bundle, sign_bundle, write_bundle
 from clinical_ser.models.registry import find_model, list_models
 from clinical_ser.models.signing import SigningKey, default_key_path
 
 app = typer.Typer(help="List, describe, verify and sign models.", no_args_is_help=True)
+
+_ANSWERS = ("flagged.", "not_flagged.", "indeterminate.")
+"""Figures, class by class, of what people are answered."""
 
 Model = Annotated[str, typer.Argument(help="Name of an installed model, or a bundle's folder.", show_default=False)]
 
@@ -34,13 +42,113 @@ def list_() -> None:
 
 
 @app.command()
-def card(model: Model, as_json: Annotated[bool, typer.Option("--json", help="Print card.json.")] = False) -> None:
-    """Show the card that travels with a model."""
+def card(
+    model: Annotated[str | None, typer.Argument(help="Name of an installed model, or a bundle's folder.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print card.json; with --check, what is missing.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the whole card as Markdown.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 and name every blank item and every leak guard that failed.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print the questions that a person answers (TOML), to fill in for --about.")] = False,
+    about: Annotated[Path | None, typer.Option(help="Answers to add: the filled-in template (.toml).", show_default=False)] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation in another cohort to add: its evidence.json (repeatable).", show_default=False)
+    ] = None,
+    output_folder: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the model with this card into another folder, unsigned.", show_default=False)
+    ] = None,
+) -> None:
+    """Show the card that travels with a model, add to it, or check that nothing in it is blank."""
+    if template:
+        print_line(about_template().rstrip("\n"))
+        return
+    if model is None:
+        raise InvalidValueError("MODEL", None, "a model's name or folder, or --template")
+    if markdown and (as_json or check):
+        raise InvalidValueError("--markdown", "given with --json or --check", "one of them")
+    answers = read_about(about) if about else None
+    if output_folder:
+        check_output_folder(output_folder)
     bundle = read_bundle(find_model(model))
-    if as_json:
-        print_line(json.dumps(bundle.json("card.json"), indent=2))
+    shown = Card.from_json(bundle.files["card.json"])
+    if about or evidence:
+        shown = shown.extended(supplied=answers, external=[Evidence.from_json(path.read_bytes()) for path in evidence or ()])
+    digest = _write(bundle, shown, output_folder) if output_folder else None
+    if check:
+        _print_check(check_card(shown), as_json=as_json)
+    elif as_json:
+        print_json(shown, indent=2)
+    elif markdown:
+        print_line(card_markdown(shown).rstrip("\n"))
     else:
-        show_card(Card.from_json(bundle.files["card.json"]))
+        show_card(shown)
+        if digest:
+            output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign FOLDER")
+
+
+def _write(bundle: VerifiedBundle, card: Card, folder: Path) -> str:
+    return write_bundle(folder, bundle.manifest, {**bundle.files, "card.json": card.to_json()})
+
+
+def _print_check(found: CardCheck, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found, indent=2)
+    elif found.complete:
+        output.print("The card is complete: no item is blank, and no leak guard failed.")
+    else:
+        for name, keys in found.missing.items():
+            for key in keys:
+                output.print(f"  {literal(name)} {literal(key)}: blank")
+        for leak in found.leaks:
+            output.print(f"  leak guard, {literal(leak)}: failed, and not accepted")
+        blank = sum(map(len, found.missing.values()))
+        output.print(f"Not complete: {blank} blank items, {len(found.leaks)} leak guards that failed.")
+        if found.questions:
+            asked = "; ".join(f"{key} ({label_of(key)})" for key in found.questions)
+            output.print(f"Answer {literal(asked)}. The file to fill in: {program()} model card --template")
+    if not found.complete:
+        raise typer.Exit(FAILED)
+
+
+def show_card(card: Card) -> None:
+    """Print what a model is and how well it does, in short."""
+    facts, evidence = card.training, card.internal
+    rows = ", ".join(f"{n} {what}" for what, n in facts.rows.items() if n)
+    output.print(
+        f"\n[bold]{literal(card.name)} {literal(card.version)}[/bold]  {literal(card.task.name)}, {literal(card.head)} head; rows: {literal(rows)}"
+    )
+    tested = ", ".join(f"{n} {literal(label)}" for label, n in evidence.flow.subjects_by_class.items())
+    output.print(f"  {facts.subjects} subjects learned from; {evidence.flow.subjects} evaluated: {tested}")
+    if card.statement:
+        output.print(f"  [yellow]![/yellow] {literal(card.statement)}")
+    output.print(_figure_table(card))
+    for warning in card.warnings:
+        output.print(f"  [yellow]![/yellow] {literal(warning)}")
+    found = check_card(card)
+    blank = [f"{len(keys)} of {len(item_list(name).item)} {name}" for name, keys in found.missing.items() if keys]
+    if blank or found.leaks:
+        failed = [f"{len(found.leaks)} leak guards failed"] if found.leaks else []
+        output.print(
+            f"  Not ready for release: blank items {', '.join([*blank, *failed])}. `model card --check` names them; `--markdown` prints all."
+        )
+
+
+def _figure_table(card: Card) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    level = f"{100 * card.internal.level:g} % interval over subjects"
+    for column in ("out of fold", "value", level, "subjects"):
+        table.add_column(column, justify="left" if column == "out of fold" else "right")
+    shown = [
+        *MAIN_FIGURES[card.task.kind is TaskKind.BINARY],
+        *(name for name in card.figures if name.startswith(_ANSWERS)),
+        "answered",
+        "not_usable",
+    ]
+    for name in shown:
+        figure = card.figures.get(name)
+        if figure is not None:
+            known = figure.value is not None and figure.low is not None and figure.high is not None
+            cells = (f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}") if known else ("not defined", "")
+            table.add_row(literal(describe(name).title), *cells, f"{figure.subjects}")
+    return table
 
 
 @app.command()

@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
-from rich.table import Table
 
+from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import (
     check_output_file,
     check_output_folder,
@@ -20,10 +22,18 @@ from clinical_ser.cli.console import (
     progress,
     report_problems,
 )
-from clinical_ser.cohorts.table import read_table, replaced
+from clinical_ser.cli.evidence import write_report
+from clinical_ser.cli.model import show_card
+from clinical_ser.cohorts.table import FeatureTable, read_table
 from clinical_ser.cohorts.tasks import Task, get_task, read_task
 from clinical_ser.errors import BundleWriteError, InvalidValueError
-from clinical_ser.evaluation.card import Card, make_card, software_versions
+from clinical_ser.evaluation.card import Card
+from clinical_ser.evaluation.card_fields import read_about
+from clinical_ser.evaluation.evaluating import EvaluationOptions
+from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.predictions import of_training, write_predictions
+from clinical_ser.evaluation.release import REPLICATES, card_of
+from clinical_ser.evaluation.software import software_versions
 from clinical_ser.models.bundle import ModelName, Version
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey, own_signing_key
@@ -46,7 +56,9 @@ def train(
     coverage: Annotated[float, typer.Option(help="Coverage of prediction sets in each class.")] = 0.90,
     seed: Annotated[int, typer.Option(help="Of folds, trees and bootstrap samples.")] = 0,
     sign: Annotated[bool, typer.Option("--sign/--no-sign", help="Sign with this machine's key; made on first use.")] = True,
-    predictions: Annotated[Path | None, typer.Option(help="Also write the out-of-fold predictions (.parquet).")] = None,
+    about: Annotated[Path | None, typer.Option(help="What only a person knows of the model (.toml); `model card --template` prints one.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Also write the out-of-fold predictions (.parquet), for `evaluate`.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the out-of-fold evidence and its report into this folder.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card.")] = False,
 ) -> None:
@@ -61,57 +73,62 @@ def train(
     )
     name = _model_name(name, output_folder)
     _check_version(version)
-    wanted = _task(task)
+    wanted = task_named(task)
     _check_place(output_folder, replace=replace)
     if predictions:
         check_output_file(predictions, "--predictions")
+    if report:
+        check_output_folder(report, "--report")
+    supplied = read_about(about) if about else None
     features = read_table(table)
     key = own_key() if sign else None
-    with progress("Training") as report:
-        training = train_model(features, wanted, options, progress=report)
+    with progress("Training") as done:
+        training = train_model(features, wanted, options, progress=done)
     report_problems(training.problems)
-    card, digest = publish(training, output_folder, name=name, version=version, key=key, replace=replace)
+    with progress("Evaluating out of fold"):
+        published = publish(
+            training, features, output_folder, name=name, version=version, key=key, replace=replace, supplied=supplied, workers=processors()
+        )
     if predictions:
-        with replaced(predictions) as unfinished:
-            training.out_of_fold.to_parquet(unfinished, index=False)
+        write_predictions(of_training(training, name=name, version=version, statement=published.card.statement), predictions)
+    if report:
+        write_report(published.evidence, report)
     if as_json:
-        print_json(card, indent=2)
+        print_json(published.card, indent=2)
         return
-    show_card(card)
-    output.print(f"Bundle written, digest {digest[:12]}. Use it with: {program()} screen AUDIO --model {_as_path(output_folder)}")
+    show_card(published.card)
+    output.print(f"Bundle written, digest {published.digest[:12]}. Use it with: {program()} screen AUDIO --model {_as_path(output_folder)}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A bundle that was written, and what is known about it."""
+
+    card: Card
+    evidence: Evidence
+    digest: str
 
 
 def publish(
-    training: Training, folder: Path, *, name: str, version: str, key: SigningKey | None, replace: bool = False, statement: str = ""
-) -> tuple[Card, str]:
-    """Describe and save a training run; return its card and digest."""
-    card = make_card(training, name=name, version=version, statement=statement)
-    content = card.model_dump_json(indent=2).encode() + b"\n"
+    training: Training,
+    table: FeatureTable,
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    key: SigningKey | None,
+    replace: bool = False,
+    supplied: Mapping[str, str] | None = None,
+    workers: int = 1,
+) -> Published:
+    """Evaluate, describe and save a training run."""
+    options = EvaluationOptions(replicates=REPLICATES, workers=workers)
+    card, evidence = card_of(training, table, name=name, version=version, supplied=supplied, options=options)
+    software = software_versions()
     digest = save(
-        training, folder, name=name, version=version, statement=card.statement, card=content, software=software_versions(), key=key, replace=replace
+        training, folder, name=name, version=version, statement=card.statement, card=card.to_json(), software=software, key=key, replace=replace
     )
-    return card, digest
-
-
-def show_card(card: Card) -> None:
-    """Print what a model is and how well it does."""
-    rows = ", ".join(f"{n} {what}" for what, n in card.rows.items() if n)
-    output.print(
-        f"\n[bold]{literal(card.name)} {literal(card.version)}[/bold]  {literal(card.task.name)}, {literal(card.head)} head; rows: {literal(rows)}"
-    )
-    output.print(f"  {card.subjects} subjects: " + ", ".join(f"{n} {literal(label)}" for label, n in card.subjects_by_class.items()))
-    if card.statement:
-        output.print(f"  [yellow]![/yellow] {literal(card.statement)}")
-    table = Table(box=None, padding=(0, 2, 0, 2))
-    for column in ("out of fold", "value", "95 % interval over subjects"):
-        table.add_column(column, justify="left" if column == "out of fold" else "right")
-    for what, figure in card.figures.items():
-        known = figure.value is not None and figure.low is not None and figure.high is not None
-        cells = (f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}") if known else ("not defined", "")
-        table.add_row(literal(what.replace("_", " ")), *cells)
-    output.print(table)
-    for warning in card.warnings:
-        output.print(f"  [yellow]![/yellow] {literal(warning)}")
+    return Published(card, evidence, digest)
 
 
 def _model_name(name: str | None, folder: Path) -> str:
@@ -141,7 +158,8 @@ def _check_place(folder: Path, *, replace: bool) -> None:
         raise BundleWriteError("Something is in the bundle's folder already; choose another place, or replace a bundle with --replace.")
 
 
-def _task(name: str) -> Task:
+def task_named(name: str) -> Task:
+    """Return a built-in task, or the one that a .toml file defines."""
     return read_task(Path(name)) if name.endswith(".toml") else get_task(name)
 
 

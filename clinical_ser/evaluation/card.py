@@ -1,64 +1,66 @@
-"""The card that travels with a model: what it was trained on, how well it did on people it had not heard, and what it may be used for."""
+"""The card that travels with a model: what it was trained on, how well it did on people it had not heard, and what it may be used for.
 
-from importlib.metadata import version as installed_version
-from typing import Any, Literal
+The one idea: three lists (HTI-1's source attributes, CHAI's model card, TRIPOD+AI's items) are filled from one evaluation and one set of answers.
+What the run knows it says with figures, intervals and numbers of people; what only a person knows is missing until a person says it.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, Self
+
+from pydantic import ValidationError, model_validator
 
 from clinical_ser.cohorts.tasks import Task
-from clinical_ser.errors import BundleSchemaError
-from clinical_ser.evaluation.calibration import brier, intercept_and_slope
-from clinical_ser.evaluation.discrimination import auroc, unweighted_average_recall
-from clinical_ser.evaluation.intervals import Statistic, cluster_bootstrap
-from clinical_ser.models.heads import encode_labels
+from clinical_ser.errors import BundleSchemaError, InvalidValueError
+from clinical_ser.evaluation.card_facts import INTENDED_USE, TrainingFacts, statements
+from clinical_ser.evaluation.card_fields import LISTS, Item, ListName, checked_answers, item_list, label_of
+from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.figure import Figure
 from clinical_ser.models.sample_size import warning_for
-from clinical_ser.models.training import Training
-from clinical_ser.models.weights import subject_weights
+from clinical_ser.strict import Strict
 
-REPLICATES = 1000
-MINIMUM_SUBJECTS_TO_TRUST = 50
-"""Percentile intervals over fewer subjects are visibly too short (Field & Welsh 2007)."""
-SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth", "numpy", "scikit-learn", "xgboost-cpu")
-INTENDED_USE = "Screening aid for trained health workers; never a diagnosis. Figures are out of fold, on subjects the model had not heard."
 SIMULATED_STATEMENT = "Trained on SIMULATED speech, for demonstration only: its results mean nothing for a real person."
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Entry(Strict):
+    """What the card says to one item of a list."""
+
+    value: str | None
+    source: Literal["run", "person", "run_and_person", "missing"]
+    lacking: tuple[str, ...] = ()
+    """Questions that a person still has to answer for it."""
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        if (self.value is None) != (self.source == "missing") or (self.value is not None and not self.value.strip()):
+            raise ValueError("an entry has a text and says where it is from, or is missing")
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to supply."""
+        return self.value is not None and not self.lacking
 
 
-class Figure(_Strict):
-    """A figure with its 95 % interval over subjects; None where it is not defined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class Card(_Strict):
+class Card(Strict):
     """`card.json`."""
 
-    schema_id: Literal["clinical-ser/card/1"] = "clinical-ser/card/1"
+    schema_id: Literal["clinical-ser/card/2"] = "clinical-ser/card/2"
     name: str
     version: str
     task: Task
     head: str
     intended_use: str
     statement: str
-    subjects: int
-    """Whom the model learned from."""
-    subjects_tested: int
-    """Whom the figures are about: those tested out of fold."""
-    recordings_tested: int
-    subjects_by_class: dict[str, int]
-    covariates: dict[str, dict[str, int]]
-    """Subjects by sex, language, site and device, where the cohort says."""
-    rows: dict[str, int]
-    options: dict[str, Any]
-    figures: dict[str, Figure]
-    warnings: tuple[str, ...]
+    internal: Evidence
+    """Of the training cohort, out of fold; without curves, which stay in evidence.json."""
+    external: tuple[Evidence, ...] = ()
+    """Of other cohorts."""
+    training: TrainingFacts
+    supplied: dict[str, str]
+    """What a person answered, by question."""
+    hti1: dict[str, Entry]
+    chai: dict[str, Entry]
+    tripod: dict[str, Entry]
 
     @classmethod
     def from_json(cls, content: bytes) -> "Card":
@@ -68,124 +70,178 @@ class Card(_Strict):
         except ValidationError:
             raise BundleSchemaError("card.json does not follow this version's schema; train the model again.") from None
 
+    def to_json(self) -> bytes:
+        """Return the bytes of `card.json`."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
 
-def make_card(training: Training, *, name: str, version: str, statement: str = "", replicates: int = REPLICATES) -> Card:
-    """Describe a training run.
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """Of the out-of-fold evaluation."""
+        return self.internal.figures
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the training run, of its evaluation, and of the number of subjects; each once."""
+        return tuple(dict.fromkeys((*self.training.warnings, *self.internal.warnings, *_too_few_subjects(self.training, self.internal))))
+
+    @property
+    def missing(self) -> dict[ListName, tuple[str, ...]]:
+        """Required items, list by list, that have no text or still want a person's answer."""
+        return {name: tuple(item.key for item in item_list(name).item if item.required and not self._complete(name, item.key)) for name in LISTS}
+
+    def entries(self, name: ListName) -> dict[str, Entry]:
+        """Return the entries of one of the lists."""
+        return {"hti1": self.hti1, "chai": self.chai, "tripod": self.tripod}[name]
+
+    def _complete(self, name: ListName, key: str) -> bool:
+        entry = self.entries(name).get(key)
+        return entry is not None and entry.complete
+
+    def extended(self, *, supplied: Mapping[str, object] | None = None, external: Iterable[Evidence] = ()) -> "Card":
+        """Return the card with further answers (a new one replaces an old one) and evaluations in other cohorts, its lists filled anew.
+
+        Raises
+        ------
+        InvalidValueError
+            As in `make_card`.
+        """
+        known = list(self.external)
+        for evidence in map(without_curves, external):
+            if evidence not in known:
+                known.append(evidence)
+        return make_card(
+            self.training,
+            self.internal,
+            name=self.name,
+            version=self.version,
+            statement=self.statement,
+            supplied={**self.supplied, **(supplied or {})},
+            external=known,
+        )
+
+
+class CardCheck(Strict):
+    """Whether a card lets its model out."""
+
+    complete: bool
+    missing: dict[ListName, tuple[str, ...]]
+    """Items without a text, or with part of it only, list by list."""
+    questions: tuple[str, ...]
+    """What a person has to answer to fill them."""
+    leaks: tuple[str, ...]
+    """Leak guards that failed and were not accepted."""
+
+
+def make_card(
+    facts: TrainingFacts,
+    evidence: Evidence,
+    *,
+    name: str,
+    version: str,
+    statement: str = "",
+    supplied: Mapping[str, object] | None = None,
+    external: Sequence[Evidence] = (),
+) -> Card:
+    """Fill a card.
 
     Parameters
     ----------
-    training
-        As `train` returns it.
+    facts
+        Of the training run.
+    evidence
+        Its out-of-fold evaluation.
     name, version, statement
-        What the model will be called, and what each of its results has to say of its origin (added for simulated speech).
-    replicates
-        Bootstrap samples of subjects behind each interval.
+        What the model is called, and what each of its results has to say of its origin (added for simulated speech).
+    supplied
+        What a person answered, as `read_about` reads it.
+    external
+        Evaluations of the same model in other cohorts.
+
+    Returns
+    -------
+    Card
+        The same arguments give the same bytes of JSON.
+
+    Raises
+    ------
+    InvalidValueError
+        An answer is refused (`checked_answers`), or an evaluation is not of this model, or not of this kind.
     """
-    rows, task = training.out_of_fold, training.model.task
-    options = training.options
-    found = figures(training, replicates=replicates)
+    _check_evidence(evidence, "out_of_fold", name, version, facts.task)
+    for other in external:
+        _check_evidence(other, "external", name, version, facts.task)
+    answers = checked_answers(supplied or {})
+    internal, others = without_curves(evidence), tuple(map(without_curves, external))
+    statement = with_origin(statement, simulated=facts.simulated)
+    say = statements(facts, internal, others, name=name, version=version, statement=statement)
+    lists = {which: {item.key: _entry(item, say, answers) for item in item_list(which).item} for which in LISTS}
     return Card(
         name=name,
         version=version,
-        task=task,
-        head=options.head,
+        task=facts.task,
+        head=facts.head,
         intended_use=INTENDED_USE,
-        statement=f"{SIMULATED_STATEMENT} {statement}".strip() if training.simulated else statement,
-        subjects=training.subjects_learned_from,
-        subjects_tested=rows["subject"].nunique(),
-        recordings_tested=len(rows),
-        subjects_by_class={str(label): int(n) for label, n in rows.groupby("label")["subject"].nunique().items()},
-        covariates={
-            column: {str(value): int(n) for value, n in rows.groupby(column)["subject"].nunique().items()}
-            for column in ("sex", "language", "site", "device")
-            if column in rows and rows[column].notna().any()
-        },
-        rows=training.counts,
-        options={
-            "split": options.split,
-            "coverage": options.coverage,
-            "refits": options.refits,
-            "without": list(options.without),
-            "baseline": options.use_baseline,
-            "seed": options.seed,
-        },
-        figures=found,
-        warnings=training.warnings + _too_few_subjects(training, found),
+        statement=statement,
+        internal=internal,
+        external=others,
+        training=facts,
+        supplied=answers,
+        **lists,
     )
 
 
-def _too_few_subjects(training: Training, found: dict[str, Figure]) -> tuple[str, ...]:
-    tested = training.out_of_fold["subject"].nunique()
-    rough = f"Figures about {tested} subjects are rough, and so are their intervals; expect another group of people to differ."
-    warnings = [rough] if tested < MINIMUM_SUBJECTS_TO_TRUST else []
-    reached = found["auroc"].value if "auroc" in found else None
-    if reached is not None and reached < 1:
-        model = training.model
-        warnings.append(warning_for(training.subjects_learned_from, len(model.features), model.class_shares[1], reached) or "")
-    return tuple(warning for warning in warnings if warning)
+def check_card(card: Card) -> CardCheck:
+    """Say what keeps a model from being released: blank items, questions nobody answered, leak guards that failed."""
+    missing = card.missing
+    lacking = {key for name in LISTS for item in missing[name] if item in card.entries(name) for key in card.entries(name)[item].lacking}
+    named = [("out of fold", card.internal), *((f"external cohort {i}", evidence) for i, evidence in enumerate(card.external, start=1))]
+    leaks = [f"{where}: {name}" for where, evidence in named for name in _failed_leaks(evidence)]
+    return CardCheck(complete=not any(missing.values()) and not leaks, missing=missing, questions=tuple(sorted(lacking)), leaks=tuple(leaks))
 
 
-def figures(training: Training, *, replicates: int = REPLICATES) -> dict[str, Figure]:
-    """Out-of-fold figures of a training run, each with its interval over subjects.
-
-    Two classes, every subject counting once: `auroc`, `brier`, `calibration_intercept`, `calibration_slope`, and what people of each class are
-    answered: `flagged.<class>`, `not_flagged.<class>`, `indeterminate.<class>`. More classes, every recording counting once as in published
-    tables: `uar`, `accuracy`, `brier`, and `answered`, the share of recordings that get one class for an answer.
-    """
-    rows, model = training.out_of_fold, training.model
-    y = encode_labels(rows["label"].to_numpy(), model.task.classes)
-    p = rows[[f"probability.{label}" for label in model.task.classes]].to_numpy(float)
-    subjects = rows["subject"].to_numpy(str)
-    if model.binary:
-        log_odds, weight = rows["log_odds"].to_numpy(float), subject_weights(subjects, len(subjects))
-        statistics = _binary(y, p[:, 1], log_odds, weight) | _answers(y, model.statuses(log_odds), weight, model.task.classes)
-    else:
-        statistics = _several(y, p, model.statuses(_logits(p)))
-    return {name: _figure(statistic, subjects, replicates) for name, statistic in statistics.items()}
+def without_curves(evidence: Evidence) -> Evidence:
+    """Return evidence without what is only drawn, about half of its size; it stays in evidence.json."""
+    return evidence.model_copy(update={"binary": None, "classes": None})
 
 
-def _binary(y: NDArray[np.int64], p: NDArray[np.float64], log_odds: NDArray[np.float64], weight: NDArray[np.float64]) -> dict[str, Statistic]:
-    return {
-        "auroc": lambda at: auroc(y[at], log_odds[at], weight[at]),
-        "brier": lambda at: brier(y[at], p[at], weight[at]),
-        "calibration_intercept": lambda at: intercept_and_slope(y[at], log_odds[at], weight[at])[0],
-        "calibration_slope": lambda at: intercept_and_slope(y[at], log_odds[at], weight[at])[1],
-    }
+def _check_evidence(evidence: Evidence, origin: str, name: str, version: str, task: Task) -> None:
+    if evidence.origin != origin:
+        raise InvalidValueError("evidence", f"an evaluation that is {evidence.origin}", f"one that is {origin}")
+    if (evidence.model.name, evidence.model.version) != (name, version):
+        raise InvalidValueError("evidence", f"an evaluation of {evidence.model.name} {evidence.model.version}", f"one of {name} {version}")
+    if (evidence.task.name, evidence.task.classes) != (task.name, task.classes):
+        raise InvalidValueError("evidence", f"an evaluation of the task {evidence.task.name}", f"one of {task.name} with the model's classes")
 
 
-def _answers(y: NDArray[np.int64], statuses: NDArray[np.str_], weight: NDArray[np.float64], classes: tuple[str, ...]) -> dict[str, Statistic]:
-    return {
-        f"{status}.{label}": lambda at, k=k, status=status: _share(statuses[at] == status, y[at] == k, weight[at])  # type: ignore[misc]
-        for k, label in enumerate(classes)
-        for status in ("flagged", "not_flagged", "indeterminate")
-    }
+def with_origin(statement: str, *, simulated: bool) -> str:
+    """Return what every result of a model says of its origin: for simulated speech that it is simulated, once, and then the rest."""
+    if simulated and not statement.startswith(SIMULATED_STATEMENT):
+        return f"{SIMULATED_STATEMENT} {statement}".strip()
+    return statement
 
 
-def _several(y: NDArray[np.int64], p: NDArray[np.float64], statuses: NDArray[np.str_]) -> dict[str, Statistic]:
-    answer = p.argmax(axis=1)
-    return {
-        "uar": lambda at: unweighted_average_recall(y[at], answer[at]),
-        "accuracy": lambda at: float(np.mean(y[at] == answer[at])),
-        "brier": lambda at: brier(y[at], p[at]),
-        "answered": lambda at: float(np.mean(statuses[at] == "classified")),
-    }
+def _too_few_subjects(facts: TrainingFacts, evidence: Evidence) -> tuple[str, ...]:
+    auroc = evidence.figures.get("auroc")
+    if auroc is None or auroc.value is None or auroc.value >= 1:
+        return ()
+    prevalence = list(facts.class_shares.values())[1]
+    warning = warning_for(facts.subjects, sum(facts.features.values()), prevalence, auroc.value)
+    return (warning,) if warning else ()
 
 
-def _logits(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return logits whose softmax is p, shape (rows, classes)."""
-    return np.log(np.maximum(p, 1e-300))
+def _failed_leaks(evidence: Evidence) -> list[str]:
+    return [finding.name for finding in evidence.leaks if finding.verdict == "fail" and finding.name not in evidence.accepted_leaks]
 
 
-def _share(true: NDArray[np.bool_], among: NDArray[np.bool_], weight: NDArray[np.float64]) -> float:
-    return float(np.average(true[among], weights=weight[among])) if among.any() else float("nan")
-
-
-def _figure(statistic: Statistic, subjects: NDArray[np.str_], replicates: int) -> Figure:
-    estimate = cluster_bootstrap(statistic, subjects, replicates=replicates)
-    value, low, high = (v if np.isfinite(v) else None for v in (estimate.value, estimate.low, estimate.high))
-    return Figure(value=value, low=low, high=high)
-
-
-def software_versions() -> dict[str, str]:
-    """Return the versions of what computes and learns, for manifests and results."""
-    return {name: installed_version(name) for name in SOFTWARE}
+def _entry(item: Item, say: Callable[[str], str | None], answers: Mapping[str, str]) -> Entry:
+    run = [text for name in item.run if (text := say(name))]
+    asked = item.otherwise if item.run and not run and item.otherwise else item.person
+    given = [key for key in (*asked, *item.optional) if key in answers]
+    person = [f"{label_of(key)}: {answers[key]}" for key in given] if len(given) > 1 else [answers[key] for key in given]
+    if not run and not person:
+        return Entry(value=None, source="missing", lacking=asked)
+    return Entry(
+        value="\n\n".join([*run, *person]),
+        source="run_and_person" if run and person else "run" if run else "person",
+        lacking=tuple(key for key in asked if key not in answers),
+    )

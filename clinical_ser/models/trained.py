@@ -207,14 +207,7 @@ class TrainedModel:
         `flagged` and `not_flagged` (two classes): the threshold and a prediction set of one class agree, so that both guarantees hold.
         `classified` (more): the set holds one class, the most probable one. Otherwise `indeterminate`.
         """
-        p = probabilities(log_odds)
-        inside = self.conformal.predict(p)
-        decided = inside.sum(axis=1) == 1
-        if self.operating_point is None:
-            return np.where(decided & (inside.argmax(axis=1) == p.argmax(axis=1)), "classified", "indeterminate")
-        above = self.operating_point.is_above(log_odds)
-        agree = decided & (inside[:, 1] == above)
-        return np.where(agree, np.where(above, "flagged", "not_flagged"), "indeterminate")
+        return answer_statuses(log_odds, self.conformal, self.operating_point)
 
     def _prediction_set(self, log_odds: NDArray[np.float64]) -> tuple[str, ...]:
         inside = self.conformal.predict(probabilities(log_odds[None]))[0]
@@ -311,6 +304,18 @@ class TrainedModel:
 
     def _all_calibrators(self) -> list[Calibrator]:
         return [self.calibrator, *(refit.calibrator for refit in self.refits)]
+
+
+def answer_statuses(log_odds: NDArray[np.float64], conformal: ConformalSets, operating_point: OperatingPoint | None) -> NDArray[np.str_]:
+    """As `TrainedModel.statuses`, for prediction sets and a threshold on their own."""
+    p = probabilities(log_odds)
+    inside = conformal.predict(p)
+    decided = inside.sum(axis=1) == 1
+    if operating_point is None:
+        return np.where(decided & (inside.argmax(axis=1) == p.argmax(axis=1)), "classified", "indeterminate")
+    above = operating_point.is_above(log_odds)
+    agree = decided & (inside[:, 1] == above)
+    return np.where(agree, np.where(above, "flagged", "not_flagged"), "indeterminate")
 
 
 def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float, ...]) -> NDArray[np.float64]:

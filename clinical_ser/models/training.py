@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from clinical_ser.cohorts.baseline import is_baseline, marked, relative_rows
-from clinical_ser.cohorts.gating import judge_table
-from clinical_ser.cohorts.manifest import labels_for
+from clinical_ser.cohorts.baseline import marked
 from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold, leave_one_subject_out, official
 from clinical_ser.cohorts.table import FeatureTable, RowProblem
 from clinical_ser.cohorts.tasks import Task, TaskKind
@@ -22,11 +20,12 @@ from clinical_ser.errors import InvalidValueError, SplitError, TrainingError
 from clinical_ser.features import catalogue
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
-from clinical_ser.models.heads import Head, encode_labels, probabilities
+from clinical_ser.models.heads import Head, probabilities
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import ReferenceGroups, summarise
-from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, at_answering_shares
+from clinical_ser.models.rows import Rows, Selection, select_rows
+from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, answer_statuses, at_answering_shares
 from clinical_ser.models.weights import subject_weights
 
 MINIMUM_SUBJECTS_PER_CLASS = 5
@@ -68,29 +67,19 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows that can be learned from."""
-
-    X: NDArray[np.float64]
-    names: tuple[str, ...]
-    target: NDArray[np.int64]
-    subjects: NDArray[np.str_]
-    frame: pd.DataFrame
-    """The table's rows, without the features, in the same order."""
-
-    def take(self, index: NDArray[np.intp]) -> "Rows":
-        """Return the rows at `index`."""
-        return Rows(self.X[index], self.names, self.target[index], self.subjects[index], self.frame.iloc[index])
-
-
-@dataclass(frozen=True, eq=False)
 class Training:
     """A trained model and the evidence about it."""
 
     model: TrainedModel
     out_of_fold: pd.DataFrame
     """One row a training recording: `row`, `recording`, `subject`, covariates, `fold`, `label`, and what a model and calibrator that never
-    heard the subject say: `log_odds` (two classes, at training prevalence) and `probability.<class>` (of several: at equal shares)."""
+    heard the subject say: `log_odds` (two classes, at training prevalence) and `probability.<class>` (of several: at equal shares); `above` (two
+    classes: at or above the threshold), `status` and `covered` (the truth is in the prediction set), by a threshold and by sets that were chosen
+    on the other folds."""
+    refused: pd.DataFrame
+    """Labelled rows that the gate refused, with their covariates."""
+    gate_failures: dict[str, int]
+    """Checks of the gate that failed, and in how many rows."""
     counts: dict[str, int]
     """Rows given, learned from, and left out, by reason."""
     problems: tuple[RowProblem, ...]
@@ -130,7 +119,8 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         If the table has no labels for the task.
     """
     options = options or TrainingOptions()
-    rows, task, counts, problems = _usable_rows(table, task, options)
+    selected = _usable_rows(table, task, options)
+    rows, task = selected.rows, selected.task
     folds = _folds(rows, options)
     report = progress or _silent
     total = len(folds) + 1 + options.refits
@@ -165,9 +155,11 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
     )
     return Training(
         model=model,
-        out_of_fold=_out_of_fold(rows, log_odds, fold_of, task),
-        counts=counts,
-        problems=problems,
+        out_of_fold=_out_of_fold(rows, log_odds, fold_of, task, options),
+        refused=selected.refused,
+        gate_failures=selected.gate_failures,
+        counts=selected.counts,
+        problems=selected.problems,
         warnings=_warnings(rows, task, model.conformal),
         cohort_digest=_cohort_digest(everyone),
         subjects_learned_from=len(np.unique(everyone.subjects)),
@@ -180,40 +172,18 @@ def _silent(_done: int, _total: int) -> None:
     pass
 
 
-def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> tuple[Rows, Task, dict[str, int], tuple[RowProblem, ...]]:
-    """Gate, label and select; account for every row."""
-    gated = judge_table(table, task.limits)
-    baseline = is_baseline(table.frame) if options.use_baseline else np.zeros(len(table.frame), bool)
-    labels = labels_for(task, table.frame)
-    labelled = labels.values.notna().to_numpy()
-    keep = gated.usable & labelled & ~baseline
+def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> Selection:
+    """Select the rows to learn from, and make sure that there are enough."""
     names = tuple(name for name in table.feature_names if catalogue.get(name).family not in options.without)
-    columns = [table.feature_names.index(name) for name in names]
-    X, subjects = gated.features[:, columns], table.subjects
-    if options.use_baseline:
-        heard = np.isin(subjects, subjects[keep])
-        X = X.copy()
-        X[heard] = relative_rows(X[heard], subjects[heard], (baseline & gated.usable)[heard])
-    counts = {
-        "given": len(table.frame) + len(table.problems),
-        "without features": len(table.problems),
-        "not usable": int((~gated.usable).sum()),
-        "baseline": int((baseline & gated.usable).sum()),
-        "without label": int((gated.usable & ~labelled & ~baseline).sum()),
-        "learned from": int(keep.sum()),
-    }
-    task = task.model_copy(update={"classes": labels.classes})
-    if not keep.any():
-        failing = {check: verdicts["fail"] for check, verdicts in gated.verdicts.items() if verdicts.get("fail")}
-        reasons = sorted({problem.reason for problem in labels.problems})
+    selected = select_rows(table, task, names, use_baseline=options.use_baseline, used_as="learned from")
+    if not len(selected.rows.target):
+        reasons = sorted({problem.reason for problem in selected.problems})
         raise TrainingError(
-            f"No row can be learned from for task {task.name!r}: {counts}; checks of the gate that failed: {failing}; labels: {reasons}."
+            f"No row can be learned from for task {task.name!r}: {selected.counts}; checks of the gate that failed: {selected.gate_failures}; "
+            f"problems: {reasons}."
         )
-    target = encode_labels(labels.values[keep].to_numpy(), task.classes)
-    others = [name for name in table.frame.columns if name not in table.feature_names]
-    rows = Rows(X[keep], names, target, subjects[keep], table.frame.loc[keep, others].reset_index(drop=True))
-    _check_enough_subjects(rows, task)
-    return rows, task, counts, (*table.problems, *labels.problems)
+    _check_enough_subjects(selected.rows, selected.task)
+    return selected
 
 
 def _check_enough_subjects(rows: Rows, task: Task) -> None:
@@ -331,12 +301,30 @@ def _extractors_used(table: FeatureTable, names: tuple[str, ...]) -> dict[str, s
     return {name: fingerprint for name, fingerprint in table.extractors.items() if name in used}
 
 
-def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task) -> pd.DataFrame:
-    frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task))
+def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task, options: TrainingOptions) -> pd.DataFrame:
+    p = probabilities(log_odds)
+    frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task), **_answers_out_of_fold(rows, log_odds, p, fold_of, task, options))
     if log_odds.ndim == 1:
         frame = frame.assign(log_odds=log_odds)
-    p = probabilities(log_odds)
     return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
+
+
+def _answers_out_of_fold(
+    rows: Rows, log_odds: NDArray[np.float64], p: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task, options: TrainingOptions
+) -> dict[str, NDArray[np.generic]]:
+    """Answer each fold by the threshold and the prediction sets that the other folds would have given: neither saw the rows it is judged by."""
+    status, covered, above = np.empty(len(p), dtype="U16"), np.zeros(len(p), bool), np.zeros(len(p), bool)
+    binary = task.kind is TaskKind.BINARY
+    for i in np.unique(fold_of):
+        here, others = np.flatnonzero(fold_of == i), np.flatnonzero(fold_of != i)
+        known = rows.take(others)
+        sets = ConformalSets(options.coverage).fit(p[others], known.target, groups=known.subjects)
+        point = _operating_point(known, log_odds[others], task) if binary else None
+        status[here] = answer_statuses(log_odds[here], sets, point)
+        covered[here] = sets.predict(p[here])[np.arange(len(here)), rows.target[here]]
+        if point is not None:
+            above[here] = point.is_above(log_odds[here])
+    return {"status": status.astype(object), "covered": covered} | ({"above": above} if binary else {})
 
 
 def _warnings(training_rows: Rows, task: Task, conformal: ConformalSets) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from clinical_ser.cohorts.baseline import relative
 from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.evaluation.card import Card
+from clinical_ser.evaluation.figure import Figure
 from clinical_ser.explain.contributions import Explanation, explain
 from clinical_ser.features import extraction
 from clinical_ser.features.extraction import FEATURE_SETS
@@ -30,6 +31,7 @@ from clinical_ser.screening.result import (
     MissingFeature,
     ModelIdentity,
     OperatingPointStatement,
+    OutOfFold,
     RateStatement,
     RecordingIdentity,
     ScreeningResult,
@@ -293,10 +295,14 @@ def _answer_rates(bundle: VerifiedBundle) -> tuple[AnswerRates, ...]:
         return ()
     found = Card.from_json(bundle.files["card.json"]).figures
     return tuple(
-        AnswerRates(label=label, **{status: found[f"{status}.{label}"].model_dump() for status in ("flagged", "not_flagged", "indeterminate")})
+        AnswerRates(label=label, **{status: _out_of_fold(found[f"{status}.{label}"]) for status in ("flagged", "not_flagged", "indeterminate")})
         for label in bundle.manifest.task.classes
         if f"flagged.{label}" in found
     )
+
+
+def _out_of_fold(figure: Figure) -> OutOfFold:
+    return OutOfFold(value=figure.value, low=figure.low, high=figure.high)
 
 
 def _rate(rate: Rate) -> RateStatement:

@@ -117,15 +117,15 @@ def test_train_writes_a_signed_trusted_bundle_and_predictions(run, tmp_path):
     words = ("train", tmp_path / "t.parquet", "-o", tmp_path / "mine", "--predictions", tmp_path / "p.parquet")
     code, out, err = run(*words)
     assert code == 0, err
-    assert "auroc" in out
+    assert "AUROC" in out
     assert "signing key" in err
     assert read_bundle(tmp_path / "mine").signature.state == "trusted"
     assert len(pd.read_parquet(tmp_path / "p.parquet")) == 60
     assert run(*words)[0] == 1, "a bundle that is there is not replaced unasked"
     assert run(*words, "--replace")[0] == 0
     assert run("model", "verify", tmp_path / "mine", "--trusted")[0] == 0
-    assert "auroc" in run("model", "card", tmp_path / "mine")[1]
-    assert json.loads(run("model", "card", tmp_path / "mine", "--json")[1])["figures"]["auroc"]["value"] is not None
+    assert "AUROC" in run("model", "card", tmp_path / "mine")[1]
+    assert json.loads(run("model", "card", tmp_path / "mine", "--json")[1])["internal"]["figures"]["auroc"]["value"] is not None
 
 
 def test_a_task_of_ones_own_comes_from_toml(run, tmp_path):

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
-from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.calibration import brier, intercept_and_slope
 from clinical_ser.evaluation.discrimination import auroc, unweighted_average_recall
-from clinical_ser.evaluation.intervals import cluster_bootstrap
 
 
 def test_auroc_agrees_with_scikit_learn_with_ties():
@@ -49,47 +47,6 @@ def test_calibration_recovers_a_known_distortion():
 def test_separated_classes_have_no_finite_slope():
     y = np.array([0, 0, 1, 1])
     assert np.isnan(intercept_and_slope(y, np.array([-2.0, -1.0, 1.0, 2.0]))[1])
-
-
-def test_bootstrap_draws_subjects_and_covers_where_rows_do_not():
-    """Five recordings a subject with a common shift: the mean's 95 % interval has to cover the truth about 95 % of the time."""
-    rng = np.random.default_rng(4)
-    by_subject, by_row, repeats = 0, 0, 150
-    for _ in range(repeats):
-        subjects = np.repeat(np.arange(60), 5).astype(str)
-        values = np.repeat(rng.normal(size=60), 5) + rng.normal(0, 0.5, 300)
-        estimate = cluster_bootstrap(lambda rows, values=values: float(values[rows].mean()), subjects, replicates=300)
-        by_subject += estimate.low <= 0 <= estimate.high
-        half = 1.96 * values.std(ddof=1) / np.sqrt(300)
-        by_row += abs(values.mean()) <= half
-    assert by_subject / repeats > 0.89
-    assert by_row / repeats < 0.80
-
-
-def test_bootstrap_is_reproducible_and_counts():
-    subjects = np.array(["a", "a", "b", "c"])
-    values = np.array([0.0, 1.0, 2.0, 3.0])
-    first, second = (cluster_bootstrap(lambda rows: float(values[rows].mean()), subjects, replicates=50, seed=9) for _ in range(2))
-    assert first == second
-    assert (first.subjects, first.rows) == (3, 4)
-
-
-def test_bootstrap_without_rows_is_refused():
-    with pytest.raises(InvalidValueError, match="at least one row"):
-        cluster_bootstrap(lambda rows: 0.0, np.array([], str))
-
-
-def test_bootstrap_leaves_out_samples_without_a_value():
-    subjects = np.array(list("abcdef"))
-    y = np.array([0, 0, 0, 1, 1, 1])
-    estimate = cluster_bootstrap(lambda rows: auroc(y[rows], logit(0.2 + 0.6 * y[rows])), subjects, replicates=200)
-    assert (estimate.value, estimate.low, estimate.high) == (1, 1, 1)
-
-
-def test_a_figure_that_is_rarely_defined_has_no_interval():
-    estimate = cluster_bootstrap(lambda rows: 1.0 if len(set(rows)) == 8 else float("nan"), np.array(list("abcdefgh")), replicates=200)
-    assert estimate.value == 1
-    assert np.isnan(estimate.low)
 
 
 def test_weights_let_a_subject_count_once():

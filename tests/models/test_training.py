@@ -12,8 +12,11 @@ from scipy.special import expit, logit
 from clinical_ser.cohorts.gating import judge_table
 from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
 from clinical_ser.errors import BundleSchemaError, InvalidValueError, ManifestError, SplitError, SubjectLeakError, TrainingError
-from clinical_ser.evaluation.card import Card, figures, make_card
+from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.discrimination import auroc
+from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
+from clinical_ser.evaluation.predictions import of_training
+from clinical_ser.evaluation.release import card_of
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.calibration import MarginPlatt
 from clinical_ser.models.saving import save
@@ -23,6 +26,10 @@ from clinical_ser.models.training import Rows, TrainingOptions, _calibrate, _row
 from tests.tables import GOOD, table_of
 
 FAST = TrainingOptions(refits=4)
+
+
+def figures(training, replicates=20):
+    return evaluate(of_training(training, name="m", version="1"), options=EvaluationOptions(by=(), replicates=replicates)).figures
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +218,7 @@ def test_the_card_says_simulated_and_warns_of_too_few_subjects(tmp_path):
     table = table_of(80)
     table.frame["simulated"] = True
     training = train(table, DEPRESSION, FAST)
-    card = make_card(training, name="m", version="1", replicates=50)
+    card, _ = card_of(training, None, name="m", version="1", options=EvaluationOptions(replicates=50))
     assert "SIMULATED" in card.statement
     assert any("too few" in warning for warning in card.warnings)
     assert Card.model_validate_json(card.model_dump_json()) == card
@@ -310,15 +317,15 @@ def test_separable_classes_still_give_a_card():
     training = train(table, DEPRESSION, FAST)
     surely = np.where(training.out_of_fold["label"] == "depressed", 4.0, -4.0)
     apart = replace(training, out_of_fold=training.out_of_fold.assign(log_odds=surely))
-    card = make_card(apart, name="m", version="1", replicates=30)
+    card, _ = card_of(apart, None, name="m", version="1", options=EvaluationOptions(replicates=30))
     assert card.figures["auroc"].value == 1
     assert card.figures["calibration_slope"].value is None
 
 
-def test_answers_of_a_card_are_those_the_screener_would_give(training):
+def test_answers_of_a_card_are_those_given_out_of_fold(training):
     found = figures(training, replicates=10)
     out = training.out_of_fold
-    statuses = training.model.statuses(out["log_odds"].to_numpy())
+    statuses = out["status"].to_numpy()
     ill = (out["label"] == "depressed").to_numpy()
     assert found["flagged.depressed"].value == pytest.approx((statuses[ill] == "flagged").mean())
     assert sum(found[f"{status}.depressed"].value for status in ("flagged", "not_flagged", "indeterminate")) == pytest.approx(1)

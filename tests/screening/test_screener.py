@@ -20,7 +20,8 @@ from clinical_ser.errors import (
     BundleTamperedError,
     InvalidValueError,
 )
-from clinical_ser.evaluation.card import make_card
+from clinical_ser.evaluation.evaluating import EvaluationOptions
+from clinical_ser.evaluation.release import card_of
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.models.saving import save
 from clinical_ser.models.training import TrainingOptions, train
@@ -163,8 +164,8 @@ def relative_screener(tmp_path_factory):
     table.frame["baseline"] = np.tile([True, False], 80)
     training = train(table, DEPRESSION, TrainingOptions(refits=3, use_baseline=True))
     folder = tmp_path_factory.mktemp("models") / "relative"
-    card = make_card(training, name="relative", version="1", replicates=20).model_dump_json().encode()
-    save(training, folder, name="relative", version="1", statement="", card=card, software={"numpy": "0"}, key=None)
+    card, _ = card_of(training, None, name="relative", version="1", options=EvaluationOptions(replicates=20))
+    save(training, folder, name="relative", version="1", statement="", card=card.to_json(), software={"numpy": "0"}, key=None)
     return Screener.load(folder)
 
 

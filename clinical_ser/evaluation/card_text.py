@@ -1,0 +1,171 @@
+"""`card.md`: the card for a reader, with every figure and its interval, the groups, the leak guards, and the three lists.
+
+The one idea: nothing is said here that card.json does not hold, and what is missing there is marked here.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from clinical_ser.evaluation.card import Card, Entry, check_card
+from clinical_ser.evaluation.card_facts import caveat
+from clinical_ser.evaluation.card_fields import LISTS, Item, ListName, item_list, label_of
+from clinical_ser.evaluation.evidence import Evidence, Group
+from clinical_ser.evaluation.figure import Figure
+from clinical_ser.evaluation.naming import describe
+
+MISSING = "**MISSING**"
+_MARKS = re.compile(r"([\\`*_\[\]<>|#~&])")
+_SOURCES = {"run": "from the run", "person": "supplied", "run_and_person": "from the run, and supplied", "missing": ""}
+
+
+def card_markdown(card: Card) -> str:
+    """Return the card as Markdown (CommonMark with tables); texts of people and cohorts are shown as they are and never obeyed as markup."""
+    return "\n".join(_lines(card)) + "\n"
+
+
+def plain(text: object) -> str:
+    r"""Return text on one line, with what Markdown would read as markup escaped.
+
+    Examples
+    --------
+    >>> print(plain("a|b <i>"))
+    a\|b \<i\>
+    """
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def _lines(card: Card) -> Iterator[str]:
+    facts = card.training
+    yield f"# {plain(card.name)} {plain(card.version)}"
+    yield ""
+    yield f"{plain(card.task.name)}, {plain(card.head)} head. {card.intended_use}"
+    if card.statement:
+        yield from ("", f"> {plain(card.statement)}")
+    yield ""
+    yield f"Trained on {facts.recordings:,} recordings of {facts.subjects:,} subjects; cohort digest `{facts.cohort_digest}`."
+    yield from _warnings(card.warnings)
+    yield from _evaluation("Out of fold, in the training cohort", card.internal)
+    for i, evidence in enumerate(card.external, start=1):
+        yield from _evaluation(f"External cohort {i}", evidence)
+        yield from _warnings(evidence.warnings)
+    yield from _blanks(card)
+    for name in LISTS:
+        yield from _list(name, card)
+
+
+def _warnings(warnings: Sequence[str]) -> Iterator[str]:
+    if warnings:
+        yield ""
+        yield from (f"- {plain(warning)}" for warning in warnings)
+
+
+def _evaluation(title: str, evidence: Evidence) -> Iterator[str]:
+    flow = evidence.flow
+    yield from ("", f"## {title}", "")
+    if words := caveat(evidence):
+        yield from (f"> {words}", "")
+    refused = f"{flow.not_usable:,} refused by the gate"
+    yield f"{flow.subjects:,} subjects and {flow.evaluated:,} recordings evaluated, of {flow.given:,} recordings given; {refused}."
+    if evidence.threshold is not None and evidence.stated_prevalence is not None:
+        yield f"Threshold {evidence.threshold:.3g}, probabilities stated for a prevalence of {evidence.stated_prevalence:.3g}."
+    yield ""
+    yield from _table(("Figure", "Value", _level(evidence), "Subjects", "Meaning"), [_figure_row(name, f) for name, f in evidence.figures.items()])
+    for column in dict.fromkeys(group.column for group in evidence.groups):
+        yield from _groups(column, evidence)
+    if evidence.comparisons:
+        yield from ("", "### Compared", "")
+        rows = [(plain(c.against), plain(describe(c.figure).title), *_cells(c.difference), f"{c.subjects:,}") for c in evidence.comparisons]
+        yield from _table(("Against", "Figure", "Model less other", _level(evidence), "Subjects"), rows)
+    if evidence.leaks:
+        yield from ("", "### Leak guards", "")
+        found = [(plain(leak.name), _verdict(leak.name, leak.verdict, evidence), plain(leak.statement)) for leak in evidence.leaks]
+        yield from _table(("Guard", "Verdict", "Found"), found)
+
+
+def _verdict(name: str, verdict: str, evidence: Evidence) -> str:
+    return f"{plain(verdict)} (accepted)" if name in evidence.accepted_leaks else plain(verdict)
+
+
+def _figure_row(name: str, figure: Figure) -> tuple[str, ...]:
+    text = describe(name)
+    return (plain(text.title), *_cells(figure), f"{figure.subjects:,}", plain(text.meaning))
+
+
+def _groups(column: str, evidence: Evidence) -> Iterator[str]:
+    groups = [group for group in evidence.groups if group.column == column]
+    # Per-class figures would make a table wider than a page; card.json has them.
+    names = [name for name in dict.fromkeys(name for group in groups for name in group.figures) if "." not in name and not name.startswith("brier_")]
+    yield from ("", f"### By {plain(column.replace('_', ' '))}", "")
+    if names:
+        header = ("Figure", *(f"{plain(group.value)} ({group.subjects:,} subjects)" for group in groups))
+        yield from _table(header, [(plain(describe(name).title), *(_group_cell(name, group) for group in groups)) for name in names])
+    if few := [f"{plain(group.value)} ({group.subjects:,} subjects)" for group in groups if not group.enough]:
+        yield from ("", f"Too few people for figures: {', '.join(few)}.")
+    if gaps := [gap for gap in evidence.gaps if gap.column == column]:
+        yield ""
+        rows = [(plain(describe(gap.figure).title), plain(gap.best), plain(gap.worst), *_cells(gap.difference)) for gap in gaps]
+        yield from _table(("Gap in", "Best", "Worst", "Difference", _level(evidence)), rows)
+
+
+def _group_cell(name: str, group: Group) -> str:
+    figure = group.figures.get(name)
+    return "too few" if figure is None else str(figure)
+
+
+def _cells(figure: Figure) -> tuple[str, str]:
+    if figure.value is None:
+        return "not defined", ""
+    return f"{figure.value:.3f}", "" if figure.low is None or figure.high is None else f"{figure.low:.3f} to {figure.high:.3f}"
+
+
+def _level(evidence: Evidence) -> str:
+    return f"{100 * evidence.level:g} % interval"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"| {' | '.join('---' for _ in header)} |"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _blanks(card: Card) -> Iterator[str]:
+    found = check_card(card)
+    yield from ("", "## What is missing", "")
+    if found.complete:
+        yield "Nothing."
+        return
+    yield from (
+        f"- {plain(item_list(name).title)}: {len(keys)} of {len(item_list(name).item)} ({', '.join(f'`{key}`' for key in keys)})"
+        for name, keys in found.missing.items()
+        if keys
+    )
+    if found.questions:
+        yield f"- To be answered: {', '.join(f'`{key}`' for key in found.questions)}"
+    yield from (f"- Leak guard failed and was not accepted: {plain(leak)}" for leak in found.leaks)
+
+
+def _list(name: ListName, card: Card) -> Iterator[str]:
+    listed = item_list(name)
+    yield from ("", f"## {plain(listed.title)}", "", f"Source: {plain(listed.source)}.")
+    for section in listed.sections:
+        yield from ("", f"### {plain(section)}")
+        for item in listed.item:
+            if item.section == section:
+                yield from _item(item, card.entries(name).get(item.key))
+
+
+def _item(item: Item, entry: Entry | None) -> Iterator[str]:
+    yield from ("", f"**`{item.key}`** {plain(item.title)}")
+    if entry is not None and entry.value is not None:
+        yield ""
+        yield f"> _{_SOURCES[entry.source]}_"
+        for part in entry.value.split("\n\n"):
+            yield from (">", f"> {plain(part)}")
+    if entry is not None and entry.complete:
+        return
+    yield ""
+    if not item.required:
+        yield "> Not stated; the list leaves it open."
+    else:
+        wanted = ", ".join(f"{label_of(key)} (`{key}`)" for key in entry.lacking) if entry is not None else ""
+        yield f"> {MISSING}{f': {wanted}' if wanted else ''}"

@@ -1,0 +1,385 @@
+"""From predictions to evidence: every figure, curve, group and comparison, with its interval, from one set of bootstrap samples.
+
+The one idea: all parts are functions of how often each subject was drawn. They are laid end to end and read off sample by sample, so that a
+difference between models or groups is paired by subject without further work.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.evaluation import comparisons, subgroups
+from clinical_ser.evaluation.curves import BinaryCurvesOf, ClassCurvesOf
+from clinical_ser.evaluation.evidence import Comparison, Evidence, Flow, Gap, Group
+from clinical_ser.evaluation.figure import Figure
+from clinical_ser.evaluation.figures import BinaryFigures, ClassFigures, figures_of
+from clinical_ser.evaluation.intervals import Bootstrap, bootstrap, delong, wilson
+from clinical_ser.evaluation.leaks import LeakFinding, check_leaks
+from clinical_ser.evaluation.naming import describe
+from clinical_ser.evaluation.planning import LearningCurve
+from clinical_ser.evaluation.predictions import Predictions
+from clinical_ser.evaluation.software import software_versions
+
+REPLICATES = 2000
+LEVEL = 0.95
+MINIMUM_EVENTS = 100
+"""External evaluations with fewer subjects in the smaller class leave calibration badly known (Collins, Ogundimu & Altman 2016, Stat Med 35:214)."""
+ROUGH_SUBJECTS = 50
+GAP_FIGURES = {True: ("auroc", "sensitivity", "specificity", "brier", "deferred"), False: ("uar", "accuracy", "deferred")}
+"""By whether the task has two classes: what the best and worst group are compared in."""
+
+GUARDS = ("shared_subjects", "same_audio", "near_identical", "fitted_outside", "nuisance")
+BOOTSTRAP = "cluster bootstrap"
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate; everything that changes a number is here."""
+
+    by: tuple[str, ...] | None = None
+    """Columns to look at group by group; None: those of `subgroups.DEFAULT_COLUMNS` that the cohort has."""
+    replicates: int = REPLICATES
+    level: float = LEVEL
+    seed: int = 0
+    workers: int = 1
+    accepted_leaks: tuple[str, ...] = ()
+    comparators: tuple[comparisons.Comparator, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.replicates < 1:
+            raise InvalidValueError("replicates", self.replicates, "at least 1")
+
+
+@dataclass(eq=False)
+class _Layout:
+    """Parts of the statistic, laid end to end."""
+
+    parts: list[tuple[Callable[[Vector], Vector], Vector, NDArray[np.intp] | None]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+
+    def add(self, statistic: Callable[[Vector], Vector], weight: Vector, rows: NDArray[np.intp] | None = None) -> slice:
+        """Lay a part down and return where it lies; `weight` is what its rows count before sampling."""
+        start = sum(self.sizes)
+        self.parts.append((statistic, weight, rows))
+        self.sizes.append(len(statistic(weight)))
+        return slice(start, start + self.sizes[-1])
+
+    def __call__(self, drawn: Vector) -> Vector:
+        """Return all parts when each row was drawn as often as said, shape (rows,)."""
+        return np.concatenate([part(weight * (drawn if rows is None else drawn[rows])) for part, weight, rows in self.parts])
+
+
+def evaluate(
+    predictions: Predictions,
+    *,
+    table: FeatureTable | None = None,
+    training: FeatureTable | None = None,
+    others: Mapping[str, Predictions] | None = None,
+    learning_curve: LearningCurve | None = None,
+    options: EvaluationOptions | None = None,
+) -> Evidence:
+    """Evaluate predictions.
+
+    Parameters
+    ----------
+    predictions
+        From `predictions.of_training`, `predict`, `read_predictions` or `from_scores`.
+    table
+        The feature table that was predicted; the leak guards look at it.
+    training
+        The table that the model was trained on, for the leak guards of an external evaluation.
+    others
+        Predictions of other models on the same table, by name, to compare with.
+    learning_curve
+        To be shown with the rest.
+    options
+        See `EvaluationOptions`.
+
+    Returns
+    -------
+    Evidence
+        The same predictions and options give the same evidence, whatever the number of workers.
+    """
+    options = options or EvaluationOptions()
+    return _Evaluation(predictions, options).run(table, training, others or {}, learning_curve)
+
+
+class _Evaluation:
+    """One evaluation: lays out the statistic, draws the samples once, and reads everything off."""
+
+    def __init__(self, predictions: Predictions, options: EvaluationOptions):
+        self._predictions, self._options = predictions, options
+        self._subjects = predictions.subjects
+        self._layout = _Layout()
+        self._figures = figures_of(predictions)
+        self._at = self._layout.add(self._figures, self._figures.weight)
+        self._curves = BinaryCurvesOf(predictions) if predictions.binary else ClassCurvesOf(predictions)
+        self._curves_at = self._layout.add(self._curves, self._curves.weight)
+
+    def run(
+        self, table: FeatureTable | None, training: FeatureTable | None, others: Mapping[str, Predictions], curve: LearningCurve | None
+    ) -> Evidence:
+        predictions, options = self._predictions, self._options
+        members = subgroups.members_of(predictions, options.by)
+        groups = [(one, self._group_part(one.rows)) for one in members]
+        pairs = comparisons.pairs_of(predictions, others, options.comparators)
+        paired = [(pair, self._layout.add(pair, pair.weight, pair.rows)) for pair in pairs]
+        drawn = bootstrap(
+            self._layout, self._subjects, replicates=options.replicates, level=options.level, seed=options.seed, workers=options.workers
+        )
+        figures = self._named(drawn, self._figures, self._at, None) | {"not_usable": self._refused()}
+        found = [self._group(drawn, one, part) for one, part in groups]
+        main = figures["auroc" if predictions.binary else "uar"]
+        leaks = _leaks(predictions, table, training, main, options.seed)
+        points = self._bounds(drawn, self._curves_at)
+        return Evidence(
+            origin=predictions.origin,
+            task=predictions.task,
+            model=predictions.model,
+            simulated=predictions.simulated,
+            flow=_flow(predictions),
+            cohort_prevalence=figures["prevalence"].value if predictions.binary else None,
+            stated_prevalence=predictions.stated_prevalence,
+            threshold=_threshold(predictions),
+            figures=figures,
+            binary=self._curves.assemble(*points) if isinstance(self._curves, BinaryCurvesOf) else None,
+            classes=self._curves.assemble(*points, figures) if isinstance(self._curves, ClassCurvesOf) else None,
+            groups=tuple(found),
+            gaps=tuple(self._gaps(drawn, groups)),
+            leaks=leaks,
+            accepted_leaks=tuple(finding.name for finding in leaks if finding.verdict == "fail" and finding.name in options.accepted_leaks),
+            comparisons=tuple(comparison for pair, at in paired for comparison in self._comparison(drawn, pair, at)),
+            learning_curve=curve,
+            covariates=subgroups.counted(predictions),
+            replicates=options.replicates,
+            level=options.level,
+            seed=options.seed,
+            software=software_versions(),
+            warnings=_warnings(predictions),
+        )
+
+    def _group_part(self, rows: NDArray[np.intp]) -> "_GroupPart | None":
+        if not subgroups.enough(self._predictions, rows):
+            return None
+        figures = figures_of(self._predictions, rows)
+        return _GroupPart(figures, self._layout.add(figures, figures.weight, rows))
+
+    def _group(self, drawn: Bootstrap, one: subgroups.Members, part: "_GroupPart | None") -> Group:
+        predictions, subjects = self._predictions, self._subjects[one.rows]
+        ill = predictions.target[one.rows] == 1 if predictions.binary else np.ones(len(one.rows), bool)
+        return Group(
+            column=one.column,
+            value=one.value,
+            subjects=len(np.unique(subjects)),
+            recordings=len(one.rows),
+            positives=len(np.unique(subjects[ill])),
+            refused=one.refused,
+            enough=part is not None,
+            figures={} if part is None else self._named(drawn, part.figures, part.at, one.rows),
+        )
+
+    def _named(self, drawn: Bootstrap, figures: BinaryFigures | ClassFigures, at: slice, rows: NDArray[np.intp] | None) -> dict[str, Figure]:
+        everyone = np.arange(len(self._subjects)) if rows is None else rows
+        return {
+            name: self._figure(drawn, at.start + i, name, everyone[figures.about(name)], figures.rests_on(name))
+            for i, name in enumerate(figures.names)
+        }
+
+    def _figure(self, drawn: Bootstrap, index: int, name: str, rows: NDArray[np.intp], rests_on: int) -> Figure:
+        """Give a figure its interval: Wilson's or DeLong's where every row is a person of its own, the bootstrap's elsewhere."""
+        people, value, kind = len(np.unique(self._subjects[rows])), float(drawn.values[index]), describe(name).kind
+        if name == "ece_debiased":
+            value = float(np.sqrt(max(value, 0.0))) if np.isfinite(value) else value
+        level, method = self._options.level, BOOTSTRAP
+        if not np.isfinite(value):
+            low = high = np.nan
+        elif people == len(rows) and kind == "share":
+            (low, high), method = wilson(value, people, level=level), "Wilson"
+        elif people == len(rows) and name == "auroc":
+            (low, high), method = delong(self._predictions.target[rows], self._predictions.log_odds[rows], level=level), "DeLong"
+        else:
+            low, high = _interval(drawn, index, name, rests_on)
+        return _figure(value, low, high, subjects=people, recordings=len(rows), method=method)
+
+    def _bounds(self, drawn: Bootstrap, at: slice) -> tuple[Vector, Vector, Vector]:
+        """Points of curves with their bands."""
+        # A point of a curve rests on the people near it, of whom nobody can say how many; the smaller class is a cautious number.
+        people = min(self._people_by_class(np.arange(len(self._subjects))))
+        bounded = at.start + self._curves.bounded
+        low, high = np.array([drawn.interval(i, subjects=people, share=i < bounded) for i in range(at.start, at.stop)]).reshape(-1, 2).T
+        return drawn.values[at], low, high
+
+    def _gaps(self, drawn: Bootstrap, groups: "Sequence[tuple[subgroups.Members, _GroupPart | None]]") -> list[Gap]:
+        columns = dict.fromkeys(one.column for one, _ in groups)
+        known = {column: [(one, part) for one, part in groups if one.column == column and part is not None] for column in columns}
+        return [
+            gap
+            for column, parts in known.items()
+            if len(parts) > 1
+            for name in GAP_FIGURES[self._predictions.binary]
+            if (gap := self._gap(drawn, column, name, parts)) is not None
+        ]
+
+    def _gap(self, drawn: Bootstrap, column: str, name: str, parts: "Sequence[tuple[subgroups.Members, _GroupPart]]") -> Gap | None:
+        if any(name not in part.figures.names for _, part in parts):
+            return None
+        where = np.array([part.at.start + part.figures.names.index(name) for _, part in parts])
+        values = drawn.values[where]
+        if not np.isfinite(values).all():
+            return None
+        highest, lowest = (parts[int(at)][0].value for at in (values.argmax(), values.argmin()))
+        better_high = describe(name).best == 1
+        low, high = drawn.gap(where.tolist(), subjects=[part.figures.rests_on(name) for _, part in parts])
+        rows = np.concatenate([one.rows for one, _ in parts])
+        people = len(np.unique(self._subjects[rows]))
+        return Gap(
+            column=column,
+            figure=name,
+            best=highest if better_high else lowest,
+            worst=lowest if better_high else highest,
+            difference=_figure(float(np.ptp(values)), low, high, subjects=people, recordings=len(rows), method=BOOTSTRAP),
+        )
+
+    def _comparison(self, drawn: Bootstrap, pair: comparisons.Pair, at: slice) -> Iterator[Comparison]:
+        n = len(pair.names)
+        less = drawn.derived(lambda figures: figures[..., at.start : at.start + n] - figures[..., at.start + n : at.stop])
+        for i, name in enumerate(pair.names):
+            rows = pair.rows[pair.about[i]]
+            people = len(np.unique(self._subjects[rows]))
+            rests_on = min(self._people_by_class(rows)) if name in {"auroc", "uar"} else people
+            mine, other = (
+                _figure(drawn.values[index], *_interval(drawn, index, name, rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
+                for index in (at.start + i, at.start + n + i)
+            )
+            difference = _figure(less.values[i], *less.interval(i, subjects=rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
+            if pair.kind == "chance":
+                other = other.model_copy(update={"low": other.value, "high": other.value, "method": "exact"})
+            yield Comparison(
+                against=pair.against,
+                kind=pair.kind,
+                figure=name,
+                model=mine,
+                other=other,
+                difference=difference,
+                subjects=people,
+                recordings=len(rows),
+            )
+
+    def _people_by_class(self, rows: NDArray[np.intp]) -> list[int]:
+        target, subjects = self._predictions.target[rows], self._subjects[rows]
+        return [len(np.unique(subjects[target == k])) for k in range(len(self._predictions.task.classes))]
+
+    def _refused(self) -> Figure:
+        """Share of labelled recordings that the gate refused; in a draw of its own, because whole subjects may be among them."""
+        predictions = self._predictions
+        subjects = np.concatenate([self._subjects, predictions.refused["subject"].to_numpy(str)])
+        refused = np.arange(len(subjects)) >= len(self._subjects)
+        people = len(np.unique(subjects))
+        drawn = bootstrap(
+            lambda weight: np.array([weight @ refused / weight.sum()]),
+            subjects,
+            replicates=self._options.replicates,
+            level=self._options.level,
+            seed=self._options.seed,
+        )
+        low, high = drawn.interval(0, subjects=people, share=True)
+        return _figure(float(refused.mean()), low, high, subjects=people, recordings=len(subjects), method=BOOTSTRAP)
+
+
+@dataclass(frozen=True, eq=False)
+class _GroupPart:
+    """A group's figures and where they lie."""
+
+    figures: BinaryFigures | ClassFigures
+    at: slice
+
+
+def _interval(drawn: Bootstrap, index: int, name: str, rests_on: int) -> tuple[float, float]:
+    """Interval of a figure; that of a distance is of what remains when what sampling adds to it is taken off."""
+    kind = describe(name).kind
+    if kind != "distance":
+        return drawn.interval(index, subjects=rests_on, share=kind in {"share", "bounded"})
+    _, low, high = drawn.debiased(index, subjects=rests_on)
+    return (np.sqrt(low), np.sqrt(high)) if name == "ece_debiased" else (low, high)
+
+
+def _figure(value: float, low: float, high: float, *, subjects: int, recordings: int, method: str) -> Figure:
+    value_, low_, high_ = (float(number) if np.isfinite(number) else None for number in (value, low, high))
+    return Figure(value=value_, low=low_, high=high_, subjects=subjects, recordings=recordings, method=method)
+
+
+def _threshold(predictions: Predictions) -> float | None:
+    return None if predictions.threshold is None else float(expit(predictions.threshold))
+
+
+def _flow(predictions: Predictions) -> Flow:
+    counts, frame, refused = predictions.counts, predictions.frame, predictions.refused
+    classes = predictions.task.classes
+    evaluated = set(frame["subject"])
+    return Flow(
+        given=counts["given"],
+        without_features=counts.get("without features", 0),
+        not_usable=counts.get("not usable", 0),
+        baseline=counts.get("baseline", 0),
+        without_label=counts.get("without label", 0),
+        not_tested=counts["given"]
+        - len(frame)
+        - sum(counts.get(what, 0) for what in ("without features", "not usable", "baseline", "without label")),
+        evaluated=len(frame),
+        subjects=len(evaluated),
+        subjects_refused=len(set(refused["subject"]) - evaluated),
+        by_class={label: int((frame["label"] == label).sum()) for label in classes},
+        subjects_by_class={label: int(frame.loc[frame["label"] == label, "subject"].nunique()) for label in classes},
+        reasons=predictions.gate_failures,
+    )
+
+
+def _leaks(predictions: Predictions, table: FeatureTable | None, training: FeatureTable | None, main: Figure, seed: int) -> tuple[LeakFinding, ...]:
+    """Look at the evaluated rows of the table, in the order of the predictions."""
+    if table is None:
+        missing = "Not checked: the feature table behind the predictions was not given."
+        return tuple(LeakFinding(name=name, verdict="not_checked", statement=missing) for name in GUARDS)
+    frame = predictions.frame
+    at = pd.Index(table.frame["row"]).get_indexer(frame["row"])
+    if (at < 0).any() or (table.frame["recording"].to_numpy()[at] != frame["recording"].to_numpy()).any():
+        raise InvalidValueError("the feature table", "one without the predicted recordings", "the one that the predictions were made from")
+    tested = replace(table, frame=table.frame.iloc[at].assign(subject=frame["subject"].to_numpy()).reset_index(drop=True))
+    fold = frame["fold"].to_numpy() if predictions.origin == "out_of_fold" and "fold" in frame else None
+    return check_leaks(tested, frame["label"].to_numpy(object), training=training, fold=fold, model=main, whole=table, seed=seed)
+
+
+def _warnings(predictions: Predictions) -> tuple[str, ...]:
+    """What a reader has to know before the figures."""
+    people = len(np.unique(predictions.subjects))
+    found = []
+    if predictions.simulated:
+        found.append("The evaluated speech is simulated; the figures say nothing about people.")
+    if people < ROUGH_SUBJECTS:
+        found.append(f"Figures about {people} subjects are rough, and so are their intervals; expect another group of people to differ.")
+    if predictions.binary:
+        found += _warnings_of_two_classes(predictions)
+    return tuple(found)
+
+
+def _warnings_of_two_classes(predictions: Predictions) -> list[str]:
+    frame = predictions.frame
+    people = [int(frame.loc[frame["label"] == label, "subject"].nunique()) for label in predictions.task.classes]
+    own, stated = people[1] / sum(people), predictions.stated_prevalence
+    found = []
+    if predictions.origin == "external" and min(people) < MINIMUM_EVENTS:
+        found.append(
+            f"The smaller class has {min(people)} subjects; with fewer than {MINIMUM_EVENTS} calibration is badly known (Collins et al. 2016)."
+        )
+    if stated is not None and abs(own - stated) > 0.05:
+        found.append(
+            f"Probabilities are stated for a prevalence of {stated:.0%}, and {own:.0%} of the evaluated subjects have the condition: calibration in the "
+            "large differs for that reason alone. State the prevalence of this cohort to look at the rest."
+        )
+    return found

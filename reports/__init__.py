@@ -1,0 +1,1 @@
+"""What people read: reports made from evidence, in HTML and PDF, from one description of their contents."""
