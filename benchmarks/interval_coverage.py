@@ -173,7 +173,7 @@ def subjects_behind(name: str, ill: int, well: int) -> int:
     if name in {"specificity", "PPV at 10 %"}:
         return well
     smaller = min(ill, well)
-    if name in {"AUROC", "average precision", "UAR"}:
+    if name in {"AUROC", "average precision", "UAR", "AUROC difference"}:
         return smaller
     return min(ill + well, 2 * smaller) if name in {"Brier", "accuracy"} else ill + well
 

@@ -33,6 +33,8 @@ LICENCES = {
     "cryptography": "Apache-2.0 or BSD-3-Clause",
     "typer": "MIT",
     "rich": "MIT",
+    "jinja2": "BSD-3-Clause",
+    "typst": "Apache-2.0 (fonts OFL-1.1, GUST, Bitstream Vera)",
 }
 OPTIONAL = {"ray": "Apache-2.0 (extra 'cluster')"}
 

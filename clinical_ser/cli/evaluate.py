@@ -5,6 +5,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from pydantic import ValidationError
 
 from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import (
@@ -16,6 +17,7 @@ from clinical_ser.cli.console import (
     progress,
 )
 from clinical_ser.cli.evidence import passes, show, write_card, write_report
+from clinical_ser.cli.plan import Plan
 from clinical_ser.cli.train import task_named
 from clinical_ser.cohorts.table import FeatureTable, read_table
 from clinical_ser.errors import EvidenceError, InvalidValueError
@@ -153,8 +155,11 @@ def _read_scores(path: Path) -> pd.DataFrame:
 
 def _read_curve(path: Path) -> LearningCurve:
     try:
-        return LearningCurve.model_validate_json(path.read_bytes())
+        curve = Plan.model_validate_json(path.read_bytes()).learning_curve
     except OSError:
         raise InvalidValueError("--learning-curve", "a file that cannot be read", "the JSON of `plan TABLE --json`") from None
-    except ValueError:
-        raise EvidenceError("The learning curve is not one of this version; make it again with `plan TABLE --json`.") from None
+    except ValidationError:
+        raise EvidenceError("The plan is not one of this version; make it again with `plan TABLE --json`.") from None
+    if curve is None:
+        raise InvalidValueError("--learning-curve", "a plan without a curve", "one made from a table: `plan TABLE --json`")
+    return curve

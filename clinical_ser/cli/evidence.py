@@ -34,6 +34,7 @@ def write_report(evidence: Evidence, folder: Path) -> None:
 
 
 def write_card(evidence: Evidence, bundle: VerifiedBundle, folder: Path) -> None:
+    """Write card.json and card.md: the bundle's card with this evaluation added to those in other cohorts."""
     card = Card.from_json(bundle.files["card.json"]).extended(external=[evidence])
     _write_files(folder, {"card.json": card.to_json(), "card.md": card_markdown(card).encode()})
 
@@ -85,6 +86,7 @@ def show(evidence: Evidence, results: tuple[GateResult, ...] = ()) -> None:
 
 
 def passes(evidence: Evidence, results: tuple[GateResult, ...]) -> bool:
+    """Return whether every leak guard passed or was accepted and every gate is met; complain by name where not."""
     failed = [finding.name for finding in evidence.leaks if finding.verdict == "fail" and finding.name not in evidence.accepted_leaks]
     unmet = [result.name for result in results if not result.met]
     if failed:

@@ -129,7 +129,7 @@ def _with_comparator(predictions: Predictions, comparator: Comparator) -> Iterat
     score = pd.to_numeric(frame[comparator.column], errors="coerce").to_numpy(np.float64)
     rows = np.flatnonzero(np.isfinite(score))
     target = predictions.target[rows]
-    if len(np.unique(target)) < 2:  # noqa: PLR2004
+    if len(np.unique(target)) < 2:
         raise InvalidValueError("--comparator", comparator.column, "a column with scores of people of both classes")
     one = _Screen.of(target, predictions.log_odds[rows], frame["above"].to_numpy(bool)[rows])
     two = _Screen.of(target, score[rows], score[rows] >= comparator.cutoff)

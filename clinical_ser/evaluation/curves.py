@@ -146,7 +146,7 @@ def _scores(stated: Vector, members: dict[str, NDArray[np.bool_]]) -> Scores:
 
 
 def _decision_prevalences(predictions: Predictions, weight: Vector) -> list[tuple[float, bool]]:
-    """The cohort's own prevalence, and the one that the task is meant for."""
+    """Return the cohort's own prevalence, and the one that the task is meant for."""
     own = float(np.average(predictions.target, weights=weight))
     wanted = predictions.task.prevalence
     return [(own, True)] + ([(wanted, False)] if wanted is not None and abs(wanted - own) > 0.005 else [])

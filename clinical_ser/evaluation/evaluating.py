@@ -55,6 +55,8 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.replicates < 1:
             raise InvalidValueError("replicates", self.replicates, "at least 1")
+        if unknown := sorted(set(self.accepted_leaks) - set(GUARDS)):
+            raise InvalidValueError("--accept-leak", unknown, GUARDS)
 
 
 @dataclass(eq=False)
@@ -356,7 +358,7 @@ def _leaks(predictions: Predictions, table: FeatureTable | None, training: Featu
 
 
 def _warnings(predictions: Predictions) -> tuple[str, ...]:
-    """What a reader has to know before the figures."""
+    """Say what a reader has to know before the figures."""
     people = len(np.unique(predictions.subjects))
     found = []
     if predictions.simulated:
@@ -379,7 +381,7 @@ def _warnings_of_two_classes(predictions: Predictions) -> list[str]:
         )
     if stated is not None and abs(own - stated) > 0.05:
         found.append(
-            f"Probabilities are stated for a prevalence of {stated:.0%}, and {own:.0%} of the evaluated subjects have the condition: calibration in the "
-            "large differs for that reason alone. State the prevalence of this cohort to look at the rest."
+            f"Probabilities are stated for a prevalence of {stated:.0%}, and {own:.0%} of the evaluated subjects have the condition: calibration "
+            "in the large differs for that reason alone. State the prevalence of this cohort to look at the rest."
         )
     return found

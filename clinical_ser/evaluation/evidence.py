@@ -53,7 +53,7 @@ class Flow(Strict):
     by_class: dict[str, int]
     """Evaluated recordings by class."""
     subjects_by_class: dict[str, int]
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     """Checks of the gate that failed, and in how many recordings; one recording may fail several."""
 
 
@@ -129,7 +129,7 @@ class Group(Strict):
     """Recordings of the group that the gate refused."""
     enough: bool
     """False: too few positives or negatives (subjects, for several classes) for figures; `figures` is then empty."""
-    figures: dict[str, Figure] = {}
+    figures: dict[str, Figure] = Field(default_factory=dict)
 
 
 class Gap(Strict):
@@ -186,7 +186,7 @@ class Evidence(Strict):
     """Findings of verdict `fail` that whoever ran the evaluation chose to go on with, by name."""
     comparisons: tuple[Comparison, ...] = ()
     learning_curve: LearningCurve | None = None
-    covariates: dict[str, dict[str, int]] = {}
+    covariates: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Evaluated subjects by sex, age band, language, site, device, task, where the cohort says."""
     replicates: int
     level: Share

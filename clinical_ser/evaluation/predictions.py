@@ -270,7 +270,8 @@ def from_scores(frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, name
     Parameters
     ----------
     frame
-        One row a recording: `subject`, `label` (or `score`, with a task that has a cut-off), `probability` of the positive class; other columns are covariates.
+        One row a recording: `subject`, `label` (or `score`, with a task that has a cut-off), `probability` of the positive class; other columns
+        are covariates.
     task
         Two classes.
     threshold

@@ -134,10 +134,10 @@ def test_repeated_recordings_of_one_person_are_not_copies(subjects):
 
 
 def test_strangers_in_a_crowded_table_are_not_copies():
-    """Seven dimensions behind all features: without the limit that follows the crowd, dozens of the 2,000 strangers would be copies."""
-    table = table_of(2000)
+    """Two kinds of voice far apart, and little between two of a kind: by the fixed limit alone all of a kind would be copies of each other."""
+    table = table_of(1000)
     rng = np.random.default_rng(3)
-    X = rng.normal(size=(2000, 7)) @ rng.normal(size=(7, len(table.feature_names)))
+    X = rng.normal(size=(1000, 8)) @ rng.normal(size=(8, len(table.feature_names))) + 200 * (np.arange(1000) % 2)[:, None]
     assert near_identical(with_features(table, X)).verdict == "pass"
 
 
@@ -208,7 +208,7 @@ def test_preprocessing_over_the_tested_rows_leaves_a_mark(mark, transform):
     leaky = with_features(table, transform(table.features, table.frame))
     finding = fitted_outside(leaky, labels=table.frame["label"], fold=np.arange(len(table.frame)) % 9 // 3)
     assert finding.verdict == "fail"
-    assert finding.counts[mark] >= 3
+    assert finding.counts[mark] >= 0.9 * len(table.feature_names)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -352,8 +352,9 @@ def names_of(y) -> np.ndarray:
 
 def test_a_label_that_nuisance_does_not_tell_seldom_raises_an_alarm():
     """At the level of 99 % a false alarm is due in 1 to 2 % of cohorts: of 20, at most two (three would come up once in 500 times)."""
-    verdicts = [nuisance(*_with_names(cohort(40, 1 + seed % 3, seed))).verdict for seed in range(20)]
-    assert verdicts.count("pass") >= 18
+    found = [nuisance(*_with_names(cohort(40, 1 + seed % 3, seed))) for seed in range(20)]
+    assert [finding.verdict for finding in found].count("pass") >= 18
+    assert np.mean([finding.figure.value for finding in found]) < 0.55
 
 
 def _with_names(made):
