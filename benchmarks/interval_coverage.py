@@ -2,7 +2,7 @@
 
     python -m benchmarks.interval_coverage [--data-sets 800] [--replicates 600] [--json OUT]
 
-Data sets are drawn from a world whose truth is known (from a million recordings of it). Bootstrap samples are drawn many at a time, as a matrix;
+Data sets are drawn from a world whose truth is known (from a million of its recordings). Bootstrap samples are drawn many at a time, as a matrix;
 the interval rules are those of `clinical_ser.evaluation.intervals`, beside what others use. Needs no data.
 """
 
@@ -185,7 +185,7 @@ def ours(drawn: Bootstrap, i: int, rows: Rows) -> tuple[float, float]:
     """Make the interval that the package gives."""
     people = subjects_behind(FIGURES[i], *rows.of_class())
     if FIGURES[i].startswith("ECE"):
-        return drawn.debiased(i, subjects=people)[1:]
+        return drawn.of_distance(i, subjects=people)
     return drawn.interval(i, subjects=people, share=FIGURES[i] not in FREE)
 
 

@@ -16,9 +16,9 @@ from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.leaks import LeakFinding
 from clinical_ser.evaluation.planning import Reach
 from reports import figures, rendering, rows, wording
-from reports.document import Block, Column, Document, Notice, Paragraph, Picture, Section, Table, Terms
+from reports.document import BESIDE, Block, Column, Document, Notice, Paragraph, Picture, Plate, Section, Table, Terms
 from reports.flow import flow
-from reports.wording import bounds, count, level, name, number, plain, said, several, share
+from reports.wording import bounds, count, level, name, number, plain, said, several, share, spaced
 
 INTENDED_USE = "Screening aid for trained health workers; never a diagnosis. The figures describe groups of people, not any one person."
 SIMULATED = "SIMULATED SPEECH"
@@ -35,6 +35,10 @@ _DISCRIMINATION = ("auroc", "auprc", "prevalence", "sensitivity", "specificity",
 _BRIER_PARTS = ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_skill")
 _CALIBRATION = ("calibration_intercept", "calibration_slope", "observed_to_expected", "ece_debiased", "ece_smooth", "brier", *_BRIER_PARTS)
 _DECISION = ("ppv", "npv")
+_RAISED_BY_CHANCE = ("ece_smooth", "brier_reliability")
+WITHHELD = "withheld"
+"""In place of a count that would tell who the few people of a group are."""
+NOT_DRAWN = "A curve that is not defined for these recordings, because a class has too few or none, is not drawn."
 
 
 def html_report(evidence: Evidence) -> str:
@@ -84,6 +88,7 @@ def document_of(evidence: Evidence) -> Document:
     sections = [
         Section("What was evaluated", tuple(_what(evidence))),
         Section("Was the test a test? Leak checks", tuple(_leaks(evidence))),
+        Section("Release gates", tuple(_gates(evidence))),
         Section("Flow of recordings", tuple(_flow(evidence))),
         Section("Discrimination", tuple(_discrimination(evidence))),
         Section("Calibration", tuple(_calibration(evidence))),
@@ -95,7 +100,7 @@ def document_of(evidence: Evidence) -> Document:
         Section("All figures", (_all_figures(evidence),)),
         Section("Methods", tuple(_methods(evidence))),
         Section("Warnings", tuple(_warnings(evidence))),
-        Section("Software", (Terms(tuple((plain(what), plain(version)) for what, version in sorted(evidence.software.items()))),)),
+        Section("Software", (Paragraph("; ".join(f"{name(what)} {name(version)}" for what, version in sorted(evidence.software.items())) + "."),)),
     ]
     return Document(
         title=f"Cohort report: {name(model.name)} {name(model.version)}",
@@ -144,8 +149,11 @@ def _what(evidence: Evidence) -> Iterable[Block]:
         terms.append(("Statement of the model", plain(model.statement)))
     yield Terms(tuple(terms))
     if evidence.covariates:
-        cells = [[f"{plain(column)}: {plain(value)}", count(n)] for column, values in evidence.covariates.items() for value, n in values.items()]
-        yield Table.of("Evaluated subjects, by what the cohort says of them", [Column("Group"), Column("Subjects", "count")], cells)
+        cells = [
+            [wording.column(column), "; ".join(f"{name(value)}: {count(n)}" for value, n in values.items())]
+            for column, values in evidence.covariates.items()
+        ]
+        yield Table.of("Evaluated subjects, by what the cohort says of them", [Column("By"), Column("Subjects", wide=True)], cells)
 
 
 def _operating_terms(evidence: Evidence) -> list[tuple[str, str]]:
@@ -173,30 +181,29 @@ def _leaks(evidence: Evidence) -> Iterable[Block]:
         )
         return
     yield _verdict(evidence, found)
-    columns = [
-        Column("Check"),
-        Column("Verdict"),
-        Column("What was found", wide=True),
-        Column(f"Figure, {level(evidence)} interval"),
-        Column("Counts", wide=True),
-    ]
-    cells = [
-        [
-            _spaced(finding.name),
-            VERDICTS[finding.verdict] + (", accepted" if finding.name in evidence.accepted_leaks else ""),
-            finding.statement,
-            f"{number(finding.figure.value)} ({bounds(finding.figure)}; {several(finding.figure.subjects, 'subject')})" if finding.figure else "none",
-            "; ".join(f"{plain(what).replace('_', ' ')}: {count(n)}" for what, n in finding.counts.items()) or "none",
-        ]
-        for finding in found
-    ]
-    yield Table.of("Leak checks, failures first", columns, cells)
+    yield Terms(tuple(_leak(evidence, finding) for finding in found))
 
 
-def _spaced(identifier: str) -> str:
-    """Return an identifier as words, with a capital in front."""
-    words = plain(identifier).replace("_", " ")
-    return f"{words[:1].upper()}{words[1:]}"
+def _leak(evidence: Evidence, finding: LeakFinding) -> tuple[str, str]:
+    """Return what a check is called and how it ended, and what it found in full."""
+    accepted = ", accepted" if finding.name in evidence.accepted_leaks else ""
+    parts = [plain(finding.statement)]
+    parts += [f"Figure: {said(finding.figure, level(evidence))}."] if finding.figure else []
+    counts = "; ".join(f"{plain(what).replace('_', ' ')}: {count(n)}" for what, n in finding.counts.items())
+    parts += [f"Counted: {counts}."] if counts else []
+    return f"{spaced(finding.name)}: {VERDICTS[finding.verdict]}{accepted}", " ".join(parts)
+
+
+def _gates(evidence: Evidence) -> Iterable[Block]:
+    if not evidence.gates:
+        return
+    unmet = [gate.name for gate in evidence.gates if not gate.met]
+    if unmet:
+        yield Notice("fail", f"{several(len(unmet), 'release gate')} NOT met", tuple(name(gate) for gate in unmet))
+    else:
+        yield Notice("calm", "All release gates are met", (f"{several(len(evidence.gates), 'requirement')}, written down before the evaluation.",))
+    cells = [[gate.name, "met" if gate.met else "NOT met", gate.found, gate.wanted] for gate in evidence.gates]
+    yield Table.of("Release gates", [Column("Gate", wide=True), Column("Verdict"), Column("Found", wide=True), Column("Wanted")], cells)
 
 
 def _failed_title(failed: Sequence[LeakFinding]) -> str:
@@ -205,8 +212,9 @@ def _failed_title(failed: Sequence[LeakFinding]) -> str:
 
 def _verdict(evidence: Evidence, found: Sequence[LeakFinding]) -> Notice:
     of = {verdict: [finding for finding in found if finding.verdict == verdict] for verdict in VERDICTS}
-    accepted = [_spaced(what) for what in evidence.accepted_leaks]
-    lines = [f"{_spaced(finding.name)}: {plain(finding.statement)}" for finding in (*of["fail"], *of["warn"])]
+    accepted = [spaced(what) for what in evidence.accepted_leaks]
+    named = {"Failed": of["fail"], "Warnings": of["warn"]}
+    lines = [f"{what}: {', '.join(spaced(finding.name) for finding in findings)}." for what, findings in named.items() if findings]
     lines += [f"Accepted by whoever ran the evaluation, who chose to go on: {', '.join(accepted)}."] if accepted else []
     lines.append(f"Passed: {len(of['pass'])}. Warnings: {len(of['warn'])}. Failed: {len(of['fail'])}. Not checked: {len(of['not_checked'])}.")
     if of["fail"]:
@@ -220,7 +228,7 @@ def _flow(evidence: Evidence) -> Iterable[Block]:
     yield flow(evidence)
     reasons = sorted(evidence.flow.reasons.items(), key=lambda item: (-item[1], item[0]))
     if reasons:
-        cells = [[_spaced(why), count(n)] for why, n in reasons]
+        cells = [[spaced(why), count(n)] for why, n in reasons]
         columns = [Column("Check of the gate"), Column("Recordings", "count")]
         yield Table.of("Why recordings were not usable (one recording may fail several checks)", columns, cells)
     by_class = evidence.flow.subjects_by_class
@@ -239,8 +247,19 @@ def _discrimination(evidence: Evidence) -> Iterable[Block]:
 
 
 def _calibration(evidence: Evidence) -> Iterable[Block]:
-    yield from _figure_table(evidence, "How far stated probabilities can be taken at their word", _CALIBRATION)
+    raised = [wording.title_of(key) for key in _RAISED_BY_CHANCE if key in evidence.figures]
+    yield from _figure_table(evidence, "How far stated probabilities can be taken at their word", _CALIBRATION, note=_raised(raised))
     yield from _drawn([figures.reliability(evidence), figures.distributions(evidence)])
+
+
+def _raised(figures_raised: Sequence[str]) -> str:
+    """Say of which figures the low end of the interval leaves out what chance adds (`Bootstrap.of_distance`)."""
+    if not figures_raised:
+        return ""
+    return (
+        f"{' and '.join(figures_raised)}: chance alone adds to the value. The low end of the interval is what remains without what chance adds, and "
+        "0 where chance explains it all; the high end is not moved."
+    )
 
 
 def _decisions(evidence: Evidence) -> Iterable[Block]:
@@ -252,7 +271,11 @@ def _decisions(evidence: Evidence) -> Iterable[Block]:
         "26:565)."
     )
     yield from _figure_table(evidence, "Predictive values at stated prevalences", _DECISION)
-    yield from _drawn([figures.decision(evidence, curve) for curve in evidence.binary.decisions])
+    drawn = figures.decisions(evidence)
+    if drawn is not None:
+        yield drawn
+    if drawn is None or len(drawn.pictures) < len(evidence.binary.decisions):
+        yield Paragraph(NOT_DRAWN)
 
 
 def _answers(evidence: Evidence) -> Iterable[Block]:
@@ -266,10 +289,14 @@ def _answers(evidence: Evidence) -> Iterable[Block]:
 
 
 def _drawn(pictures: Sequence[Picture | None]) -> Iterable[Block]:
-    """Yield the pictures there are, and say so where one is missing."""
-    yield from filter(None, pictures)
+    """Yield the pictures there are, side by side if they are narrow enough, and say so where one is missing."""
+    there = tuple(picture for picture in pictures if picture is not None)
+    if len(there) > 1 and all(picture.drawing.width <= BESIDE for picture in there):
+        yield Plate(there)
+    else:
+        yield from there
     if None in pictures:
-        yield Paragraph("A curve that is not defined for these recordings, because a class has too few or none, is not drawn.")
+        yield Paragraph(NOT_DRAWN)
 
 
 def _subgroups(evidence: Evidence) -> Iterable[Block]:
@@ -292,9 +319,9 @@ def _subgroups(evidence: Evidence) -> Iterable[Block]:
     ]
     cells = [
         [
-            f"{plain(group.column)}: {plain(group.value)}",
+            rows.label_of(group),
             count(group.subjects),
-            *([] if several_classes else [count(group.positives)]),
+            *([] if several_classes else [WITHHELD if group.positives is None else count(group.positives)]),
             count(group.recordings),
             count(group.refused),
             "given" if group.enough else rows.TOO_FEW,
@@ -304,7 +331,9 @@ def _subgroups(evidence: Evidence) -> Iterable[Block]:
     yield Table.of("Groups: evaluated subjects and recordings, and recordings that the gate refused", columns, cells)
     if evidence.gaps:
         yield _gaps(evidence)
-    yield from (picture for figure in FOREST_FIGURES for picture in rows.forests(evidence, figure))
+    forests = rows.forests(evidence, FOREST_FIGURES)
+    if forests is not None:
+        yield forests
 
 
 def _gaps(evidence: Evidence) -> Table:
@@ -312,7 +341,7 @@ def _gaps(evidence: Evidence) -> Table:
     columns = [Column("By"), Column("Figure"), Column("Best"), Column("Worst"), Column("Difference", "number"), Column(interval, "number")]
     cells = [
         [
-            gap.column,
+            wording.column(gap.column),
             wording.title_of(gap.figure),
             gap.best,
             gap.worst,
@@ -375,13 +404,13 @@ def _reached(target: Reach) -> list[str]:
     return [number(target.target), far if target.subjects is None else count(target.subjects), f"{low} to {high}", number(target.share)]
 
 
-def _figure_table(evidence: Evidence, caption: str, kinds: Sequence[str]) -> Iterable[Table]:
+def _figure_table(evidence: Evidence, caption: str, kinds: Sequence[str], note: str = "") -> Iterable[Table]:
     """Yield a table of the figures of some kinds, in the order of kinds, if there are any."""
     chosen = [(key, figure) for kind in kinds for key, figure in evidence.figures.items() if key.partition(".")[0] == kind]
     columns = [Column("Figure", wide=True), Column("Value", "number"), Column(f"{level(evidence)} interval", "number")]
     counts = [Column("Subjects", "count"), Column("Recordings", "count")]
     if chosen:
-        yield Table.of(caption, [*columns, *counts], [[*_cells(key, figure), count(figure.recordings)] for key, figure in chosen])
+        yield Table.of(caption, [*columns, *counts], [[*_cells(key, figure), count(figure.recordings)] for key, figure in chosen], note)
 
 
 def _cells(key: str, figure: Figure) -> list[str]:
@@ -410,8 +439,8 @@ def _methods(evidence: Evidence) -> Iterable[Block]:
         f"{methods}. Bands of curves are pointwise: a whole curve may leave its band."
     )
     yield Paragraph(
-        "A difference between the best and the worst group is taken anew in every bootstrap sample between whichever two are then best and worst. It "
-        "cannot be negative, and chance alone makes it positive."
+        "A difference between the best and the worst group cannot be negative, and chance alone makes it positive. Its interval holds for all "
+        "pairs of groups together and errs on the wide side; it starts at 0 where no two groups are told apart."
     )
     yield Paragraph(" ".join(_unknown(evidence)))
 

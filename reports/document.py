@@ -1,6 +1,6 @@
 """What a report consists of, before it is HTML or PDF: sections of a few kinds of blocks.
 
-The one idea: both outputs are made from the same blocks, so that they say the same, and a figure cannot exist without its words and its table.
+The one idea: both outputs are made from the same blocks, so that they say the same, and a figure cannot stand without its words and its table.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,18 @@ from typing import Any, Literal
 
 from clinical_ser.errors import InvalidValueError
 from reports.drawing import Drawing
-from reports.wording import lined_up, plain
+from reports.wording import lined_up, plain, unbroken
+
+BESIDE = 380
+"""Widest drawing, in pixels, of which two are still readable side by side: half a page, or half of the column of text in HTML."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: words, counts (set to the right), or numbers (lined up at the decimal point)."""
+    """A column of a table: words, counts (set to the right), numbers (lined up at the decimal point), or figures (value [interval], then n)."""
 
     title: str
-    kind: Literal["text", "count", "number"] = "text"
+    kind: Literal["text", "count", "number", "figure"] = "text"
     wide: bool = False
     """Whether it takes the room that is left."""
 
@@ -29,10 +32,12 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """What has to be known to read it."""
 
     @classmethod
-    def of(cls, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> "Table":
-        """Make a table: cells are made plain, numbers lined up.
+    def of(cls, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], note: str = "") -> "Table":
+        """Make a table: cells are made plain, numbers lined up, figures kept from breaking within an interval.
 
         Raises
         ------
@@ -42,13 +47,23 @@ class Table:
         if any(len(row) != len(columns) for row in rows):
             raise InvalidValueError("rows", "a row of another length", f"{len(columns)} cells")
         filled = [[plain(row[i]) for row in rows] for i in range(len(columns))]
-        lined = [lined_up(cells) if column.kind != "text" else cells for column, cells in zip(columns, filled, strict=True)]
-        return cls(caption, tuple(columns), tuple(zip(*lined, strict=True)))
+        lined = [_set(column, cells) for column, cells in zip(columns, filled, strict=True)]
+        return cls(caption, tuple(columns), tuple(zip(*lined, strict=True)), note)
+
+
+def _set(column: Column, cells: Sequence[str]) -> Sequence[str]:
+    match column.kind:
+        case "text":
+            return cells
+        case "figure":
+            return [unbroken(cell) for cell in cells]
+        case _:
+            return lined_up(cells)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: drawn, said in words with its numbers, and given as a table."""
+    """A figure: drawn, said in words with its numbers, and given as a table, its own or that of its plate."""
 
     name: str
     """For identifiers within the document; never a word of the cohort's."""
@@ -56,13 +71,40 @@ class Picture:
     finding: str
     """What is seen, in words with numbers: the text alternative."""
     drawing: Drawing
-    table: Table
+    table: Table | None
+    """None for a figure of a plate that has one table for all."""
     note: str = ""
     """How to read it: what lines, bands and marks are."""
 
     def svg(self, font: str) -> str:
         """Return the drawing as SVG text that names and describes itself."""
         return self.drawing.svg(self.name, self.title, self.finding, font)
+
+
+@dataclass(frozen=True)
+class Plate:
+    """Figures that are read side by side, two in a row where there is room.
+
+    Raises
+    ------
+    InvalidValueError
+        A figure has no table of its own, and there is none for all.
+    """
+
+    pictures: tuple[Picture, ...]
+    table: Table | None = None
+    """The numbers of all its figures, in place of a table of each."""
+    note: str = ""
+    """How to read all of them."""
+
+    def __post_init__(self) -> None:
+        if self.table is None:
+            _check_tables(self.pictures)
+
+
+def _check_tables(pictures: Sequence[Picture]) -> None:
+    if any(picture.table is None for picture in pictures):
+        raise InvalidValueError("picture", "a figure without a table", "a table of its own, or one of its plate")
 
 
 @dataclass(frozen=True)
@@ -88,15 +130,24 @@ class Notice:
     lines: tuple[str, ...] = ()
 
 
-Block = Paragraph | Terms | Notice | Table | Picture
+Block = Paragraph | Terms | Notice | Table | Picture | Plate
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and what stands under it.
+
+    Raises
+    ------
+    InvalidValueError
+        A figure that stands alone has no table.
+    """
 
     title: str
     blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        _check_tables([block for block in self.blocks if isinstance(block, Picture)])
 
 
 @dataclass(frozen=True)
@@ -138,8 +189,11 @@ class _Numbered:
             case Notice(tone, title, lines):
                 return {"kind": "notice", "tone": tone, "title": title, "lines": list(lines)}
             case Table():
-                self._tables += 1
-                return {"kind": "table", "label": f"Table {self._tables}", **self._table(block)}
+                return {"kind": "table", **self._numbered_table(block)}
+            case Plate():
+                pictures = [self.block(picture) for picture in block.pictures]
+                joint = None if block.table is None else self._numbered_table(block.table)
+                return {"kind": "plate", "pictures": pictures, "table": joint, "note": block.note}
             case Picture():
                 self._figures += 1
                 return {
@@ -151,10 +205,14 @@ class _Numbered:
                     "svg": block.svg(self._font),
                     "width": block.drawing.width,
                     "height": block.drawing.height,
-                    "table": self._table(block.table),
+                    "table": None if block.table is None else self._table(block.table),
                 }
+
+    def _numbered_table(self, table: Table) -> dict[str, Any]:
+        self._tables += 1
+        return {"label": f"Table {self._tables}", **self._table(table)}
 
     @staticmethod
     def _table(table: Table) -> dict[str, Any]:
         columns = [{"title": column.title, "kind": column.kind, "wide": column.wide} for column in table.columns]
-        return {"caption": table.caption, "columns": columns, "rows": [list(row) for row in table.rows]}
+        return {"caption": table.caption, "columns": columns, "rows": [list(row) for row in table.rows], "note": table.note}

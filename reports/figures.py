@@ -10,15 +10,18 @@ from clinical_ser.evaluation.evidence import Band, Decision, Evidence, Scores
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.planning import LearningCurve
 from reports import wording
-from reports.document import Column, Picture, Table
-from reports.drawing import ACCENT, DASH_DOT, DASHED, INK, QUIET, SMALL, WASH, Drawing, Look, Plot, Scale, shortened, tick, ticks
+from reports.document import Column, Picture, Plate, Table
+from reports.drawing import ACCENT, DASH_DOT, DASHED, INK, QUIET, SMALL, WASH, Drawing, Look, Plot, Scale, shortened, text_width, tick, ticks
 from reports.wording import count, level, name, number, said, several, share
 
 POINTS_IN_TABLE = 11
 UNIT_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-_STRIP = 76
+_STRIP = 66
 _BINS_IN_TABLE = 10
 _PANEL = 150
+_SIDE = 350
+"""Width of a drawing that stands beside another."""
+_KEY_LINE, _KEY_ROOM = 20, 12
 _STEPS = 40
 """Straight pieces that a fitted curve is drawn with."""
 _NET_BENEFIT_BELOW = 0.35
@@ -34,7 +37,7 @@ def roc(evidence: Evidence) -> Picture | None:
         return None
     band, figures = evidence.binary.roc, evidence.figures
     sensitivity, specificity = figures.get("sensitivity"), figures.get("specificity")
-    plot = Plot((0, 1), (0, 1), height=500, top=40)
+    plot = Plot((0, 1), (0, 1), width=_SIDE, height=366, top=_top(2))
     plot.band(band.x, band.low, band.high)
     plot.axes("1 − specificity", "Sensitivity", UNIT_TICKS, UNIT_TICKS)
     model = Look("model", ACCENT, 2, band=WASH)
@@ -69,7 +72,7 @@ def precision_recall(evidence: Evidence) -> Picture | None:
     if evidence.binary is None or not _defined(evidence.binary.precision_recall):
         return None
     band = evidence.binary.precision_recall
-    plot = Plot((0, 1), (0, 1), height=500, top=40)
+    plot = Plot((0, 1), (0, 1), width=_SIDE, height=366, top=_top(2))
     plot.band(band.x, band.low, band.high)
     plot.axes("Recall (sensitivity)", "Precision (PPV)", UNIT_TICKS, UNIT_TICKS)
     model = Look("model", ACCENT, 2, band=WASH)
@@ -101,7 +104,7 @@ def reliability(evidence: Evidence) -> Picture | None:
     if curves is None or not _defined(curves.reliability):
         return None
     band, binary = curves.reliability, evidence.binary is not None
-    plot = Plot((0, 1), (0, 1), width=530, height=500 + _STRIP, left=114, top=40, bottom=56 + _STRIP)
+    plot = Plot((0, 1), (0, 1), width=_SIDE, height=340 + _STRIP, left=104, top=_top(2), bottom=56 + _STRIP)
     plot.band(band.x, band.low, band.high)
     y_label = "Observed share" if binary else "Share of right answers"
     x_label = "Stated probability" if binary else "Probability stated for the answer"
@@ -121,7 +124,7 @@ def reliability(evidence: Evidence) -> Picture | None:
     found.append(_largest_departure(band, of_level))
     return Picture(
         name="reliability",
-        title="Calibration: stated probability and observed share",
+        title="Stated probability and observed share",
         finding=" ".join(filter(None, found)),
         drawing=plot,
         table=_band_table(evidence, band, f"{y_label} by stated probability", "Stated", "Observed"),
@@ -140,8 +143,8 @@ def distributions(evidence: Evidence) -> Picture | None:
     x_label = "Stated probability" if evidence.binary else "Probability stated for the answer"
     top = max(max(numbers) / sum(numbers) for numbers in shown.values())
     height = 24 + _PANEL * len(shown) + 50
-    drawing = Drawing(560, height)
-    x = Scale(0, 1, 64, 540)
+    drawing = Drawing(_SIDE, height)
+    x = Scale(0, 1, 64, _SIDE - 20)
     for i, (label, numbers) in enumerate(shown.items()):
         _panel(drawing, x, 24 + i * _PANEL, scores.edges, numbers, label, top)
     floor = height - 50
@@ -166,16 +169,24 @@ def distributions(evidence: Evidence) -> Picture | None:
     )
 
 
-def decision(evidence: Evidence, curve: Decision) -> Picture | None:
-    """Draw net benefit over threshold probabilities, of the model, of flagging everyone and of flagging no one; None where it is not defined."""
-    if not _defined(curve.model):
+def decisions(evidence: Evidence) -> Plate | None:
+    """Draw the decision curves side by side, with one table for all; None where none is defined."""
+    curves = [curve for curve in evidence.binary.decisions if _defined(curve.model)] if evidence.binary else []
+    if not curves:
         return None
-    highest = [value for value in (*curve.model.high, *curve.model.y, *curve.treat_all) if value is not None]
-    top = max(max(highest, default=0.0), 0.01) * 1.08
-    end = _last_of_interest(curve, top)
+    return Plate(
+        pictures=tuple(decision(evidence, curve) for curve in curves),
+        table=_decision_table(evidence, curves),
+        note=f"{_band_note(evidence)} A threshold probability of 0.1 counts nine needless flags as heavily as one missed person.",
+    )
+
+
+def decision(evidence: Evidence, curve: Decision) -> Picture:
+    """Draw net benefit over threshold probabilities, of the model, of flagging everyone and of flagging no one."""
+    end, top = _ends(curve)
     shown = [i for i, x in enumerate(curve.model.x) if x <= end]
     x = [curve.model.x[i] for i in shown]
-    plot = Plot((0, end), (-_NET_BENEFIT_BELOW * top, top), width=560, height=420, left=72, top=60)
+    plot = Plot((0, end), (-_NET_BENEFIT_BELOW * top, top), width=_SIDE, height=372, left=72, top=_top(3))
     plot.band(x, [curve.model.low[i] for i in shown], [curve.model.high[i] for i in shown])
     plot.axes("Threshold probability", "Net benefit", ticks(0, end), ticks(plot.y.low, plot.y.high))
     model, everyone, none = (
@@ -187,7 +198,7 @@ def decision(evidence: Evidence, curve: Decision) -> Picture | None:
     plot.curve(x, [curve.treat_all[i] for i in shown], everyone)
     plot.curve(x, [curve.model.y[i] for i in shown], model)
     plot.key([model, everyone, none])
-    prevalence = number(evidence.cohort_prevalence) if curve.own and evidence.cohort_prevalence is not None else share(curve.prevalence)
+    prevalence = _prevalence_of(evidence, curve)
     whose = f"the cohort's own prevalence of {prevalence}" if curve.own else f"a stated prevalence of {prevalence}"
     people = several(evidence.flow.subjects, "subject")
     return Picture(
@@ -195,10 +206,13 @@ def decision(evidence: Evidence, curve: Decision) -> Picture | None:
         title=f"Decision curve at {whose}",
         finding=f"{_useful_range(curve, level(evidence))} ({people})",
         drawing=plot,
-        table=_decision_table(evidence, curve, shown, prevalence),
-        note=f"{_band_note(evidence)} A threshold probability of 0.1 counts nine needless flags as heavily as one missed person."
-        + (f" Drawn up to {share(end)}; the model's net benefit beyond is nearly 0." if end < 1 else ""),
+        table=None,
+        note=f"Drawn up to {share(end)}; the model's net benefit beyond is nearly 0." if end < 1 else "",
     )
+
+
+def _prevalence_of(evidence: Evidence, curve: Decision) -> str:
+    return number(evidence.cohort_prevalence) if curve.own and evidence.cohort_prevalence is not None else share(curve.prevalence)
 
 
 def learning(curve: LearningCurve) -> Picture:
@@ -336,7 +350,8 @@ def _panel(drawing: Drawing, x: Scale, top: float, edges: Sequence[float], numbe
         if n:
             drawing.box(x(low) + 0.5, y(n / total), x(high) - x(low) - 1, y(0) - y(n / total), fill=ACCENT)
     drawing.line(x.start, y(0), x.end, y(0), stroke=QUIET)
-    words = f"{shortened(wording.plain(label), 220, bold=True)}: {several(total, 'recording')}"
+    number_of = f": {several(total, 'recording')}"
+    words = shortened(wording.plain(label), x.end - x.start - text_width(number_of, bold=True), bold=True) + number_of
     drawing.text(x.end, top + 14, words, anchor="end", bold=True)
 
 
@@ -370,6 +385,13 @@ def _scores_table(scores: Scores) -> Table:
     return Table.of("Recordings by stated probability and outcome", columns, rows)
 
 
+def _ends(curve: Decision) -> tuple[float, float]:
+    """Return the last threshold probability and the highest net benefit that are drawn."""
+    highest = [value for value in (*curve.model.high, *curve.model.y, *curve.treat_all) if value is not None]
+    top = max(max(highest, default=0.0), 0.01) * 1.08
+    return _last_of_interest(curve, top), top
+
+
 def _last_of_interest(curve: Decision, top: float) -> float:
     """Return the threshold probability, rounded up, from which on the model does next to nothing: there it flags hardly anyone."""
     acting = [x for x, y in zip(curve.model.x, curve.model.y, strict=True) if y is not None and abs(y) > _NEARLY_NOTHING * top]
@@ -398,27 +420,26 @@ def _broken(grid: Sequence[float], chosen: Sequence[float]) -> bool:
     return sum(min(chosen) <= x <= max(chosen) for x in grid) > len(chosen)
 
 
-def _decision_table(evidence: Evidence, curve: Decision, shown: Sequence[int], prevalence: str) -> Table:
-    interval = f"{level(evidence)} interval"
-    columns = [
-        Column("Threshold", "number"),
-        Column("Model", "number"),
-        Column(interval, "number"),
-        Column("Flag everyone", "number"),
-        Column("Gain over better default", "number"),
-        Column(interval, "number"),
-    ]
-    model, over = curve.model, curve.over_default
-    rows = [
-        [
-            f"{model.x[i]:.2f}",
-            number(model.y[i]),
-            _interval(model.low[i], model.high[i]),
-            number(curve.treat_all[i]),
-            number(over.y[i]),
-            _interval(over.low[i], over.high[i]),
-        ]
-        for i in (shown[at] for at in _sampled(len(shown)))
-    ]
+def _decision_table(evidence: Evidence, curves: Sequence[Decision]) -> Table:
+    """Give some points of every curve, up to where the longest of them is drawn; a curve on another grid has empty cells between its own points."""
+    last = max(_ends(curve)[0] for curve in curves)
+    grid = sorted({x for curve in curves for x in curve.model.x if x <= last})
+    columns, filled = [Column("Threshold", "number")], []
+    for curve in curves:
+        at = f"prevalence {_prevalence_of(evidence, curve)}"
+        columns += [Column(f"Model, {at}", "figure"), Column(f"Flag everyone, {at}", "number"), Column(f"Gain over better default, {at}", "figure")]
+        filled.append({x: _decision_cells(curve, i) for i, x in enumerate(curve.model.x)})
+    rows = [[f"{x:.2f}", *(cell for cells in filled for cell in cells.get(x, ("", "", "")))] for x in (grid[i] for i in _sampled(len(grid)))]
     people = several(evidence.flow.subjects, "subject")
-    return Table.of(f"Net benefit by threshold probability at a prevalence of {prevalence} ({people})", columns, rows)
+    return Table.of(f"Net benefit by threshold probability, with {level(evidence)} intervals ({people})", columns, rows)
+
+
+def _decision_cells(curve: Decision, i: int) -> tuple[str, str, str]:
+    model, over = curve.model, curve.over_default
+    written = (wording.bracketed(band.y[i], band.low[i], band.high[i]) for band in (model, over))
+    return next(written), number(curve.treat_all[i]), next(written)
+
+
+def _top(lines: int) -> int:
+    """Return the room above a plot that a key of so many lines takes."""
+    return _KEY_ROOM + _KEY_LINE * lines

@@ -15,7 +15,7 @@ from reports.drawing import ACCENT, PAPER, QUIET, SMALL, WASH, Drawing, shortene
 from reports.wording import bounds, count, level, name, number, several
 
 _WIDTH, _LEFT_WIDTH, _SIDE = 640.0, 240.0, 270.0
-_LINE, _PAD, _GAP = 18.0, 10.0, 14.0
+_LINE, _PAD, _GAP = 16.0, 8.0, 9.0
 _REASONS, _CLASSES_SIDE_BY_SIDE, _CLASSES_LISTED = 4, 2, 12
 _ANSWERS = (("flagged", "flagged"), ("not_flagged", "not flagged"), ("indeterminate", "indeterminate"))
 

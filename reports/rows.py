@@ -10,15 +10,19 @@ from clinical_ser.evaluation.evidence import Evidence, Group
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 from reports import wording
-from reports.document import Column, Picture, Table
+from reports.document import Column, Picture, Plate, Table
 from reports.drawing import ACCENT, DASHED, FAINT, INK, PAPER, QUIET, SMALL, Drawing, Scale, shortened, text_width, tick, ticks
 from reports.wording import bounds, count, level, name, number, said, several
 
 TOO_FEW = "too few"
-_WIDTH, _ROW, _HEAD = 640, 24, 34
-_LABEL_END, _COUNT_END, _PLOT_START, _PLOT_END, _VALUES = 168, 226, 244, 470, 488
+_WIDTH, _ROW, _HEAD = 350, 16, 30
+_LABEL_END, _COUNT_END, _PLOT_START, _PLOT_END, _VALUES = 122, 158, 172, 300, 308
 _MOST_ROWS = 32
-"""A page holds as many; a column of groups has at most 30."""
+"""A drawing of half a page's width holds as many; a column of groups has at most 30."""
+_CELL, _MATRIX = (32, 60), 270
+"""Least and greatest side of a cell of a matrix, and the side of a matrix whose cells lie between them, in pixels."""
+_TICKS = (3, 4)
+"""How many numbers a narrow axis has room for, fewer first."""
 _MOST_COLUMNS = 10
 """Classes whose matrix fits a page as a table; beyond, the table lists its cells."""
 _DARKEST = 0.6
@@ -36,41 +40,52 @@ class Row:
     overall: bool = False
 
 
-def forests(evidence: Evidence, figure: str) -> tuple[Picture, ...]:
-    """Draw one figure by group, with intervals and numbers of subjects, in as many pictures as pages need; none where no group has it."""
-    overall = evidence.figures.get(figure)
-    if overall is None or not any(figure in group.figures for group in evidence.groups):
-        return ()
+def forests(evidence: Evidence, figures: Sequence[str]) -> Plate | None:
+    """Draw figures by group, with intervals and numbers of subjects, and give all of them in one table; None where no group has any.
+
+    A figure of many groups is drawn in as many parts as it needs.
+    """
+    chosen = [figure for figure in figures if figure in evidence.figures and any(figure in group.figures for group in evidence.groups)]
+    if not chosen:
+        return None
+    return Plate(
+        pictures=tuple(_forest(evidence, figure, part, i) for figure in chosen for i, part in enumerate(_parts(evidence.groups, figure), 1)),
+        table=_group_table(evidence, chosen),
+        note=f"Squares: groups, with {level(evidence)} intervals. Diamond and dashed line: all. “{TOO_FEW}”: too few people of a class for a figure.",
+    )
+
+
+def _parts(groups: Sequence[Group], figure: str) -> list[dict[str, list[Group]]]:
+    """Return the groups of a figure by column, in parts that each fit a drawing."""
     by_column: dict[str, list[Group]] = {}
-    for group in evidence.groups:
+    for group in groups:
         if figure in group.figures or not group.enough:
             by_column.setdefault(group.column, []).append(group)
     parts: list[dict[str, list[Group]]] = []
-    for column, groups in by_column.items():
-        if not parts or _length(parts[-1]) + 1 + len(groups) > _MOST_ROWS:
+    for column, of_column in by_column.items():
+        if not parts or _length(parts[-1]) + 1 + len(of_column) > _MOST_ROWS:
             parts.append({})
-        parts[-1][column] = groups
-    return tuple(_forest(evidence, figure, overall, part, i) for i, part in enumerate(parts, 1))
+        parts[-1][column] = of_column
+    return parts
 
 
 def _length(by_column: dict[str, list[Group]]) -> int:
     return 1 + sum(1 + len(groups) for groups in by_column.values())
 
 
-def _forest(evidence: Evidence, figure: str, overall: Figure, by_column: dict[str, list[Group]], part: int) -> Picture:
+def _forest(evidence: Evidence, figure: str, by_column: dict[str, list[Group]], part: int) -> Picture:
+    overall = evidence.figures[figure]
     rows = [Row("All", overall.subjects, overall, overall=True)]
     for column, groups in by_column.items():
-        rows += [Row(column), *(_row_of(group, figure) for group in groups)]
-    shown = [group for groups in by_column.values() for group in groups]
+        rows += [Row(wording.column(column)), *(_row_of(group, figure) for group in groups)]
     title = wording.title_of(figure)
     return Picture(
         name=f"forest-{figure.replace('_', '-')}-{part}",
-        title=f"{title} by {', '.join(map(name, by_column))}",
-        finding=_forest_finding(evidence, figure, shown),
+        title=f"{title} by group" + (f", part {part}" if part > 1 else ""),
+        finding=_forest_finding(evidence, figure, [group for groups in by_column.values() for group in groups]),
         drawing=_interval_rows(rows, title, unit=describe(figure).kind in {"share", "bounded"}),
-        table=_group_table(evidence, figure, shown),
-        note=f"Squares: {wording.meaning_of(figure)}, with {level(evidence)} intervals; dashed line: all. “{TOO_FEW}”: too few people of a class "
-        "for a figure.",
+        table=None,
+        note=f"{title}: {wording.meaning_of(figure)}.",
     )
 
 
@@ -124,8 +139,13 @@ def _forest_finding(evidence: Evidence, figure: str, groups: Sequence[Group]) ->
     for gap in evidence.gaps:
         if gap.figure == figure and any(group.column == gap.column for group in groups):
             best, worst = (_said_of(evidence, gap.column, value, figure) for value in (gap.best, gap.worst))
-            parts.append(f"By {name(gap.column)}, it is best in {best} and worst in {worst}; the difference is {said(gap.difference, of_level)}.")
-    few = [f"{name(group.column)} {name(group.value)} ({several(group.subjects, 'subject')})" for group in groups if figure not in group.figures]
+            by = f"{wording.column(gap.column)}: best in {best}, worst in {worst}"
+            parts.append(f"{by}; the difference is {said(gap.difference, of_level)}.")
+    few = [
+        f"{wording.column(group.column)} {name(group.value)} ({several(group.subjects, 'subject')})"
+        for group in groups
+        if figure not in group.figures
+    ]
     if few:
         parts.append(f"Too few people for a figure: {', '.join(few)}.")
     return " ".join(parts)
@@ -137,65 +157,71 @@ def _said_of(evidence: Evidence, column: str, value: str, figure: str) -> str:
     return f"{name(value)}, {said(found, level(evidence))}" if found else name(value)
 
 
-def _group_table(evidence: Evidence, figure: str, groups: Sequence[Group]) -> Table:
-    title = wording.title_of(figure)
-    columns = [Column("Group", wide=True), Column(title, "number"), Column(f"{level(evidence)} interval", "number"), *_COUNTS]
-    overall = evidence.figures[figure]
-    rows = [["All", number(overall.value), bounds(overall), count(overall.subjects), count(overall.recordings)]]
-    for group in groups:
-        found = group.figures.get(figure)
-        label = f"{wording.plain(group.column)}: {wording.plain(group.value)}"
-        if found is None:
-            rows.append([label, TOO_FEW, wording.NO_INTERVAL, count(group.subjects), count(group.recordings)])
-        else:
-            rows.append([label, number(found.value), bounds(found), count(found.subjects), count(found.recordings)])
-    return Table.of(f"{title} by group", columns, rows)
+def _group_table(evidence: Evidence, figures: Sequence[str]) -> Table:
+    """Give every figure of every group, whether it is drawn or there are too few people for it."""
+    columns = [Column("Group"), Column("Subjects", "count"), *(Column(wording.title_of(figure), "figure") for figure in figures)]
+    flow = evidence.flow
+    rows = [["All", count(flow.subjects), *(_group_cell(evidence.figures[figure], flow.subjects, flow.evaluated) for figure in figures)]]
+    for group in evidence.groups:
+        cells = (_group_cell(group.figures.get(figure), group.subjects, group.recordings, group.enough) for figure in figures)
+        rows.append([label_of(group), count(group.subjects), *cells])
+    caption = f"Figures by group: value [{level(evidence)} interval], and n, subjects (recordings), where it is of a part of the group only"
+    return Table.of(caption, columns, rows)
+
+
+def label_of(group: Group) -> str:
+    """Return what a group is called where its column is not said otherwise."""
+    return f"{wording.column(group.column)}: {wording.plain(group.value)}"
+
+
+def _group_cell(figure: Figure | None, subjects: int, recordings: int, enough: bool = True) -> str:
+    if figure is None:
+        return wording.NOT_DEFINED if enough else TOO_FEW
+    cell = wording.bracketed(figure.value, figure.low, figure.high)
+    if (figure.subjects, figure.recordings) == (subjects, recordings):
+        return cell
+    rest = "" if figure.recordings == figure.subjects else f" ({count(figure.recordings)})"
+    return f"{cell} n = {count(figure.subjects)}{rest}"
 
 
 def _interval_rows(rows: Sequence[Row], title: str, *, unit: bool, reference: float | None = None) -> Drawing:
-    """Draw names, numbers of subjects, intervals on one scale, and values in figures, row by row."""
-    widest = max((text_width(_written(row), SMALL) for row in rows), default=0.0)
-    drawing = Drawing(max(_WIDTH, _VALUES + widest), _HEAD + _ROW * len(rows) + 58)
+    """Draw names, numbers of subjects, intervals on one scale, and values, row by row; the intervals' numbers stand in the table."""
+    drawing = Drawing(_WIDTH, _HEAD + _ROW * len(rows) + 52)
     overall = next((row.figure.value for row in rows if row.overall and row.figure), reference)
     x = _scale([row.figure for row in rows if row.figure], unit, overall)
-    floor = _HEAD + _ROW * len(rows) + 6
-    for value in ticks(x.low, x.high):
-        drawing.line(x(value), _HEAD - 8, x(value), floor, stroke=FAINT)
+    floor = _HEAD + _ROW * len(rows) + 4
+    marked = next((found for about in _TICKS if len(found := ticks(x.low, x.high, about)) > 2), ticks(x.low, x.high))
+    for value in marked:
+        drawing.line(x(value), _HEAD - 6, x(value), floor, stroke=FAINT)
         drawing.line(x(value), floor, x(value), floor + 5, stroke=QUIET)
-        drawing.text(x(value), floor + 19, tick(value, ticks(x.low, x.high)), anchor="middle", size=SMALL, fill=QUIET)
+        drawing.text(x(value), floor + 19, tick(value, marked), anchor="middle", size=SMALL, fill=QUIET)
     drawing.line(x.start, floor, x.end, floor, stroke=QUIET)
-    drawing.text((x.start + x.end) / 2, floor + 42, title, anchor="middle")
+    drawing.text((x.start + x.end) / 2, floor + 40, title, anchor="middle")
     drawing.text(_COUNT_END, 16, "subjects", anchor="end", size=SMALL, fill=QUIET)
-    drawing.text(_VALUES, 16, "value, interval", size=SMALL, fill=QUIET)
+    drawing.text(_VALUES, 16, "value", size=SMALL, fill=QUIET)
     if overall is not None:
-        drawing.line(x(overall), _HEAD - 8, x(overall), floor, stroke=QUIET, width=1.25, dash=DASHED)
+        drawing.line(x(overall), _HEAD - 6, x(overall), floor, stroke=QUIET, width=1.25, dash=DASHED)
     for i, row in enumerate(rows):
-        _draw_row(drawing, x, _HEAD + _ROW * i + 12, row)
+        _draw_row(drawing, x, _HEAD + _ROW * i + _ROW / 2, row)
     return drawing
 
 
 def _draw_row(drawing: Drawing, x: Scale, y: float, row: Row) -> None:
     heading = row.subjects is None
     bold = heading or row.overall
-    indent = 0 if heading or row.overall else 12
+    indent = 0 if heading or row.overall else 10
     room = (_COUNT_END if heading else _LABEL_END) - indent
-    drawing.text(indent, y + 4, shortened(wording.plain(row.label), room, bold=bold), bold=bold)
+    drawing.text(indent, y + 4, shortened(wording.plain(row.label), room, SMALL, bold=bold), bold=bold, size=SMALL)
     if row.subjects is not None:
         drawing.text(_COUNT_END, y + 4, count(row.subjects), anchor="end", size=SMALL)
     figure = row.figure
-    drawing.text(_VALUES, y + 4, _written(row), size=SMALL, fill=INK if figure else QUIET)
     if figure is None or figure.value is None:
+        drawing.text(_PLOT_START, y + 4, row.words if figure is None else wording.NOT_DEFINED, size=SMALL, fill=QUIET)
         return
+    drawing.text(_VALUES, y + 4, number(figure.value), size=SMALL)
     if figure.low is not None and figure.high is not None:
         drawing.line(x.clipped(figure.low), y, x.clipped(figure.high), y, stroke=INK if row.overall else ACCENT, width=2)
-    drawing.mark("diamond" if row.overall else "square", x.clipped(figure.value), y, fill=INK if row.overall else ACCENT, size=5.5)
-
-
-def _written(row: Row) -> str:
-    """Write a row's figure with its interval, or the words in place of it."""
-    if row.figure is None or row.figure.value is None:
-        return row.words if row.figure is None else wording.NOT_DEFINED
-    return f"{number(row.figure.value)} ({bounds(row.figure)})"
+    drawing.mark("diamond" if row.overall else "square", x.clipped(figure.value), y, fill=INK if row.overall else ACCENT, size=4.5)
 
 
 def _scale(figures: Sequence[Figure], unit: bool, reference: float | None) -> Scale:
@@ -209,7 +235,7 @@ def _scale(figures: Sequence[Figure], unit: bool, reference: float | None) -> Sc
 
 
 def _matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Drawing:
-    size = max(34.0, min(64.0, 420 / len(labels)))
+    size = max(_CELL[0], min(_CELL[1], _MATRIX / len(labels)))
     turned = any(text_width(label, SMALL) > size - 6 for label in labels)
     head = 44 + (min(110.0, max(text_width(label, SMALL) for label in labels)) if turned else 16)
     left = 34 + min(150.0, max(text_width(label) for label in labels))

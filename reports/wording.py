@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from clinical_ser.evaluation.evidence import Evidence
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
+from clinical_ser.evaluation.subgroups import DEFAULT_COLUMNS
 
 NOT_DEFINED = "not defined"
 NO_INTERVAL = "no interval"
@@ -18,6 +19,7 @@ _FIGURE_SPACE, _POINT_SPACE = "\u2007", "\u2008"
 """As wide as a digit, and as a point: they line numbers up without a second column."""
 _MINUS = "\u2212"
 _ISOLATE, _END_ISOLATE = "\u2068", "\u2069"
+_UNBROKEN = "\u00a0"
 _NUMBER = re.compile(r"[0-9](?:\.([0-9]+))?$")
 
 
@@ -38,6 +40,23 @@ def name(text: object) -> str:
     shown = plain(text)
     runs_left = any(unicodedata.bidirectional(c) in {"R", "AL"} for c in shown)
     return f"{_ISOLATE}{shown}{_END_ISOLATE}" if runs_left else shown
+
+
+def column(text: str) -> str:
+    """Return what a column that forms groups is called: ours in words, a cohort's own as it is.
+
+    Examples
+    --------
+    >>> column("age_band"), column("clinic_type")
+    ('Age band', 'clinic_type')
+    """
+    return spaced(text) if text in DEFAULT_COLUMNS else name(text)
+
+
+def spaced(identifier: str) -> str:
+    """Return an identifier as words, with a capital in front."""
+    words = plain(identifier).replace("_", " ")
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def number(value: float | None) -> str:
@@ -89,6 +108,13 @@ def bounds(figure: Figure) -> str:
     return NO_INTERVAL if figure.low is None or figure.high is None else f"{number(figure.low)} to {number(figure.high)}"
 
 
+def bracketed(value: float | None, low: float | None, high: float | None) -> str:
+    """Write a value with its interval in the least room: `0.812 [0.756, 0.863]`."""
+    if value is None:
+        return NOT_DEFINED
+    return f"{number(value)} [{NO_INTERVAL}]" if low is None or high is None else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
 def said(figure: Figure, of_level: str) -> str:
     """Write a figure for a sentence, with its interval and whom it is about."""
     people = several(figure.subjects, "subject")
@@ -121,6 +147,17 @@ def lined_up(cells: Sequence[str]) -> tuple[str, ...]:
     ends = [_NUMBER.search(cell) for cell in cells]
     longest = max((len(end[1] or "") for end in ends if end), default=0)
     return tuple(cell + _filling(longest, len(end[1] or "")) if end else cell for cell, end in zip(cells, ends, strict=True))
+
+
+def unbroken(cell: str) -> str:
+    r"""Let a figure, its interval and its n each stay on one line, and break only between them.
+
+    Examples
+    --------
+    >>> unbroken("0.812 [0.756, 0.863] n = 109").replace("\u00a0", "_")
+    '0.812 [0.756,_0.863] n_=_109'
+    """
+    return re.sub(r" (?!\[|n = )", _UNBROKEN, cell)
 
 
 def _filling(longest: int, decimals: int) -> str:

@@ -15,6 +15,7 @@ from clinical_ser.cli.console import (
     output,
     print_json,
     progress,
+    report_problems,
 )
 from clinical_ser.cli.evidence import passes, show, write_card, write_report
 from clinical_ser.cli.plan import Plan
@@ -25,7 +26,7 @@ from clinical_ser.evaluation.comparisons import Comparator
 from clinical_ser.evaluation.evaluating import REPLICATES, EvaluationOptions
 from clinical_ser.evaluation.evaluating import evaluate as evaluate_predictions
 from clinical_ser.evaluation.evidence import EvaluatedModel
-from clinical_ser.evaluation.gates import judge_gates, read_gates
+from clinical_ser.evaluation.gates import LEAST_REPLICATES, judge_gates, read_gates
 from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, from_scores, predict, read_predictions
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
@@ -39,8 +40,11 @@ def evaluate(
     folder: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for evidence, card and report.", show_default=False)] = None,
     predictions: Annotated[Path | None, typer.Option(help="Out-of-fold predictions of `train --predictions`, in place of MODEL TABLE.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Predictions of other software: CSV with subject, label, probability.")] = None,
-    task: Annotated[str, typer.Option(help="Of --scores: depression, or a .toml file that defines a task of two classes.")] = "depression",
-    threshold: Annotated[float, typer.Option(help="Of --scores: the operating point, as a probability.")] = 0.5,
+    task: Annotated[
+        str | None, typer.Option(help="Of --scores: depression (the default), or a .toml file that defines a task of two classes.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Of --scores: the operating point, as a probability; 0.5 otherwise.")] = None,
+    stated_prevalence: Annotated[float | None, typer.Option(help="Of --scores: the prevalence that the probabilities are stated for.")] = None,
     features: Annotated[Path | None, typer.Option(help="Of --predictions: the feature table behind them, for the leak guards.")] = None,
     training: Annotated[Path | None, typer.Option(help="Table that the model was trained on, for the leak guards.")] = None,
     prevalence: Annotated[float | None, typer.Option(help="State probabilities for this prevalence; that of training otherwise.")] = None,
@@ -60,6 +64,8 @@ def evaluate(
         raise typer.BadParameter("give a folder with --output")
     check_output_folder(folder)
     gates = read_gates(require) if require else ()
+    if gates and replicates < LEAST_REPLICATES:
+        raise InvalidValueError("--replicates", replicates, f"at least {LEAST_REPLICATES} where gates are judged")
     options = EvaluationOptions(
         by=None if by is None else tuple(by),
         replicates=replicates,
@@ -68,7 +74,9 @@ def evaluate(
         accepted_leaks=tuple(accept_leak or ()),
         comparators=tuple(Comparator.parse(text) for text in comparator or ()),
     )
-    asked = _Asked.of(model, table, predictions, scores, features, task, threshold)
+    _check_options(scores, predictions, task=task, threshold=threshold, stated_prevalence=stated_prevalence, features=features, training=training)
+    asked = _Asked.of(model, table, predictions, scores, features, task or "depression", threshold or 0.5, stated_prevalence)
+    report_problems(asked.predictions.problems)
     evaluated = asked.predictions if prevalence is None else asked.predictions.stated_for(prevalence)
     others = {name: asked.of_another(name) for name in against or ()}
     with progress("Evaluating"):
@@ -77,10 +85,12 @@ def evaluate(
             table=asked.table,
             training=read_table(training) if training else None,
             others=others,
+            learned_from=asked.bundle.manifest.cohort_digest if asked.bundle else None,
             learning_curve=_read_curve(curve) if curve else None,
             options=options,
         )
     results = judge_gates(gates, evidence)
+    evidence = evidence.model_copy(update={"gates": results})
     write_report(evidence, folder)
     if asked.bundle is not None:
         write_card(evidence, asked.bundle, folder)
@@ -91,6 +101,15 @@ def evaluate(
         output.print(f"\nReport: {literal(folder)}/report.html (and .pdf); every number: evidence.json" + ("; card: card.md" if asked.bundle else ""))
     if not passes(evidence, results):
         raise typer.Exit(FAILED)
+
+
+def _check_options(scores: Path | None, predictions: Path | None, **options: object) -> None:
+    """Refuse options of one entrance at another, which would be dropped without a word."""
+    of = {"task": "--scores", "threshold": "--scores", "stated_prevalence": "--scores", "features": "--predictions", "training": "MODEL TABLE"}
+    entrance = "--scores" if scores else "--predictions" if predictions else "MODEL TABLE"
+    for name, value in options.items():
+        if value is not None and of[name] != entrance:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} belongs to {of[name]}")
 
 
 class _Asked:
@@ -109,6 +128,7 @@ class _Asked:
         features: Path | None,
         task: str,
         threshold: float,
+        stated_prevalence: float | None,
     ) -> "_Asked":
         """Read one of MODEL TABLE, --predictions and --scores; wrong usage if none, or several, are given."""
         given = [what for what in (model or table, predictions, scores) if what is not None]
@@ -117,7 +137,7 @@ class _Asked:
         if predictions is not None:
             return cls(read_predictions(predictions), read_table(features) if features else None, None)
         if scores is not None:
-            return cls(from_scores(_read_scores(scores), task_named(task), threshold=threshold), None, None)
+            return cls(from_scores(_read_scores(scores), task_named(task), threshold=threshold, stated_prevalence=stated_prevalence), None, None)
         assert model is not None
         assert table is not None
         bundle, asked = read_bundle(find_model(model)), read_table(table)
@@ -137,6 +157,7 @@ def _predictions_of(bundle: VerifiedBundle, table: FeatureTable) -> Predictions:
         name=manifest.name,
         version=manifest.version,
         digest=bundle.digest,
+        learned=bundle.learned_digest,
         head=manifest.head,
         simulated=manifest.simulated,
         statement=manifest.statement,

@@ -9,8 +9,7 @@ from clinical_ser.cli.console import complain, errors, literal, output
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.card_text import card_markdown
-from clinical_ser.evaluation.evidence import Evidence
-from clinical_ser.evaluation.gates import GateResult
+from clinical_ser.evaluation.evidence import Evidence, GateResult
 from clinical_ser.evaluation.naming import describe
 from clinical_ser.models.bundle import VerifiedBundle
 

@@ -21,6 +21,7 @@ from clinical_ser.models.signing import SigningKey, default_key_path
 
 app = typer.Typer(help="List, describe, verify and sign models.", no_args_is_help=True)
 
+LARGEST_EVIDENCE_BYTES = 20_000_000
 _ANSWERS = ("flagged.", "not_flagged.", "indeterminate.")
 """Figures, class by class, of what people are answered."""
 
@@ -70,7 +71,7 @@ def card(
     bundle = read_bundle(find_model(model))
     shown = Card.from_json(bundle.files["card.json"])
     if about or evidence:
-        shown = shown.extended(supplied=answers, external=[Evidence.from_json(path.read_bytes()) for path in evidence or ()])
+        shown = shown.extended(supplied=answers, external=[_evidence_of(path, bundle) for path in evidence or ()])
     digest = _write(bundle, shown, output_folder) if output_folder else None
     if check:
         _print_check(check_card(shown), as_json=as_json)
@@ -82,6 +83,16 @@ def card(
         show_card(shown)
         if digest:
             output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign FOLDER")
+
+
+def _evidence_of(path: Path, bundle: VerifiedBundle) -> Evidence:
+    """Read an evaluation, and make sure that it is of this model and not of another that is called alike."""
+    if path.is_file() and path.stat().st_size > LARGEST_EVIDENCE_BYTES:
+        raise InvalidValueError("--evidence", "a file of many megabytes", "an evidence.json of `evaluate`")
+    evidence = Evidence.from_json(path.read_bytes())
+    if evidence.model.learned != bundle.learned_digest:
+        raise InvalidValueError("--evidence", "an evaluation of another model", "one that `evaluate` made with this bundle, whatever its card")
+    return evidence
 
 
 def _write(bundle: VerifiedBundle, card: Card, folder: Path) -> str:

@@ -22,6 +22,7 @@ from clinical_ser.evaluation.planning import (
     Precision,
     Reach,
     ValidationSampleSize,
+    check_curve_options,
     learning_curve,
     validation_minimum,
 )
@@ -75,13 +76,15 @@ def plan(
     evaluation.minimum(0.5 if prevalence is None else prevalence, 0.75 if auc is None else auc)
     if features is not None and features < 1:
         raise InvalidValueError("--features", features, "at least 1")
+    given = _numbers(sizes)
+    check_curve_options(sizes=given, targets=target_auc or (), repeats=repeats)
     curve = None
     if table is not None:
-        options, given, wanted = TrainingOptions(head=head, seed=seed), _numbers(sizes), _task(task)
+        options, wanted = TrainingOptions(head=head, seed=seed), _task(task)
         rows = read_table(table)
         with progress("Learning curve") as report:
             curve = learning_curve(rows, wanted, options, sizes=given, targets=target_auc or (), repeats=repeats, seed=seed, progress=report)
-    elif sizes or target_auc:
+    elif given or target_auc:
         raise InvalidValueError("TABLE", None, "a feature table, for --sizes and --target-auc to be about")
     made = _plan(prevalence, auc, features, curve, evaluation)
     if as_json:
@@ -194,9 +197,10 @@ def _of_validation(size: ValidationSampleSize, slope_width: float) -> list[tuple
 
 
 def _of_repeats(size: ValidationSampleSize) -> str:
+    worth = f"{size.worth_each:.3g}" if size.worth_each < 100 else f"{size.worth_each:,.0f}"
     return (
-        f"{size.recordings_each} recordings of each person are {size.subjects * size.recordings_each:,} recordings. At an intraclass correlation of "
-        f"{size.icc:g} they are worth {size.worth_each:.2f} single ones at most, and nothing for observed over expected."
+        f"{size.recordings_each:,} recordings of each person are {size.subjects * size.recordings_each:,} recordings. At an intraclass correlation "
+        f"of {size.icc:g} they are worth {worth} single ones at most, and nothing for observed over expected."
     )
 
 

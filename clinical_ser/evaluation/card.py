@@ -230,7 +230,12 @@ def _too_few_subjects(facts: TrainingFacts, evidence: Evidence) -> tuple[str, ..
 
 
 def _failed_leaks(evidence: Evidence) -> list[str]:
-    return [finding.name for finding in evidence.leaks if finding.verdict == "fail" and finding.name not in evidence.accepted_leaks]
+    """Name what failed, and the one guard that an evaluation in another cohort cannot do without: whether it was another one."""
+    failed = [finding.name for finding in evidence.leaks if finding.verdict == "fail"]
+    looked = any(finding.name == "shared_subjects" and finding.verdict != "not_checked" for finding in evidence.leaks)
+    if evidence.origin == "external" and not looked:
+        failed.append("shared_subjects")
+    return [name for name in failed if name not in evidence.accepted_leaks]
 
 
 def _entry(item: Item, say: Callable[[str], str | None], answers: Mapping[str, str]) -> Entry:

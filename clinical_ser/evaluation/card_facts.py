@@ -13,6 +13,7 @@ from clinical_ser.evaluation.evidence import Evidence, Group
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 from clinical_ser.features import catalogue
+from clinical_ser.models.operating_point import DEFAULT_CONFIDENCE
 from clinical_ser.models.sample_size import riley_minimum
 from clinical_ser.models.training import LEAVE_ONE_SUBJECT_OUT, Training
 from clinical_ser.strict import Strict
@@ -171,7 +172,10 @@ class _Statements:
     def third_parties(self) -> str:
         with_opensmile = bool({"egemaps", "compare"} & set(self._facts.extractors))
         opensmile = " openSMILE (audEERING; research licence, which excludes commercial use) computes features." if with_opensmile else ""
-        return f"Praat (GPL-3.0-or-later) measures pitch.{opensmile} Nothing is sent to a third party."
+        return (
+            f"Praat (GPL-3.0-or-later) measures pitch.{opensmile} All are programs on the machine that measures: the package calls no outside service. "
+            "What the place that runs it passes on is not known here."
+        )
 
     def security(self) -> str:
         return "The bundle holds no executable code. Every file is verified against its digest before it is parsed, and the whole can be signed."
@@ -221,11 +225,14 @@ class _Statements:
     def threshold(self) -> str:
         if not self._binary:
             return "The answer is the most probable class, given only where the prediction set holds that class alone."
-        evidence, shown = self._internal, self._facts.sensitivity_shown
+        evidence, target = self._internal, f"{self._task.target_sensitivity:g}"
         at = "" if evidence.threshold is None else f" It is {evidence.threshold:.3g} at a prevalence of {evidence.stated_prevalence:.3g}."
+        bound = f"the one-sided {_share(DEFAULT_CONFIDENCE)} lower bound of the out-of-fold sensitivity, by subject,"
+        if self._facts.sensitivity_shown:
+            return f"The threshold was frozen at training: the highest score of a positive recording at which {bound} is at least {target}.{at}"
         return (
-            "The threshold was frozen at training: the highest at which the one-sided 95 % lower bound of the out-of-fold sensitivity, by subject, "
-            f"is at least {self._task.target_sensitivity:g}.{at} The bound {'met' if shown else 'did NOT meet'} that target."
+            f"The threshold was frozen at training at the lowest score of a positive recording: at no threshold was {bound} at least {target}, so "
+            f"that this target was NOT met; it takes more positive subjects.{at}"
         )
 
     def outcome(self) -> str:
@@ -251,9 +258,8 @@ class _Statements:
         )
 
     def predictor_choice(self) -> str:
-        left_out = f" Families left out by choice: {_listed(self._facts.options.without)}." if self._facts.options.without else ""
-        sets = _listed(sorted(self._facts.extractors))
-        return f"All features of the sets {sets} were used ({self._inputs()}); none was selected by its relation to the outcome.{left_out}"
+        left_out = f" (families left out: {_listed(self._facts.options.without)})" if self._facts.options.without else ""
+        return f"{self._inputs()} of the sets {_listed(sorted(self._facts.extractors))}{left_out}."
 
     def predictor_assessors(self) -> str:
         return "No predictor needs interpretation by a person: all are computed from the audio, without knowledge of the outcome."
@@ -305,7 +311,7 @@ class _Statements:
 
     def sites(self) -> str | None:
         sites = self._internal.covariates.get("site")
-        return None if not sites else f"The cohort names {len(sites)} sites; subjects evaluated: {_counts(sites)}."
+        return None if not sites else f"Subjects evaluated, by site: {_counts(sites)}."
 
     def preparation(self) -> str:
         return (
@@ -357,9 +363,9 @@ class _Statements:
 
     def bias_design(self) -> str:
         return (
-            "Subjects, not recordings, count: each weighs the same, and none stands on both sides of a split, so that the model is not rewarded for "
-            "knowing a speaker. Features that noise or coding falsify are switched off before scoring, and a missing feature says nothing, so that "
-            "room and device weigh less."
+            "A subject's recordings share its weight, and no subject stands on both sides of a split. Features that a warning of the gate names as "
+            "falsified by noise or coding are switched off before scoring, and a missing feature becomes the training median. What this does to "
+            "differences between people, rooms or devices was not measured."
         )
 
     # How it was tested.
@@ -393,9 +399,6 @@ class _Statements:
         if not columns:
             return "The evaluated cohorts name no more than one site, language or device, so that heterogeneity across clusters was not examined."
         return f"Figures were computed apart for each group by {_listed(columns)}, with intervals over subjects; no random effect was fitted."
-
-    def updating(self) -> str:
-        return "None: no evaluation changed the model. What was evaluated outside the training cohort is the frozen model, threshold included."
 
     # What was found.
 
@@ -446,10 +449,6 @@ class _Statements:
         return (
             f"A sensitivity of at least {self._task.target_sensitivity:g}, by its lower bound, at a threshold frozen before any evaluation elsewhere."
         )
-
-    def reliability_goal(self) -> str:
-        coverage = _share(self._facts.options.coverage)
-        return f"Prediction sets hold the truth for {coverage} of each class; probabilities match what is observed; a poor recording gets no score."
 
     def reliability_results(self) -> str:
         def wanted(name: str) -> bool:

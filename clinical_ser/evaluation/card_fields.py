@@ -5,6 +5,7 @@ The one idea: a person answers each question once, under a plain key; the lists 
 
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,11 +26,15 @@ MAX_FILE_BYTES = 256 * 1024
 MAX_TEXT = 4000
 """Characters of one answer; ours: some six hundred words, above which a card should cite a document."""
 MIN_REASON = 10
-"""Characters behind `unknown:` and `not applicable:`; ours: enough for three words."""
+"""Letters and digits behind `unknown:` and `not applicable:`; ours: enough for three words."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=80)]
-_NO_ANSWER = re.compile(r"(?P<word>unknown|not applicable)\s*(?:[:\-–—]\s*(?P<reason>.*))?", re.IGNORECASE | re.DOTALL)
-_PLACEHOLDERS = frozenset({"n/a", "na", "n.a.", "none", "null", "nil", "tbd", "tba", "todo", "to do", "fixme", "xxx", "..."})
+_AROUND = re.compile(r"^[\W_]+|[\W_]+$")
+"""What stands around the words of an answer and says nothing: N/A with or without a full stop is N/A."""
+_NO_ANSWER = re.compile(r"(?P<word>unknown|not applicable)\s*(?:[^\w\s](?P<reason>.*))?", re.IGNORECASE | re.DOTALL)
+_PLACEHOLDERS = frozenset(
+    {"n/a", "na", "n.a", "none", "null", "nil", "tbd", "tba", "tbc", "todo", "to do", "to be determined", "to be done", "pending", "fixme", "xxx"}
+)
 _WANTED = "what is so, or 'unknown: REASON' or 'not applicable: REASON'"
 
 
@@ -76,6 +81,7 @@ class Question:
 
 
 QUESTIONS = (
+    Question("abstract", "Abstract", "Structured abstract of the study, as TRIPOD+AI for Abstracts asks."),
     Question("developer", "Developer", "Organisation or person who made the model."),
     Question("contact", "Contact", "Where questions and reports of harm go: an address that is read."),
     Question("funding", "Funding", "Who paid for the development, and what part they had in it."),
@@ -113,9 +119,15 @@ QUESTIONS = (
         "Who judged the label, with what qualification and background; for a questionnaire, that people did.",
     ),
     Question("blinding", "Blinding", "Whether the label was assessed without knowledge of the recordings."),
+    Question(
+        "predictor_choice", "Choice of features", "Why these features, and whether any was chosen or left out beforehand, by what and in which data."
+    ),
     Question("sample_size", "Sample size", "How the size of the study was arrived at."),
     Question("fairness", "Fairness", "What you did so that the output is fair: whom you recruited, how you labelled, what you changed for a group."),
     Question("performance_goal", "Goal for performance", "Only for several classes: what level you had set as enough, and when."),
+    Question(
+        "reliability_goal", "Goal for safety and reliability", "What you had set as enough (calibration, answers withheld, refusals), and when."
+    ),
     Question("fairness_goal", "Goal for fairness", "What difference between groups you had set as acceptable, and when."),
     Question("fairness_unexamined", "Fairness not examined", "Only if the cohort names no groups: why not, and what is planned."),
     Question("interpretation", "Interpretation", "What the figures mean for the intended use, fairness included, beside earlier studies."),
@@ -124,7 +136,8 @@ QUESTIONS = (
     Question(
         "external_setting", "External setting", "Of the other cohorts, if any: source, setting, people, and how these differ from the training data."
     ),
-    Question("external_tester", "External tester", "Who ran the evaluation in the other cohorts, if any."),
+    Question("external_tester", "External tester", "Who ran the evaluation in the other cohorts; not applicable, with the reason, if there is none."),
+    Question("updating", "Changes after evaluation", "Whether an evaluation led to a changed model (recalibration, ...), how, and what came of it."),
     Question("outcome_evaluation", "Effect on outcomes", "References to studies of what using the model did for people's health."),
     Question("local_evaluation", "Local evaluation", "Validity and fairness in data of the place of use."),
     Question("monitoring", "Monitoring", "How, and how often, validity and fairness are watched after release, and by whom."),
@@ -143,12 +156,16 @@ QUESTIONS = (
     Question("availability", "Availability", "Where it can be had, on what terms, and in which countries and languages it may be used."),
     Question("ehr_compatibility", "Record systems", "Record systems that it works with."),
     Question("regulatory_approval", "Regulatory approval", "Clearances and certificates, with numbers."),
+    Question(
+        "third_parties", "Third parties", "Who else has a part where it runs (hosting, storage, support), and which recordings or results they get."
+    ),
     Question("security", "Security", "Certificates and measures of the place that runs it."),
     Question("publications", "Publications", "Peer-reviewed papers about this model."),
     Question("clinical_trial", "Clinical trial", "Register number of a trial of the model."),
     Question("reimbursement", "Reimbursement", "Whether its use is paid for, and by whom."),
 )
 KEYS = tuple(question.key for question in QUESTIONS)
+_LABELS = {question.key: question.label for question in QUESTIONS}
 
 
 @cache
@@ -165,8 +182,8 @@ def item_list(name: ListName) -> ItemList:
 
 
 def label_of(key: str) -> str:
-    """Return how a question is called for a reader."""
-    return next(question.label for question in QUESTIONS if question.key == key)
+    """Return how a question is called for a reader; a key that this version does not know, in another version's card, as it is."""
+    return _LABELS.get(key, key)
 
 
 def read_about(path: Path) -> dict[str, str]:
@@ -190,24 +207,25 @@ def read_about(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
-        if len(raw) > MAX_FILE_BYTES:
-            raise InvalidValueError("--about", "a file that is too large", f"at most {MAX_FILE_BYTES:,} bytes")
-        given = tomllib.loads(raw.decode("utf-8"))
     except OSError:
         raise InvalidValueError("--about", "a file that cannot be read", "a .toml file that is there") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+    if len(raw) > MAX_FILE_BYTES:
+        raise InvalidValueError("--about", "a file that is too large", f"at most {MAX_FILE_BYTES:,} bytes")
+    try:
+        given = tomllib.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):  # no UTF-8, no TOML, a number of thousands of digits, arrays nested without end
         raise InvalidValueError("--about", "a file that is not TOML", "what `clinical-ser model card --template` prints, filled in") from None
     return checked_answers(given)
 
 
 def checked_answers(given: Mapping[str, object]) -> dict[str, str]:
-    """Return answers in the order of the questions, stripped, without empty ones.
+    """Return answers in the order of the questions, stripped, with plain spaces for those of any other width, without empty ones.
 
     Raises
     ------
     InvalidValueError
         A key is none of the questions', or an answer is no text, is too long, has control characters, stands in for an answer ("N/A", "TBD"),
-        or is `unknown` or `not applicable` without a reason of at least `MIN_REASON` characters. No answer is quoted.
+        or is `unknown` or `not applicable` without a reason of at least `MIN_REASON` letters and digits. No answer is quoted.
 
     Examples
     --------
@@ -240,7 +258,7 @@ def _filled_by(key: str) -> str:
 def _answer(key: str, given: object) -> str:
     if not isinstance(given, str):
         raise InvalidValueError(f"{key} of --about", type(given).__name__, "a text in quotation marks")
-    text = given.strip()
+    text = "".join(" " if unicodedata.category(c) == "Zs" else c for c in given).strip()
     if faults := list(_faults(text)):
         raise InvalidValueError(f"{key} of --about", faults[0], _WANTED)
     return text
@@ -251,8 +269,9 @@ def _faults(text: str) -> Iterator[str]:
         yield f"a text of {len(text):,} characters, more than {MAX_TEXT:,}"
     if not all(c.isprintable() or c in "\n\t" for c in text.replace("\r\n", "\n")):
         yield "a text with characters that do not print"
-    if text.lower() in _PLACEHOLDERS or (text and not any(c.isalnum() for c in text)):
+    words = " ".join(_AROUND.sub("", text).split())
+    if text and (not words or words.lower() in _PLACEHOLDERS):
         yield "a text that only stands in for an answer"
-    without = _NO_ANSWER.fullmatch(text)
-    if without and len((without["reason"] or "").strip()) < MIN_REASON:
-        yield f"'{without['word'].lower()}' without a reason of at least {MIN_REASON} characters"
+    without = _NO_ANSWER.fullmatch(words)
+    if without and sum(map(str.isalnum, without["reason"] or "")) < MIN_REASON:
+        yield f"'{without['word'].lower()}' without a reason of at least {MIN_REASON} letters and digits"

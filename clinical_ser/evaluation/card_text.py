@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from clinical_ser.evaluation.card import Card, Entry, check_card
 from clinical_ser.evaluation.card_facts import caveat
-from clinical_ser.evaluation.card_fields import LISTS, Item, ListName, item_list, label_of
+from clinical_ser.evaluation.card_fields import KEYS, LISTS, Item, ListName, item_list, label_of
 from clinical_ser.evaluation.evidence import Evidence, Group
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 
 MISSING = "**MISSING**"
 _MARKS = re.compile(r"([\\`*_\[\]<>|#~&])")
+_LIST_MARK = re.compile(r"^(?:\d+(?=[.)](?: |$))|(?=[-+=]))")
+"""Before what makes a list, a rule or a heading of a line that begins with it; the rest of such marks is in `_MARKS`."""
 _SOURCES = {"run": "from the run", "person": "supplied", "run_and_person": "from the run, and supplied", "missing": ""}
 
 
@@ -24,25 +26,29 @@ def card_markdown(card: Card) -> str:
 
 
 def plain(text: object) -> str:
-    r"""Return text on one line, with what Markdown would read as markup escaped.
+    r"""Return text on one line, with what Markdown would read as markup escaped, and what does not print shown as its code.
 
     Examples
     --------
     >>> print(plain("a|b <i>"))
     a\|b \<i\>
+    >>> print(plain("1. first"))
+    1\. first
     """
-    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
+    # Terminal codes and marks that turn the direction of writing would reach a reader's screen.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+    return _LIST_MARK.sub(r"\g<0>\\", _MARKS.sub(r"\\\1", shown))
 
 
 def _lines(card: Card) -> Iterator[str]:
     facts = card.training
     yield f"# {plain(card.name)} {plain(card.version)}"
     yield ""
-    yield f"{plain(card.task.name)}, {plain(card.head)} head. {card.intended_use}"
+    yield f"{plain(card.task.name)}, {plain(card.head)} head. {plain(card.intended_use)}"
     if card.statement:
         yield from ("", f"> {plain(card.statement)}")
     yield ""
-    yield f"Trained on {facts.recordings:,} recordings of {facts.subjects:,} subjects; cohort digest `{facts.cohort_digest}`."
+    yield f"Trained on {facts.recordings:,} recordings of {facts.subjects:,} subjects; cohort digest {plain(facts.cohort_digest)}."
     yield from _warnings(card.warnings)
     yield from _evaluation("Out of fold, in the training cohort", card.internal)
     for i, evidence in enumerate(card.external, start=1):
@@ -140,7 +146,7 @@ def _blanks(card: Card) -> Iterator[str]:
         if keys
     )
     if found.questions:
-        yield f"- To be answered: {', '.join(f'`{key}`' for key in found.questions)}"
+        yield f"- To be answered: {', '.join(map(_key, found.questions))}"
     yield from (f"- Leak guard failed and was not accepted: {plain(leak)}" for leak in found.leaks)
 
 
@@ -167,5 +173,10 @@ def _item(item: Item, entry: Entry | None) -> Iterator[str]:
     if not item.required:
         yield "> Not stated; the list leaves it open."
     else:
-        wanted = ", ".join(f"{label_of(key)} (`{key}`)" for key in entry.lacking) if entry is not None else ""
+        wanted = ", ".join(f"{plain(label_of(key))} ({_key(key)})" for key in entry.lacking) if entry is not None else ""
         yield f"> {MISSING}{f': {wanted}' if wanted else ''}"
+
+
+def _key(key: str) -> str:
+    """Return a question's key as code; one that this version does not know is text like any other."""
+    return f"`{key}`" if key in KEYS else plain(key)

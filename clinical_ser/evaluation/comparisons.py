@@ -74,7 +74,7 @@ def pairs_of(predictions: Predictions, others: Mapping[str, Predictions], compar
         Another model has another task or no recording in common, or a comparator's column is missing or has no numbers.
     """
     found = [_with_chance(predictions)]
-    if predictions.binary and TRUE_PROBABILITY in predictions.frame and predictions.simulated:
+    if predictions.binary and predictions.simulated and _has_numbers(predictions.frame, TRUE_PROBABILITY):
         found.append(_with_truth(predictions))
     found += [_with_model(predictions, name, other) for name, other in others.items()]
     found += [pair for comparator in comparators for pair in _with_comparator(predictions, comparator)]
@@ -91,10 +91,15 @@ def _with_chance(predictions: Predictions) -> Pair:
     return Pair("chance", "chance", ("uar",), (_Uar.of(predictions, rows), _Constant(1 / classes)), rows, _weights(predictions, rows), (everyone,))
 
 
+def _has_numbers(frame: pd.DataFrame, column: str) -> bool:
+    return column in frame and bool(np.isfinite(pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64)).any())
+
+
 def _with_truth(predictions: Predictions) -> Pair:
-    rows = np.arange(len(predictions.frame))
-    mine = Ranking(predictions.target, predictions.log_odds)
-    truth = Ranking(predictions.target, predictions.frame[TRUE_PROBABILITY].to_numpy(np.float64))
+    known = pd.to_numeric(predictions.frame[TRUE_PROBABILITY], errors="coerce").to_numpy(np.float64)
+    rows = np.flatnonzero(np.isfinite(known))
+    mine = Ranking(predictions.target[rows], predictions.log_odds[rows])
+    truth = Ranking(predictions.target[rows], known[rows])
     return Pair(
         "the best reachable (each speaker's true probability)",
         "best_reachable",

@@ -149,4 +149,5 @@ def _decision_prevalences(predictions: Predictions, weight: Vector) -> list[tupl
     """Return the cohort's own prevalence, and the one that the task is meant for."""
     own = float(np.average(predictions.target, weights=weight))
     wanted = predictions.task.prevalence
-    return [(own, True)] + ([(wanted, False)] if wanted is not None and abs(wanted - own) > 0.005 else [])
+    restatable = predictions.stated_prevalence is not None and wanted is not None and abs(wanted - own) > 0.005
+    return [(own, True)] + ([(wanted, False)] if restatable and wanted is not None else [])

@@ -19,14 +19,18 @@ from clinical_ser.evaluation.curves import BinaryCurvesOf, ClassCurvesOf
 from clinical_ser.evaluation.evidence import Comparison, Evidence, Flow, Gap, Group
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.figures import BinaryFigures, ClassFigures, figures_of
-from clinical_ser.evaluation.intervals import Bootstrap, bootstrap, delong, wilson
+from clinical_ser.evaluation.intervals import Bootstrap, bootstrap, delong, likelihood_ratio, wilson
 from clinical_ser.evaluation.leaks import LeakFinding, check_leaks
 from clinical_ser.evaluation.naming import describe
 from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.evaluation.predictions import Predictions
 from clinical_ser.evaluation.software import software_versions
+from clinical_ser.models.training import cohort_digest
+from clinical_ser.models.weights import subject_weights
 
 REPLICATES = 2000
+LEAST_REPLICATES = 20
+"""Fewer give no standard error to speak of; release gates ask for `gates.LEAST_REPLICATES`."""
 LEVEL = 0.95
 MINIMUM_EVENTS = 100
 """External evaluations with fewer subjects in the smaller class leave calibration badly known (Collins, Ogundimu & Altman 2016, Stat Med 35:214)."""
@@ -35,7 +39,13 @@ GAP_FIGURES = {True: ("auroc", "sensitivity", "specificity", "brier", "deferred"
 """By whether the task has two classes: what the best and worst group are compared in."""
 
 GUARDS = ("shared_subjects", "same_audio", "near_identical", "fitted_outside", "nuisance")
+TRAINING_COHORT = LeakFinding(
+    name="shared_subjects",
+    verdict="fail",
+    statement="These are the recordings that the model learned from, with the same labels: no other cohort at all.",
+)
 BOOTSTRAP = "cluster bootstrap"
+LIKELIHOOD_RATIO = "likelihood ratio (MOVER-R)"
 Vector = NDArray[np.float64]
 
 
@@ -53,8 +63,8 @@ class EvaluationOptions:
     comparators: tuple[comparisons.Comparator, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.replicates < 1:
-            raise InvalidValueError("replicates", self.replicates, "at least 1")
+        if self.replicates < LEAST_REPLICATES:
+            raise InvalidValueError("replicates", self.replicates, f"at least {LEAST_REPLICATES}")
         if unknown := sorted(set(self.accepted_leaks) - set(GUARDS)):
             raise InvalidValueError("--accept-leak", unknown, GUARDS)
 
@@ -84,6 +94,7 @@ def evaluate(
     table: FeatureTable | None = None,
     training: FeatureTable | None = None,
     others: Mapping[str, Predictions] | None = None,
+    learned_from: str | None = None,
     learning_curve: LearningCurve | None = None,
     options: EvaluationOptions | None = None,
 ) -> Evidence:
@@ -99,6 +110,8 @@ def evaluate(
         The table that the model was trained on, for the leak guards of an external evaluation.
     others
         Predictions of other models on the same table, by name, to compare with.
+    learned_from
+        Digest of the cohort that the model learned from (`BundleManifest.cohort_digest`), so that the same cohort does not pass for another one.
     learning_curve
         To be shown with the rest.
     options
@@ -110,7 +123,8 @@ def evaluate(
         The same predictions and options give the same evidence, whatever the number of workers.
     """
     options = options or EvaluationOptions()
-    return _Evaluation(predictions, options).run(table, training, others or {}, learning_curve)
+    tested = None if table is None else _tested_rows(predictions, table)
+    return _Evaluation(predictions, options).run(table, tested, training, others or {}, learned_from, learning_curve)
 
 
 class _Evaluation:
@@ -126,8 +140,15 @@ class _Evaluation:
         self._curves_at = self._layout.add(self._curves, self._curves.weight)
 
     def run(
-        self, table: FeatureTable | None, training: FeatureTable | None, others: Mapping[str, Predictions], curve: LearningCurve | None
+        self,
+        table: FeatureTable | None,
+        tested: FeatureTable | None,
+        training: FeatureTable | None,
+        others: Mapping[str, Predictions],
+        learned_from: str | None,
+        curve: LearningCurve | None,
     ) -> Evidence:
+        """Draw the samples and read everything off; `tested` are the rows of `table` that were predicted."""
         predictions, options = self._predictions, self._options
         members = subgroups.members_of(predictions, options.by)
         groups = [(one, self._group_part(one.rows)) for one in members]
@@ -139,7 +160,9 @@ class _Evaluation:
         figures = self._named(drawn, self._figures, self._at, None) | {"not_usable": self._refused()}
         found = [self._group(drawn, one, part) for one, part in groups]
         main = figures["auroc" if predictions.binary else "uar"]
-        leaks = _leaks(predictions, table, training, main, options.seed)
+        leaks = _leaks(predictions, table, tested, training, main, options.seed)
+        if predictions.origin == "external" and learned_from == cohort_digest(predictions.frame["recording"], predictions.target):
+            leaks = (TRAINING_COHORT, *(finding for finding in leaks if finding.name != TRAINING_COHORT.name))
         points = self._bounds(drawn, self._curves_at)
         return Evidence(
             origin=predictions.origin,
@@ -156,7 +179,9 @@ class _Evaluation:
             groups=tuple(found),
             gaps=tuple(self._gaps(drawn, groups)),
             leaks=leaks,
-            accepted_leaks=tuple(finding.name for finding in leaks if finding.verdict == "fail" and finding.name in options.accepted_leaks),
+            accepted_leaks=tuple(
+                finding.name for finding in leaks if finding.verdict in {"fail", "not_checked"} and finding.name in options.accepted_leaks
+            ),
             comparisons=tuple(comparison for pair, at in paired for comparison in self._comparison(drawn, pair, at)),
             learning_curve=curve,
             covariates=subgroups.counted(predictions),
@@ -181,33 +206,37 @@ class _Evaluation:
             value=one.value,
             subjects=len(np.unique(subjects)),
             recordings=len(one.rows),
-            positives=len(np.unique(subjects[ill])),
-            refused=one.refused,
+            positives=None if part is None else len(np.unique(subjects[ill])),
+            refused=len(one.refused),
             enough=part is not None,
-            figures={} if part is None else self._named(drawn, part.figures, part.at, one.rows),
+            figures={}
+            if part is None
+            else self._named(drawn, part.figures, part.at, one.rows) | {"not_usable": self._refused(one.rows, one.refused)},
         )
 
     def _named(self, drawn: Bootstrap, figures: BinaryFigures | ClassFigures, at: slice, rows: NDArray[np.intp] | None) -> dict[str, Figure]:
         everyone = np.arange(len(self._subjects)) if rows is None else rows
-        return {
-            name: self._figure(drawn, at.start + i, name, everyone[figures.about(name)], figures.rests_on(name))
-            for i, name in enumerate(figures.names)
-        }
+        found = {name: self._figure(drawn, at.start + i, name, figures, everyone) for i, name in enumerate(figures.names)}
+        return found | {name: _predictive(name, figure, found) for name, figure in found.items() if name.startswith(("ppv.", "npv."))}
 
-    def _figure(self, drawn: Bootstrap, index: int, name: str, rows: NDArray[np.intp], rests_on: int) -> Figure:
+    def _figure(self, drawn: Bootstrap, index: int, name: str, figures: BinaryFigures | ClassFigures, everyone: NDArray[np.intp]) -> Figure:
         """Give a figure its interval: Wilson's or DeLong's where every row is a person of its own, the bootstrap's elsewhere."""
+        about = figures.about(name)
+        rows, weight = everyone[about], figures.weight[about]
         people, value, kind = len(np.unique(self._subjects[rows])), float(drawn.values[index]), describe(name).kind
         if name == "ece_debiased":
             value = float(np.sqrt(max(value, 0.0))) if np.isfinite(value) else value
+        # Of people with several recordings, one alone may be about this figure; they then weigh less than others, and no formula knows.
+        alone = people == len(rows) and bool(np.all(weight == weight[:1]))
         level, method = self._options.level, BOOTSTRAP
         if not np.isfinite(value):
             low = high = np.nan
-        elif people == len(rows) and kind == "share":
+        elif alone and kind == "share":
             (low, high), method = wilson(value, people, level=level), "Wilson"
-        elif people == len(rows) and name == "auroc":
+        elif alone and name == "auroc":
             (low, high), method = delong(self._predictions.target[rows], self._predictions.log_odds[rows], level=level), "DeLong"
         else:
-            low, high = _interval(drawn, index, name, rests_on)
+            low, high = _interval(drawn, index, name, figures.rests_on(name))
         return _figure(value, low, high, subjects=people, recordings=len(rows), method=method)
 
     def _bounds(self, drawn: Bootstrap, at: slice) -> tuple[Vector, Vector, Vector]:
@@ -278,21 +307,31 @@ class _Evaluation:
         target, subjects = self._predictions.target[rows], self._subjects[rows]
         return [len(np.unique(subjects[target == k])) for k in range(len(self._predictions.task.classes))]
 
-    def _refused(self) -> Figure:
-        """Share of labelled recordings that the gate refused; in a draw of its own, because whole subjects may be among them."""
+    def _refused(self, rows: NDArray[np.intp] | None = None, refused: NDArray[np.intp] | None = None) -> Figure:
+        """Share of labelled recordings that the gate refused, subjects counting once as in the other figures.
+
+        In a draw of its own, because whole subjects may be among the refused.
+        """
         predictions = self._predictions
-        subjects = np.concatenate([self._subjects, predictions.refused["subject"].to_numpy(str)])
-        refused = np.arange(len(subjects)) >= len(self._subjects)
-        people = len(np.unique(subjects))
+        kept = self._subjects if rows is None else self._subjects[rows]
+        others = predictions.refused["subject"].to_numpy(str)
+        subjects = np.concatenate([kept, others if refused is None else others[refused]])
+        is_refused = np.arange(len(subjects)) >= len(kept)
+        weight = subject_weights(subjects, len(subjects)) if predictions.binary else np.ones(len(subjects))
+        people, value = len(np.unique(subjects)), float(np.average(is_refused, weights=weight))
+        if people == len(subjects):
+            low, high = wilson(value, people, level=self._options.level)
+            return _figure(value, low, high, subjects=people, recordings=people, method="Wilson")
         drawn = bootstrap(
-            lambda weight: np.array([weight @ refused / weight.sum()]),
+            lambda drawn: np.array([drawn @ is_refused / drawn.sum()]),
             subjects,
+            weight=weight,
             replicates=self._options.replicates,
             level=self._options.level,
             seed=self._options.seed,
         )
         low, high = drawn.interval(0, subjects=people, share=True)
-        return _figure(float(refused.mean()), low, high, subjects=people, recordings=len(subjects), method=BOOTSTRAP)
+        return _figure(value, low, high, subjects=people, recordings=len(subjects), method=BOOTSTRAP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,12 +343,35 @@ class _GroupPart:
 
 
 def _interval(drawn: Bootstrap, index: int, name: str, rests_on: int) -> tuple[float, float]:
-    """Interval of a figure; that of a distance is of what remains when what sampling adds to it is taken off."""
+    """Interval of a figure on the scale that it has."""
     kind = describe(name).kind
-    if kind != "distance":
-        return drawn.interval(index, subjects=rests_on, share=kind in {"share", "bounded"})
-    _, low, high = drawn.debiased(index, subjects=rests_on)
-    return (np.sqrt(low), np.sqrt(high)) if name == "ece_debiased" else (low, high)
+    if name == "ece_debiased":  # its square, from which what sampling adds is taken off already
+        low, high = drawn.interval(index, subjects=rests_on)
+        return float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))
+    if kind == "distance":
+        return drawn.of_distance(index, subjects=rests_on)
+    # The Brier score of several classes goes up to 2.
+    bounded = kind in {"share", "bounded"} and (name != "brier" or drawn.values[index] <= 1)
+    return drawn.interval(index, subjects=rests_on, share=bounded)
+
+
+def _predictive(name: str, figure: Figure, found: Mapping[str, Figure]) -> Figure:
+    """Give a predictive value the interval of its likelihood ratio, which sensitivity and specificity make, at the stated prevalence."""
+    prevalence = float(name.partition(".")[2])
+    sensitivity, specificity = (_with_bounds(found[kind]) for kind in ("sensitivity", "specificity"))
+    missed, alarms = ((1 - value, 1 - high, 1 - low) for value, low, high in (sensitivity, specificity))
+    if name.startswith("ppv"):
+        ratio, odds = likelihood_ratio(sensitivity, alarms), prevalence / (1 - prevalence)
+    else:
+        ratio, odds = likelihood_ratio(specificity, missed), (1 - prevalence) / prevalence
+    low, high = (1.0 if np.isinf(bound) else min(bound * odds / (1 + bound * odds), 1.0) for bound in ratio)
+    value = np.nan if figure.value is None else figure.value
+    return _figure(value, low, high, subjects=figure.subjects, recordings=figure.recordings, method=LIKELIHOOD_RATIO)
+
+
+def _with_bounds(figure: Figure) -> tuple[float, float, float]:
+    value, low, high = (np.nan if number is None else number for number in (figure.value, figure.low, figure.high))
+    return value, low, high
 
 
 def _figure(value: float, low: float, high: float, *, subjects: int, recordings: int, method: str) -> Figure:
@@ -343,16 +405,22 @@ def _flow(predictions: Predictions) -> Flow:
     )
 
 
-def _leaks(predictions: Predictions, table: FeatureTable | None, training: FeatureTable | None, main: Figure, seed: int) -> tuple[LeakFinding, ...]:
-    """Look at the evaluated rows of the table, in the order of the predictions."""
-    if table is None:
+def _tested_rows(predictions: Predictions, table: FeatureTable) -> FeatureTable:
+    """Return the rows of the table that were predicted, in the order of the predictions."""
+    frame = predictions.frame
+    at = pd.Index(table.frame["row"]).get_indexer(frame["row"]) if "row" in frame else np.array([-1])
+    if (at < 0).any() or (table.frame["recording"].to_numpy()[at] != frame["recording"].to_numpy()).any():
+        raise InvalidValueError("the feature table", "one without the predicted recordings", "the one that the predictions were made from")
+    return replace(table, frame=table.frame.iloc[at].assign(subject=frame["subject"].to_numpy()).reset_index(drop=True))
+
+
+def _leaks(
+    predictions: Predictions, table: FeatureTable | None, tested: FeatureTable | None, training: FeatureTable | None, main: Figure, seed: int
+) -> tuple[LeakFinding, ...]:
+    if tested is None:
         missing = "Not checked: the feature table behind the predictions was not given."
         return tuple(LeakFinding(name=name, verdict="not_checked", statement=missing) for name in GUARDS)
     frame = predictions.frame
-    at = pd.Index(table.frame["row"]).get_indexer(frame["row"])
-    if (at < 0).any() or (table.frame["recording"].to_numpy()[at] != frame["recording"].to_numpy()).any():
-        raise InvalidValueError("the feature table", "one without the predicted recordings", "the one that the predictions were made from")
-    tested = replace(table, frame=table.frame.iloc[at].assign(subject=frame["subject"].to_numpy()).reset_index(drop=True))
     fold = frame["fold"].to_numpy() if predictions.origin == "out_of_fold" and "fold" in frame else None
     return check_leaks(tested, frame["label"].to_numpy(object), training=training, fold=fold, model=main, whole=table, seed=seed)
 
@@ -374,8 +442,8 @@ def _warnings_of_two_classes(predictions: Predictions) -> list[str]:
     frame = predictions.frame
     people = [int(frame.loc[frame["label"] == label, "subject"].nunique()) for label in predictions.task.classes]
     own, stated = people[1] / sum(people), predictions.stated_prevalence
-    found = []
-    if predictions.origin == "external" and min(people) < MINIMUM_EVENTS:
+    found = [f"No evaluated subject is of class {label!r}." for label, n in zip(predictions.task.classes, people, strict=True) if not n]
+    if predictions.origin == "external" and 0 < min(people) < MINIMUM_EVENTS:
         found.append(
             f"The smaller class has {min(people)} subjects; with fewer than {MINIMUM_EVENTS} calibration is badly known (Collins et al. 2016)."
         )

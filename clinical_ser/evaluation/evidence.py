@@ -16,16 +16,19 @@ from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.strict import Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 Points = tuple[float | None, ...]
 """Values over a grid; None where there is no support."""
 
 
 class EvaluatedModel(Strict):
-    """Which model was evaluated; digest and signature are None for predictions that came without their bundle."""
+    """Which model was evaluated; the digests are None for predictions that came without their bundle."""
 
     name: str
     version: str
     digest: str | None = None
+    learned: str | None = None
+    """Digest of everything but the card and the signature (`VerifiedBundle.learned_digest`): the same model with another card has the same."""
     head: str | None = None
     simulated: bool = False
     """Whether the model learned from simulated speech."""
@@ -33,28 +36,34 @@ class EvaluatedModel(Strict):
 
 
 class Flow(Strict):
-    """What became of every recording (STARD's flow diagram): the rows below `given` add up to it."""
+    """What became of every recording (STARD's flow diagram): the rows from `without_features` to `evaluated` add up to `given`."""
 
-    given: int
-    without_features: int
+    given: Count
+    without_features: Count
     """Could not be decoded or measured."""
-    not_usable: int
+    not_usable: Count
     """Refused by the gate: an answer "not usable", and no score."""
-    baseline: int
+    baseline: Count
     """Kept aside as the subject's own baseline."""
-    without_label: int
-    not_tested: int
+    without_label: Count
+    not_tested: Count
     """Learned from, but in no test fold of an official split."""
-    evaluated: int
-    subjects: int
+    evaluated: Count
+    subjects: Count
     """Of whom at least one recording was evaluated."""
-    subjects_refused: int
+    subjects_refused: Count
     """Of whom every labelled recording was refused by the gate."""
     by_class: dict[str, int]
     """Evaluated recordings by class."""
     subjects_by_class: dict[str, int]
     reasons: dict[str, int] = Field(default_factory=dict)
     """Checks of the gate that failed, and in how many recordings; one recording may fail several."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.without_features + self.not_usable + self.baseline + self.without_label + self.not_tested + self.evaluated != self.given:
+            raise ValueError("what became of the recordings does not add up to those given")
+        return self
 
 
 class Band(Strict):
@@ -123,8 +132,8 @@ class Group(Strict):
     value: str
     subjects: int
     recordings: int
-    positives: int
-    """Subjects with the condition; for several classes all subjects."""
+    positives: int | None
+    """Subjects with the condition (for several classes all subjects); None in a small group, where it would tell who they are."""
     refused: int
     """Recordings of the group that the gate refused."""
     enough: bool
@@ -140,7 +149,7 @@ class Gap(Strict):
     best: str
     worst: str
     difference: Figure
-    """Of the best over the worst, in every bootstrap sample anew between whichever two are then best and worst."""
+    """Between the largest and the smallest value; its interval holds for all pairs of groups together (`Bootstrap.gap`)."""
 
 
 class Comparison(Strict):
@@ -157,6 +166,15 @@ class Comparison(Strict):
     """Model less other, paired within each bootstrap sample."""
     subjects: int
     recordings: int
+
+
+class GateResult(Strict):
+    """Whether one requirement of a release is met, and what was found."""
+
+    name: str
+    met: bool
+    found: str
+    wanted: str
 
 
 class Evidence(Strict):
@@ -185,6 +203,7 @@ class Evidence(Strict):
     accepted_leaks: tuple[str, ...] = ()
     """Findings of verdict `fail` that whoever ran the evaluation chose to go on with, by name."""
     comparisons: tuple[Comparison, ...] = ()
+    gates: tuple[GateResult, ...] = ()
     learning_curve: LearningCurve | None = None
     covariates: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Evaluated subjects by sex, age band, language, site, device, task, where the cohort says."""

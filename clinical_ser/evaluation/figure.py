@@ -1,6 +1,13 @@
 """A figure as it is written down: never without its interval, and never without how many people stand behind it."""
 
+from typing import Self
+
+from pydantic import Field, model_validator
+
 from clinical_ser.strict import Strict
+
+DUST = 1e-9
+"""What rounding may put a figure outside its own interval by."""
 
 
 class Figure(Strict):
@@ -9,11 +16,20 @@ class Figure(Strict):
     value: float | None
     low: float | None
     high: float | None
-    subjects: int
+    subjects: int = Field(ge=0)
     """Whom the figure is about: for a sensitivity those with the condition, for an AUROC everyone."""
-    recordings: int
+    recordings: int = Field(ge=0)
     method: str
     """`cluster bootstrap`, `Wilson` or `DeLong`."""
+
+    @model_validator(mode="after")
+    def _within_its_bounds(self) -> Self:
+        if self.value is None:
+            return self
+        low, high = (self.value if bound is None else bound for bound in (self.low, self.high))
+        if not low - DUST <= self.value <= high + DUST:
+            raise ValueError("a figure lies within its interval")
+        return self
 
     def __str__(self) -> str:
         if self.value is None:

@@ -11,12 +11,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from clinical_ser.errors import InvalidValueError
-from clinical_ser.evaluation.evidence import Evidence, Gap
+from clinical_ser.evaluation.evaluating import GAP_FIGURES, GUARDS
+from clinical_ser.evaluation.evidence import Evidence, Gap, GateResult
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 from clinical_ser.strict import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+LEAST_REPLICATES = 1000
+"""A release does not hang on the luck of a few samples."""
 _SEVERITY = ("pass", "not_checked", "warn", "fail")
 
 
@@ -51,20 +54,13 @@ class Gate(Strict):
             raise ValueError("a gate of a figure or a gap has one of at_least and at_most; others have neither")
         if self.gap and not self.by:
             raise ValueError("a gap is between the groups of a column: say which with by")
+        if self.by and not (self.gap or self.figure):
+            raise ValueError("only a figure or a gap is looked at by a column")
         return self
 
 
 class _File(Strict):
     gate: tuple[Gate, ...] = Field(min_length=1)
-
-
-class GateResult(Strict):
-    """Whether one requirement is met, and what was found."""
-
-    name: str
-    met: bool
-    found: str
-    wanted: str
 
 
 def read_gates(path: Path) -> tuple[Gate, ...]:
@@ -88,13 +84,30 @@ def read_gates(path: Path) -> tuple[Gate, ...]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidValueError("--require", f"gates of one name: {twice}", "a name of its own for each")
     for gate in gates:
-        if name := gate.figure or gate.gap:
-            describe(name)
+        _check_names(gate)
     return gates
 
 
+def _check_names(gate: Gate) -> None:
+    if gate.figure is not None:
+        describe(gate.figure)
+    gaps = sorted({name for names in GAP_FIGURES.values() for name in names})
+    if gate.gap is not None and gate.gap not in gaps:
+        raise InvalidValueError("gap", gate.gap, gaps)
+    if gate.leak is not None and gate.leak not in GUARDS:
+        raise InvalidValueError("leak", gate.leak, GUARDS)
+
+
 def judge_gates(gates: tuple[Gate, ...], evidence: Evidence) -> tuple[GateResult, ...]:
-    """Return one result a gate and, for gates by group, a group."""
+    """Return one result a gate and, for gates by group, a group.
+
+    Raises
+    ------
+    InvalidValueError
+        The evidence has fewer than `LEAST_REPLICATES` bootstrap samples, so that its bounds decide nothing.
+    """
+    if gates and evidence.replicates < LEAST_REPLICATES:
+        raise InvalidValueError("replicates", evidence.replicates, f"at least {LEAST_REPLICATES} where gates are judged")
     return tuple(result for gate in gates for result in _results(gate, evidence))
 
 
@@ -117,14 +130,15 @@ def _groups(gate: Gate, evidence: Evidence) -> Iterator[GateResult]:
     groups = [group for group in evidence.groups if group.column == gate.by]
     if not groups:
         yield GateResult(name=gate.name, met=False, found=f"no groups by {gate.by}", wanted=_wanted(gate))
+    judged = [group for group in groups if group.enough]
+    if groups and not judged and gate.too_few == "skip":
+        yield GateResult(name=gate.name, met=False, found=f"no group by {gate.by} with enough people", wanted=_wanted(gate))
     for group in groups:
         name = f"{gate.name} ({group.value})"
         if group.enough:
             yield _figure(gate, name, group.figures.get(gate.figure or ""), describe(gate.figure or "").title)
         elif gate.too_few == "fail":
-            yield GateResult(
-                name=name, met=False, found=f"too few people ({group.subjects} subjects, {group.positives} positive)", wanted=_wanted(gate)
-            )
+            yield GateResult(name=name, met=False, found=f"too few people ({group.subjects} subjects)", wanted=_wanted(gate))
 
 
 def _figure(gate: Gate, name: str, figure: Figure | None, title: str) -> GateResult:

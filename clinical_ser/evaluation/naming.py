@@ -41,7 +41,7 @@ _TEXTS = {
     "ece_debiased": FigureText("ECE, debiased", "root mean squared calibration error over bins, less what chance alone gives", 0.0, kind="distance"),
     "ece_smooth": FigureText(
         "Smooth ECE",
-        "calibration error after kernel smoothing; chance adds to it, and its interval is of what remains without that",
+        "calibration error after kernel smoothing; chance adds to it, and its interval reaches down to what remains without that",
         0.0,
         kind="distance",
     ),
@@ -82,7 +82,7 @@ def describe(name: str) -> FigureText:
     'PPV at 0.10'
     """
     kind, _, about = name.partition(".")
-    if kind not in _TEXTS:
-        raise InvalidValueError("figure", name, sorted(_TEXTS))
+    if kind not in _TEXTS or bool(about) != ("{}" in _TEXTS[kind].title):
+        raise InvalidValueError("figure", name, [f"{key}.…" if "{}" in text.title else key for key, text in sorted(_TEXTS.items())])
     text = _TEXTS[kind]
     return FigureText(text.title.format(about), text.meaning.format(about), text.best, text.kind)

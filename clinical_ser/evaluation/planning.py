@@ -41,6 +41,10 @@ CURVE_SPAN = 8
 """By default the smallest size is an eighth of the largest: the law is about the approach to the asymptote, not about the first few people."""
 CURVE_REFITS = 2
 """A learning curve asks for predictions only; the refits behind a result's interval are as few as training allows."""
+MOST_RECORDINGS_EACH = 10_000
+"""Ours: a recording an hour for more than a year; a larger number is a slip."""
+FEWEST_CLASSES = 3
+"""Of a task of several classes: two have margins of another shape, and a threshold."""
 FEWEST_SIZES = 3
 """A law of three numbers takes three points."""
 EXPONENTS = np.geomspace(0.1, 2.0, 200)
@@ -141,7 +145,7 @@ def validation_minimum(
     threshold
         Probability from which on someone is flagged, for the net benefit; None: that of the operating point.
     recordings_each
-        Recordings of each subject.
+        Recordings of each subject, at most `MOST_RECORDINGS_EACH`.
     icc
         Intraclass correlation of the log-odds between recordings of one subject, within a class; needed with several recordings.
     precision
@@ -341,8 +345,8 @@ def _wilson_size(share: float, half_width: float) -> float:
 
 
 def _check_recordings(recordings_each: int, icc: float | None) -> None:
-    if recordings_each < 1:
-        raise InvalidValueError("recordings_each", recordings_each, "at least 1")
+    if not 1 <= recordings_each <= MOST_RECORDINGS_EACH:
+        raise InvalidValueError("recordings_each", recordings_each, f"a whole number from 1 to {MOST_RECORDINGS_EACH:,}")
     if icc is not None and not 0 <= icc <= 1:
         raise InvalidValueError("icc", icc, "a share from 0 to 1")
     if recordings_each > 1 and icc is None:
@@ -493,12 +497,15 @@ def learning_curve(
     Figueroa et al. 2012, BMC Med Inform Decis Mak 12:8 (weighted inverse power law).
     """
     options = _light(options or TrainingOptions())
-    _check_curve_options(targets, repeats, replicates)
+    check_curve_options(sizes=sizes, targets=targets, repeats=repeats, replicates=replicates)
     names = tuple(name for name in table.feature_names if catalogue.get(name).family not in options.without)
     selected = select_rows(table, task, names, use_baseline=options.use_baseline, used_as="learned from")
     rows, task = selected.rows, selected.task
     if not len(rows.target):
         raise TrainingError(f"No row can be learned from for task {task.name!r}: {selected.counts}.")
+    if task.kind is TaskKind.MULTICLASS and len(task.classes) < FEWEST_CLASSES:
+        wanted = f"a task of two classes: this one is for {FEWEST_CLASSES} or more, and the table's labels name {len(task.classes)}"
+        raise InvalidValueError("task", task.name, wanted)
     draws = _draws(rows, task, folds, repeats, seed)
     taken = _sizes(sizes, draws, rows, task, options)
     with threadpool_limits(limits=1, user_api="blas"):  # such small matrices take three times the work with two threads, and more time
@@ -577,7 +584,12 @@ def _light(options: TrainingOptions) -> TrainingOptions:
     return replace(options, refits=CURVE_REFITS, split=options.split if isinstance(options.split, int) else TrainingOptions().split)
 
 
-def _check_curve_options(targets: Sequence[float], repeats: int, replicates: int) -> None:
+def check_curve_options(
+    *, sizes: Sequence[int] | None = None, targets: Sequence[float] = (), repeats: int = CURVE_REPEATS, replicates: int = CURVE_REPLICATES
+) -> None:
+    """Refuse what no table could make right in the options of `learning_curve`, with InvalidValueError, before a table is read."""
+    if sizes is not None and (not sizes or min(sizes) < MINIMUM_SUBJECTS_PER_CLASS):
+        raise InvalidValueError("sizes", list(sizes), f"whole numbers from {MINIMUM_SUBJECTS_PER_CLASS} on, the fewest subjects of one class")
     for target in targets:
         _require_share("targets", target)
     if repeats < 2:

@@ -18,7 +18,7 @@ from scipy.special import expit, logit
 
 from clinical_ser.cohorts.baseline import marked
 from clinical_ser.cohorts.manifest import labels_for
-from clinical_ser.cohorts.table import FeatureTable, replaced
+from clinical_ser.cohorts.table import FeatureTable, RowProblem, replaced
 from clinical_ser.cohorts.tasks import Task, TaskKind
 from clinical_ser.errors import EvidenceError, InvalidValueError
 from clinical_ser.evaluation.evidence import EvaluatedModel, Share
@@ -30,7 +30,7 @@ from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import Training
 from clinical_ser.strict import Strict
 
-SCHEMA = "clinical-ser/predictions/1"
+NOT_USABLE = "not_usable"
 _METADATA_KEY = b"clinical-ser"
 _SMALLEST = 1e-12
 """Stated probabilities are held this far from 0 and 1, where log-odds end."""
@@ -68,7 +68,7 @@ class Predictions:
         The frozen operating point in log-odds at `stated_prevalence` (two classes). Out of fold, `above` was decided by thresholds of the
         other folds, and this is the one of the model that is released.
     stated_prevalence
-        The prevalence that `log_odds` are stated for (two classes).
+        The prevalence that `log_odds` are stated for (two classes); None where nobody said.
     coverage
         What the prediction sets were made for; None where there are none.
     """
@@ -84,6 +84,8 @@ class Predictions:
     stated_prevalence: float | None
     coverage: float | None
     simulated: bool
+    problems: tuple[RowProblem, ...] = ()
+    """Rows that could not be used, by number and reason."""
 
     @property
     def binary(self) -> bool:
@@ -118,8 +120,10 @@ class Predictions:
         InvalidValueError
             The task has several classes, or the prevalence is not strictly between 0 and 1.
         """
-        if self.stated_prevalence is None or self.threshold is None:
+        if not self.binary:
             raise InvalidValueError("prevalence", prevalence, "none: the probabilities of several classes are stated for equal shares")
+        if self.stated_prevalence is None or self.threshold is None:
+            raise InvalidValueError("prevalence", prevalence, "none, unless --stated-prevalence says what the probabilities are stated for now")
         if not 0 < prevalence < 1:
             raise InvalidValueError("prevalence", prevalence, "a share strictly between 0 and 1")
         shift = float(shift_log_odds(0.0, self.stated_prevalence, prevalence))
@@ -145,6 +149,7 @@ def of_training(training: Training, *, name: str, version: str, statement: str =
         stated_prevalence=model.class_shares[1] if model.binary else None,
         coverage=model.conformal.coverage,
         simulated=training.simulated,
+        problems=training.problems,
     )
 
 
@@ -193,6 +198,7 @@ def predict(model: TrainedModel, table: FeatureTable, about: EvaluatedModel) -> 
         stated_prevalence=model.class_shares[1] if model.binary else None,
         coverage=model.conformal.coverage,
         simulated=bool(marked(table.frame, "simulated").any()),
+        problems=selected.problems,
     )
 
 
@@ -214,7 +220,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         gate_failures=predictions.gate_failures,
         simulated=predictions.simulated,
     )
-    refused = predictions.refused.assign(status="not_usable")
+    refused = predictions.refused.assign(status=NOT_USABLE)
     # By columns, so that a column without a value in one part keeps the type it has in the other.
     both = pd.concat([predictions.frame, refused], ignore_index=True) if len(refused) else predictions.frame
     # Without pandas' own metadata, which holds versions and would change the bytes.
@@ -240,15 +246,16 @@ def read_predictions(path: Path) -> Predictions:
     except (pa.ArrowException, KeyError, ValidationError):
         raise EvidenceError("The file is not one of predictions; `clinical-ser train --predictions` makes one.") from None
     frame = columns.replace_schema_metadata(None).to_pandas()
+    binary = about.task.kind is TaskKind.BINARY
     wanted = {"subject", "recording", "label", "status", "covered", *(f"probability.{label}" for label in about.task.classes)}
-    wanted |= {"log_odds", "above"} if about.task.kind is TaskKind.BINARY else set()
+    wanted |= {"log_odds", "above"} if binary else set()
     if lacking := sorted(wanted - set(frame.columns)):
         raise EvidenceError(f"The predictions lack the columns {lacking}; make them again.")
-    refused = (frame["status"] == "not_usable").to_numpy()
+    refused = (frame["status"] == NOT_USABLE).to_numpy()
     evaluated = frame[~refused].reset_index(drop=True)
-    evaluated = evaluated.assign(covered=evaluated["covered"].astype(bool))
-    if "above" in wanted:
-        evaluated = evaluated.assign(above=evaluated["above"].astype(bool))
+    if faults := _faults(evaluated, about.task):
+        raise EvidenceError(f"The predictions hold what no model answers ({'; '.join(faults)}); make them again.")
+    evaluated = evaluated.astype({name: bool for name in ("covered", "above") if name in wanted})
     return Predictions(
         task=about.task,
         origin=about.origin,
@@ -264,18 +271,43 @@ def read_predictions(path: Path) -> Predictions:
     )
 
 
-def from_scores(frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, name: str = "scores") -> Predictions:
+def _faults(frame: pd.DataFrame, task: Task) -> list[str]:
+    """Say what is wrong with evaluated rows, without quoting them."""
+    binary = task.kind is TaskKind.BINARY
+    statuses = ("flagged", "not_flagged", "indeterminate") if binary else ("classified", "indeterminate")
+    found = [] if len(frame) else ["no row"]
+    found += [f"{name} is missing in some rows" for name in ("subject", "recording") if frame[name].isna().any()]
+    found += [
+        f"{name} is not one of {list(known)}" for name, known in (("label", task.classes), ("status", statuses)) if not frame[name].isin(known).all()
+    ]
+    flags = ("covered", "above") if binary else ("covered",)
+    found += [f"{name} is not true or false" for name in flags if not frame[name].isin([True, False]).all()]
+    stated = frame[[f"probability.{label}" for label in task.classes]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if not (((stated >= 0) & (stated <= 1)).all() and np.allclose(stated.sum(axis=1), 1)):
+        found.append("probabilities are not shares that add up to 1")
+    elif binary:
+        log_odds = pd.to_numeric(frame["log_odds"], errors="coerce").to_numpy(np.float64)
+        if not np.allclose(expit(log_odds), stated[:, 1], atol=1e-6):
+            found.append("log-odds and probabilities disagree")
+    return found
+
+
+def from_scores(
+    frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, stated_prevalence: float | None = None, name: str = "scores"
+) -> Predictions:
     """Take predictions of any other software for a task of two classes.
 
     Parameters
     ----------
     frame
-        One row a recording: `subject`, `label` (or `score`, with a task that has a cut-off), `probability` of the positive class; other columns
-        are covariates.
+        One row a recording: `subject`, `label` (or, without it, the questionnaire's `score`, with a task that has a cut-off), `probability` of
+        the positive class; other columns are covariates.
     task
         Two classes.
     threshold
         The operating point, as a probability.
+    stated_prevalence
+        The prevalence that the probabilities are stated for; None: nobody knows, and they are not restated for another.
     name
         What the model is called.
 
@@ -297,8 +329,14 @@ def from_scores(frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, name
         raise InvalidValueError("threshold", threshold, "a probability strictly between 0 and 1")
     if lacking := [column for column in ("subject", "probability") if column not in frame]:
         raise InvalidValueError("the scores", f"columns without {lacking}", "subject, label, probability")
+    if stated_prevalence is not None and not 0 < stated_prevalence < 1:
+        raise InvalidValueError("stated_prevalence", stated_prevalence, "a share strictly between 0 and 1")
     p = pd.to_numeric(frame["probability"], errors="coerce").to_numpy(np.float64)
-    labels = labels_for(task, frame)
+    # Beside a label, a column `score` is as likely the model's as the questionnaire's.
+    truth = frame.drop(columns="score", errors="ignore") if "label" in frame else frame.assign(score=_numbers(frame.get("score")))
+    labels = labels_for(task, truth)
+    if strange := sum(problem.reason != "no label" for problem in labels.problems):
+        raise InvalidValueError("label", f"{strange} rows with another label", [*task.classes, "1", "0"])
     known = labels.values.notna().to_numpy() & frame["subject"].notna().to_numpy()
     if not known.any():
         raise InvalidValueError("the scores", "no row with a subject and a label", "at least one")
@@ -317,7 +355,6 @@ def from_scores(frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, name
         covered=above == positive,
         **{f"probability.{task.classes[0]}": 1 - stated, f"probability.{task.classes[1]}": stated},
     )
-    subject_means = pd.Series(positive).groupby(kept["subject"].to_numpy(str)).mean()
     return Predictions(
         task=task,
         origin="external",
@@ -327,7 +364,15 @@ def from_scores(frame: pd.DataFrame, task: Task, *, threshold: float = 0.5, name
         counts={"given": len(frame), "without label": int((~known).sum()), "evaluated": int(known.sum())},
         gate_failures={},
         threshold=float(logit(threshold)),
-        stated_prevalence=float(np.clip(subject_means.mean(), 1e-4, 1 - 1e-4)),
+        stated_prevalence=stated_prevalence,
         coverage=None,
         simulated=bool(marked(frame, "simulated").any()),
+        problems=(
+            *labels.problems,
+            *(RowProblem(int(i) + 1, "the same as an earlier row, word for word") for i in np.flatnonzero(frame.duplicated())),
+        ),
     )
+
+
+def _numbers(column: pd.Series | None) -> pd.Series | None:
+    return None if column is None else pd.to_numeric(column, errors="coerce")

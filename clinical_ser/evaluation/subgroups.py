@@ -22,13 +22,16 @@ MINIMUM_SUBJECTS_OF_A_CLASS = 5
 """The same for tasks of several classes, whose figures count recordings."""
 MOST_GROUPS = 30
 NOT_STATED = "not stated"
+LEAST_NAMED = 5
+"""People whom a value has to have before evidence names it."""
+SMALL = "fewer than 5 people each"
 
 AGE_BAND = "age_band"
 _AGE_EDGES = (18, 30, 45, 60, 75)
 _PARTS = 3
 _FEW_VALUES = 12
 """A column of numbers with more distinct values than this is cut into parts of equal size."""
-_NOT_GROUPS = frozenset({"subject", "recording", "row", "label", "status", "covered", "above", "log_odds", "path"})
+_NOT_GROUPS = frozenset({"subject", "recording", "row", "label", "status", "covered", "above", "log_odds", "path", "score", "fold"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Members:
     value: str
     rows: NDArray[np.intp]
     """Positions among the evaluated rows."""
-    refused: int
+    refused: NDArray[np.intp]
+    """Positions among the refused ones."""
 
 
 def age_bands(age: pd.Series) -> pd.Series:
@@ -69,12 +73,14 @@ def members_of(predictions: Predictions, columns: Sequence[str] | None = None) -
     for column in chosen:
         _check_column(column, frame)
         values, others = _values(frame, column), _values(refused, column)
-        if frame[column].dtype.kind == "f":
+        if frame[column].dtype.kind in "iuf":
             values, others = _in_parts(frame[column], refused.get(column))
-        names = sorted(set(values))
+        people = np.concatenate([predictions.subjects, predictions.refused["subject"].to_numpy(str)])
+        values, others = _without_small(values, others, people)
+        names = sorted({*values, *others})
         if len(names) > MOST_GROUPS:
             raise InvalidValueError("--by", f"a column with {len(names)} different values", f"one with at most {MOST_GROUPS}")
-        found += [Members(column, name, np.flatnonzero(values == name), int((others == name).sum())) for name in names]
+        found += [Members(column, name, np.flatnonzero(values == name), np.flatnonzero(others == name)) for name in names]
     return tuple(found)
 
 
@@ -92,12 +98,21 @@ def counted(predictions: Predictions, columns: Sequence[str] = DEFAULT_COLUMNS) 
     """Return evaluated subjects by value of each of these columns that the cohort has."""
     frame = _with_age_bands(predictions.frame)
     there = [column for column in columns if column in frame and frame[column].notna().any()]
-    values = {column: pd.Series(_values(frame, column), index=frame.index) for column in there}
+    nobody = np.array([], dtype=str)
+    named = {column: _without_small(_values(frame, column), nobody, predictions.subjects)[0] for column in there}
+    values = {column: pd.Series(named[column], index=frame.index) for column in there}
     return {
         column: {str(name): int(n) for name, n in frame.groupby(values[column])["subject"].nunique().items()}
         for column in there
         if values[column].nunique() <= MOST_GROUPS
     }
+
+
+def _without_small(values: NDArray[np.str_], others: NDArray[np.str_], people: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Put values of fewer than `LEAST_NAMED` people under one name: a ward of one person, or a free text, says who is ill."""
+    counted = pd.Series(people).groupby(np.concatenate([values, others])).nunique()
+    small = set(counted.index[counted < LEAST_NAMED])
+    return tuple(np.array([SMALL if value in small else value for value in part], dtype=object) for part in (values, others))  # type: ignore[return-value]
 
 
 def _with_age_bands(frame: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +138,7 @@ def _values(frame: pd.DataFrame, column: str) -> NDArray[np.str_]:
 
 
 def _in_parts(values: pd.Series, others: pd.Series | None) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
-    """Cut numbers at their tertiles, rounded to three digits so that no limit is one person's value."""
+    """Cut numbers at their tertiles, rounded to three digits."""
     rest = pd.Series(dtype=float) if others is None else others
     if values.nunique() <= _FEW_VALUES:
         return _values(values.to_frame("x"), "x"), _values(rest.to_frame("x"), "x")

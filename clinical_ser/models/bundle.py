@@ -147,6 +147,13 @@ class VerifiedBundle:
         """Return the sha256 of `manifest.json`, in hex: the identity of the model."""
         return hashlib.sha256(self.manifest_bytes).hexdigest()
 
+    @property
+    def learned_digest(self) -> str:
+        """Return the sha256 of everything but the card and the signature, in hex: the same model under another card has the same."""
+        about = self.manifest.model_dump(mode="json", exclude={"files"})
+        payload = {name: hashlib.sha256(content).hexdigest() for name, content in self.files.items() if name != "card.json"}
+        return hashlib.sha256(canonical_json({"manifest": about, "files": payload})).hexdigest()
+
     def json(self, name: str) -> JsonValue:
         """Parse one payload file strictly; BundleSchemaError when it is not there or not JSON."""
         if name not in self.files:

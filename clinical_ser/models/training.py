@@ -5,7 +5,7 @@ from heads that never heard the subject; then the head is fitted again on everyo
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -161,7 +161,7 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
         counts=selected.counts,
         problems=selected.problems,
         warnings=_warnings(rows, task, model.conformal),
-        cohort_digest=_cohort_digest(everyone),
+        cohort_digest=cohort_digest(everyone.frame["recording"], everyone.target),
         subjects_learned_from=len(np.unique(everyone.subjects)),
         simulated=bool(marked(table.frame, "simulated").any()),
         options=options,
@@ -333,7 +333,7 @@ def _warnings(training_rows: Rows, task: Task, conformal: ConformalSets) -> tupl
     return tuple(empty + simulated)
 
 
-def _cohort_digest(rows: Rows) -> str:
+def cohort_digest(recordings: Iterable[str], target: NDArray[np.int64]) -> str:
     """Return sha256 over the sorted pairs of recording digest and class: says which data, without saying whose."""
-    pairs = sorted(f"{recording} {target}" for recording, target in zip(rows.frame["recording"], rows.target.tolist(), strict=True))
+    pairs = sorted(f"{recording} {k}" for recording, k in zip(recordings, target.tolist(), strict=True))
     return hashlib.sha256("\n".join(pairs).encode()).hexdigest()

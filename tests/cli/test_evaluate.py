@@ -74,10 +74,12 @@ def test_a_gate_that_is_not_met_fails_by_name(run, bundle, table, tmp_path):
     (tmp_path / "gates.toml").write_text(
         '[[gate]]\nname = "miracle"\nfigure = "auroc"\nat_least = 1.0\n[[gate]]\nname = "some"\nsubjects_at_least = 5\n'
     )
-    code, out, err = run("evaluate", bundle, table, "-o", tmp_path / "out", "--require", tmp_path / "gates.toml", *QUICK)
+    code, out, err = run("evaluate", bundle, table, "-o", tmp_path / "out", "--require", tmp_path / "gates.toml", "--replicates", 1000)
     assert code == 1
     assert "miracle" in err
     assert "Gate some: met" in out
+    gates = Evidence.from_json((tmp_path / "out" / "evidence.json").read_bytes()).gates
+    assert {gate.name: gate.met for gate in gates} == {"miracle": False, "some": True}
 
 
 def test_out_of_fold_predictions_are_evaluated_with_the_table_behind_them(run, tmp_path):
@@ -120,11 +122,14 @@ def test_another_model_is_compared_on_the_same_table(run, bundle, table, tmp_pat
         (("--predictions", "p.parquet", "--scores", "s.csv", "-o", "out"), "MODEL and TABLE"),
         (("--scores", "nowhere.csv", "-o", "out"), "a CSV file that is there"),
         (("--scores", "p.csv", "--comparator", "phq2", "-o", "out"), "phq2>=3"),
-        (("--scores", "p.csv", "--replicates", "0", "-o", "out"), "at least 1"),
+        (("--scores", "p.csv", "--replicates", "0", "-o", "out"), "at least 20"),
+        (("--scores", "p.csv", "--features", "t.parquet", "-o", "out"), "belongs to --predictions"),
+        (("--predictions", "p.parquet", "--threshold", "0.4", "-o", "out"), "belongs to --scores"),
         (("--scores", "p.csv", "--by", "subject", "-o", "out"), "forms groups"),
         (("--scores", "p.csv", "--accept-leak", "everything", "-o", "out"), "shared_subjects"),
         (("--scores", "p.csv", "--learning-curve", "nowhere.json", "-o", "out"), "plan TABLE --json"),
-        (("--scores", "p.csv", "--prevalence", "1.5", "-o", "out"), "strictly between"),
+        (("--scores", "p.csv", "--prevalence", "0.2", "-o", "out"), "--stated-prevalence"),
+        (("--scores", "p.csv", "--stated-prevalence", "0.3", "--prevalence", "1.5", "-o", "out"), "strictly between"),
     ],
 )
 def test_wrong_usage_exits_2_and_says_what_would_be_right(run, words, message, tmp_path, monkeypatch):

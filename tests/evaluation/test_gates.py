@@ -4,13 +4,14 @@ import pytest
 
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
-from clinical_ser.evaluation.gates import judge_gates, read_gates
+from clinical_ser.evaluation.gates import LEAST_REPLICATES, judge_gates, read_gates
 from tests.evaluation.made import two_classes
 
 
 @pytest.fixture(scope="module")
 def evidence():
-    return evaluate(two_classes(300, prevalence=0.4, separation=2.0), options=EvaluationOptions(replicates=100))
+    found = evaluate(two_classes(300, prevalence=0.4, separation=2.0), options=EvaluationOptions(replicates=100))
+    return found.model_copy(update={"replicates": LEAST_REPLICATES})
 
 
 def gates(tmp_path, text):
@@ -46,6 +47,14 @@ def test_a_group_with_too_few_people_has_shown_nothing(tmp_path, evidence):
     assert few
     assert not any(results[name] for name in few)
     assert not few & set(judged(tmp_path, evidence, text + 'too_few="skip"\n'))
+    nobody = evidence.model_copy(update={"groups": tuple(g.model_copy(update={"enough": False, "figures": {}}) for g in evidence.groups)})
+    assert judged(tmp_path, nobody, text + 'too_few="skip"\n') == {"by age": False}, "a gate does not pass because nobody was looked at"
+
+
+def test_a_few_samples_release_nothing(tmp_path, evidence):
+    few = evidence.model_copy(update={"replicates": LEAST_REPLICATES - 1})
+    with pytest.raises(InvalidValueError, match="replicates"):
+        judged(tmp_path, few, '[[gate]]\nname="a"\nsubjects_at_least=1\n')
 
 
 def test_gaps_leaks_and_numbers_of_people_can_be_required(tmp_path, evidence):
@@ -84,6 +93,10 @@ def test_a_figure_that_is_not_there_is_not_met(tmp_path, evidence):
         ("[[gate]]\nname='a'\nfigure='auroc'\nat_leats=0.5\n", "at_leats"),
         ("[[gate]]\nname='a'\nfigure='accuracy_'\nat_least=0.5\n", "figure"),
         ("[[gate]]\nname='a'\nsubjects_at_least=1\n[[gate]]\nname='a'\nsubjects_at_least=2\n", "of one name"),
+        ("[[gate]]\nname='a'\nfigure='ppv'\nat_least=0.5\n", "figure"),
+        ("[[gate]]\nname='a'\nleak='same_adio'\n", "same_audio"),
+        ("[[gate]]\nname='a'\ngap='ece_debiased'\nby='sex'\nat_most=0.1\n", "gap"),
+        ("[[gate]]\nname='a'\nleak='same_audio'\nby='sex'\n", "looked at by"),
         ("not toml", "not TOML"),
     ],
 )

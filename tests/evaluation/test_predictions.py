@@ -75,6 +75,29 @@ def test_a_file_that_is_none_says_what_makes_one(tmp_path, content):
         read_predictions(tmp_path / "p.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("status", "foo", "status"),
+        ("status", None, "status"),
+        ("above", None, "above"),
+        ("covered", None, "covered"),
+        ("label", "zzz", "label"),
+        ("subject", None, "subject"),
+        ("probability.depressed", 5.0, "shares"),
+        ("log_odds", np.inf, "disagree"),
+    ],
+)
+def test_a_file_that_was_changed_is_refused_without_quoting_it(tmp_path, column, value, message):
+    made = two_classes(10)
+    frame = made.frame.astype({"above": object, "covered": object})
+    frame.loc[3, column] = value
+    write_predictions(replace(made, frame=frame), tmp_path / "p.parquet")
+    with pytest.raises(EvidenceError, match=message) as refused:
+        read_predictions(tmp_path / "p.parquet")
+    assert "zzz" not in str(refused.value)
+
+
 def test_a_table_of_features_is_no_file_of_predictions(tmp_path):
     from clinical_ser.cohorts.table import write_table
 
@@ -117,6 +140,33 @@ def test_scores_of_other_software_are_taken():
 def test_wrong_scores_are_refused(frame, message):
     with pytest.raises(InvalidValueError, match=message):
         from_scores(pd.DataFrame(frame), DEPRESSION)
+
+
+def test_labels_of_another_language_are_refused_and_not_dropped():
+    frame = pd.DataFrame({"subject": list("abc"), "label": ["depressed", "healthy", "healthy"], "probability": [0.9, 0.2, 0.6]})
+    with pytest.raises(InvalidValueError, match="2 rows with another label"):
+        from_scores(frame, DEPRESSION)
+
+
+def test_a_models_score_beside_the_label_is_no_questionnaire():
+    frame = pd.DataFrame({"subject": list("ab"), "label": ["1", "0"], "score": [0.9, 0.1], "probability": [0.9, 0.1]})
+    assert from_scores(frame, DEPRESSION).counts["evaluated"] == 2
+    asked = frame.drop(columns="label").assign(score=["14", "not done"])
+    assert from_scores(asked, DEPRESSION).frame["label"].tolist() == ["depressed"]
+
+
+def test_what_scores_are_stated_for_is_not_guessed():
+    frame = pd.DataFrame({"subject": list("abcd"), "label": ["1", "0", "1", "0"], "probability": [0.9, 0.2, 0.7, 0.1]})
+    taken = from_scores(frame, DEPRESSION)
+    assert taken.stated_prevalence is None
+    with pytest.raises(InvalidValueError, match="--stated-prevalence"):
+        taken.stated_for(0.1)
+    assert from_scores(frame, DEPRESSION, stated_prevalence=0.5).stated_for(0.1).log_odds.max() < taken.log_odds.max()
+
+
+def test_rows_that_stand_twice_are_reported():
+    frame = pd.DataFrame({"subject": list("aab"), "label": ["1", "1", "0"], "probability": [0.9, 0.9, 0.7]})
+    assert [problem.row for problem in from_scores(frame, DEPRESSION).problems] == [2]
 
 
 def test_scores_of_several_classes_and_without_labels_are_refused():

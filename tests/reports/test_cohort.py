@@ -8,15 +8,17 @@ from html.parser import HTMLParser
 
 import pytest
 
-from clinical_ser.errors import ReportError
-from clinical_ser.evaluation.evidence import Evidence
-from reports import rendering
-from reports.cohort import document_of, html_report, pdf_report
-from reports.document import Column, Document, Picture, Section, Table
+from clinical_ser.errors import InvalidValueError, ReportError
+from clinical_ser.evaluation.evidence import Evidence, GateResult
+from reports import rendering, wording
+from reports.cohort import FOREST_FIGURES, document_of, html_report, pdf_report
+from reports.document import BESIDE, Column, Document, Picture, Plate, Section, Table
 from reports.drawing import Drawing
-from reports.wording import plain
+from reports.wording import number, plain
 from tests.reports import samples
 
+FIGURE = "<figure>(.*?)</figure>"
+TABLE_NEXT = '(<p class="note">[^<]*</p>)?\\s*<div class="scroll"[^>]*>\\s*<table.*?<th scope="row"'
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 SECTIONS = [
     "What was evaluated", "Was the test a test? Leak checks", "Flow of recordings", "Discrimination", "Calibration",
@@ -140,12 +142,16 @@ def test_the_page_loads_nothing_runs_nothing_and_its_policy_says_so(html):
 
 
 def test_every_drawing_has_words_and_a_table_under_it(html):
-    figures = re.findall("<figure>(.*?)</figure>", html, re.DOTALL)
+    plates = [part.split("</div>\n", 1) for part in html.split('<div class="plate">')[1:]]
+    joint = {figure for drawn, under in plates if re.match(TABLE_NEXT, under, re.DOTALL) for figure in re.findall(FIGURE, drawn, re.DOTALL)}
+    figures = re.findall(FIGURE, html, re.DOTALL)
     assert figures
     for figure in figures:
         title, finding = re.search('aria-labelledby="([^ "]+) ([^ "]+)"', figure).groups()
         assert f'<title id="{title}">' in figure
         assert re.search(f'<desc id="{finding}">[^<]*[0-9][^<]*</desc>', figure)
+        if figure in joint:
+            continue
         after = figure.split("</svg>")[1]
         assert re.search("<details>.*<caption>.+</caption>", after, re.DOTALL)
         assert 'scope="col"' in after
@@ -176,13 +182,34 @@ def test_simulated_speech_is_said_before_any_number():
 def test_failed_leak_checks_come_first_are_said_at_the_top_and_name_who_accepted_them():
     document = document_of(CASES["failing"]())
     assert "1 leak check FAILED" in [notice.title for notice in document.notices]
-    verdict, table = document.sections[1].blocks
+    verdict, checks = document.sections[1].blocks
     assert (verdict.tone, verdict.title) == ("fail", "1 leak check FAILED")
-    assert verdict.lines[0].startswith("Same audio: Recordings with one content")
+    assert verdict.lines[:2] == ("Failed: Same audio.", "Warnings: Nuisance probe.")
     assert "Accepted by whoever ran the evaluation, who chose to go on: Same audio." in verdict.lines
-    assert [row[1] for row in table.rows] == ["FAILED, accepted", "WARNING", "not checked", "passed"]
+    ended = [("Same audio", "FAILED, accepted"), ("Nuisance probe", "WARNING"), ("Near identical", "not checked"), ("Shared subjects", "passed")]
+    assert [tuple(term.split(": ")) for term, _ in checks.rows] == ended
     calm = document_of(samples.binary(leaks=samples.LEAKS[:1])).sections[1].blocks[0]
     assert (calm.tone, calm.title) == ("calm", "All leak checks passed")
+
+
+def test_each_leak_check_says_what_it_found_its_figure_with_interval_and_what_it_counted():
+    found = dict(document_of(samples.binary()).sections[1].blocks[1].rows)
+    assert found["Nuisance probe: WARNING"] == (
+        "Durations, levels and file order alone predict the label better than chance. Figure: 0.587 (95 % interval 0.537 to 0.637; 240 subjects). "
+        "Counted: columns: 3."
+    )
+
+
+def test_release_gates_are_shown_with_what_was_found_and_wanted():
+    gates = (
+        GateResult(name="tells people apart", met=True, found="AUROC 0.81 [0.76, 0.85]", wanted="lower bound at least 0.7"),
+        GateResult(name="fair <b>", met=False, found="not defined", wanted="upper bound at most 0.1"),
+    )
+    page = html_report(samples.binary(gates=gates))
+    assert "1 release gate NOT met" in page
+    assert "lower bound at least 0.7" in page
+    assert "fair <b>" not in page
+    assert "Release gates" not in html_report(samples.binary())
 
 
 def test_without_leak_checks_the_report_warns():
@@ -197,7 +224,13 @@ def test_the_origin_is_said_in_words():
 
 def test_groups_with_too_few_people_keep_their_rows():
     page = " ".join(Page(html_report(samples.binary())).text)
-    assert re.search(r"age_band: 60-74\s+11\s+3\s+40\s+4\s+too few", page)
+    assert re.search(r"Age band: 60-74\s+11\s+3\s+40\s+4\s+too few", page)
+
+
+def test_a_count_that_evidence_withholds_is_said_to_be_withheld():
+    *groups, few = samples.binary().groups
+    page = " ".join(Page(html_report(samples.binary(groups=(*groups, few.model_copy(update={"positives": None}))))).text)
+    assert re.search(r"Age band: 60-74\s+11\s+withheld\s+40\s+4\s+too few", page)
 
 
 def test_every_number_in_a_table_has_its_interval_and_its_people(case):
@@ -210,7 +243,7 @@ def test_every_number_in_a_table_has_its_interval_and_its_people(case):
 
 def test_no_measured_number_has_more_than_three_significant_digits(case):
     cells = [cell for table in tables(case) for row in table.rows for cell in row]
-    findings = [block.finding for section in document_of(case).sections for block in section.blocks if isinstance(block, Picture)]
+    findings = [picture.finding for picture in pictures(case)]
     numbers = [found for text in cells + findings for found in re.findall(r"[0-9]+\.[0-9]+", text)]
     assert len(numbers) > 20 or case == samples.sparse()
     assert all(len(number.replace(".", "").lstrip("0")) <= 3 for number in numbers)
@@ -223,6 +256,99 @@ def test_all_figures_stand_in_the_full_table_with_method_and_meaning():
     assert table.rows[0][:5] == ("AUROC", "0.812", "0.759 to 0.865", "240", "cluster bootstrap")
     assert table.rows[0][5].startswith("share of pairs")
     assert not any("`" in cell for row in table.rows for cell in row)
+
+
+@pytest.mark.parametrize("make", [samples.binary, samples.several])
+def test_each_figure_of_each_group_stands_in_the_joint_table_with_its_interval_and_its_n(make):
+    evidence = make()
+    plate = next(section for section in document_of(evidence).sections if section.title == "Subgroups").blocks[-1]
+    drawn = [figure for figure in FOREST_FIGURES if figure in evidence.groups[0].figures]
+    assert [column.title for column in plate.table.columns[2:]] == [wording.title_of(figure) for figure in drawn]
+    assert len(plate.pictures) == len(drawn)
+    cells = {row[0]: row[1:] for row in plate.table.rows}
+    assert len(cells) == 1 + len(evidence.groups)
+    for group in evidence.groups:
+        subjects, *written = cells[f"{wording.column(group.column)}: {group.value}"]
+        assert int(subjects.replace(",", "")) == group.subjects
+        for key, cell in zip(drawn, written, strict=True):
+            one = group.figures.get(key)
+            shown = f"{number(one.value)} [{number(one.low)}, {number(one.high)}]" if one else "too few"
+            assert cell.replace("\u00a0", " ") == shown
+
+
+def test_a_figure_of_a_part_of_a_group_says_of_how_many():
+    sensitivity = samples.figure(0.8, 0.1, 33, 130)
+    group = samples.binary().groups[0]
+    groups = (group.model_copy(update={"figures": {**group.figures, "sensitivity": sensitivity}}),)
+    plate = document_of(samples.binary(groups=groups, gaps=())).sections[7].blocks[-1]
+    assert plate.table.rows[1][3].replace("\u00a0", " ") == "0.800 [0.700, 0.900] n = 33 (130)"
+    assert "n = " not in plate.table.rows[1][2]
+
+
+def test_decision_curves_share_one_table_with_the_net_benefit_of_each():
+    evidence = samples.binary()
+    plate = document_of(evidence).sections[5].blocks[-1]
+    assert len(plate.pictures) == 2
+    assert [re.sub(".*prevalence ", "", column.title) for column in plate.table.columns[1:]] == ["0.250"] * 3 + ["0.10"] * 3
+    for row in plate.table.rows:
+        at = round(float(row[0]) * 100) - 1
+        for curve, (model, everyone, gain) in zip(evidence.binary.decisions, (row[1:4], row[4:7]), strict=True):
+            assert everyone.strip() == number(curve.treat_all[at])
+            for cell, band in ((model, curve.model), (gain, curve.over_default)):
+                assert cell.replace("\u00a0", " ") == wording.bracketed(band.y[at], band.low[at], band.high[at])
+
+
+def test_columns_of_ours_are_named_in_words_and_those_of_a_cohort_as_they_are():
+    evidence = samples.binary()
+    groups = tuple(group.model_copy(update={"column": "clinic_type"}) if group.column == "sex" else group for group in evidence.groups)
+    gaps = (evidence.gaps[0].model_copy(update={"column": "age_band", "best": "18-29", "worst": "45-59"}),)
+    html = html_report(samples.binary(groups=groups, gaps=gaps, covariates={"age_band": {"18-29": 4}, "clinic_type": {"a": 4}}))
+    assert "age_band" not in html
+    assert "Age band: 60-74" in html
+    assert "clinic_type: female" in html
+    assert "Clinic type" not in html
+
+
+def test_a_cohorts_columns_cannot_act_when_they_name_groups():
+    groups = tuple(group.model_copy(update={"column": "<b>\u202e_x"}) for group in samples.binary().groups[:2])
+    page = html_report(samples.binary(groups=groups, gaps=()))
+    assert "<b>" not in page
+    assert "&lt;b&gt;\\u202e_x: female" in page
+
+
+def test_intervals_that_leave_out_what_chance_adds_are_explained_under_the_calibration_table():
+    smooth = samples.binary().figures | {"ece_smooth": samples.figure(0.04, 0.01)}
+    note = document_of(samples.binary(figures=smooth)).sections[4].blocks[0].note
+    assert note.startswith("Smooth ECE and Brier: reliability: chance alone adds to the value.")
+    assert note.endswith("0 where chance explains it all; the high end is not moved.")
+    assert note in html_report(samples.binary(figures=smooth))
+    assert document_of(samples.several()).sections[4].blocks[0].note == ""
+
+
+def test_figures_stand_side_by_side_only_where_they_are_narrow(case):
+    plates = [block for block in blocks(case) if isinstance(block, Plate)]
+    assert plates or case == samples.sparse()
+    assert all(picture.drawing.width <= BESIDE for plate in plates for picture in plate.pictures)
+
+
+def test_a_figure_without_a_table_cannot_stand_alone_or_on_a_plate_without_one():
+    bare = Picture("one", "A title", "A finding.", Drawing(100, 40), None)
+    for make in (lambda: Section("One", (bare,)), lambda: Plate((bare,))):
+        with pytest.raises(InvalidValueError, match="table"):
+            make()
+    assert Plate((bare,), table=Table.of("A table", [Column("a")], [["1"]])).pictures == (bare,)
+
+
+def test_a_pdf_of_many_groups_stays_short():
+    group = samples.binary().groups[0]
+    sizes = {"sex": 2, "age_band": 5, "language": 3, "device": 3, "site": 3}
+    groups = tuple(
+        group.model_copy(update={"column": column, "value": str(i), "figures": group.figures | {"brier": samples.figure(0.1)}})
+        for column, n in sizes.items()
+        for i in range(n)
+    )
+    pdf = pdf_report(samples.binary(groups=groups, gaps=samples.binary().gaps * 25), system_fonts=False)
+    assert len(re.findall(rb"/Type\s*/Page\b", unpacked(pdf))) <= 14
 
 
 def test_what_is_not_defined_is_said_and_not_drawn():
@@ -275,7 +401,7 @@ def test_pdf_is_tagged_named_in_a_language_and_claims_its_mode(pdf):
 
 
 def test_every_drawing_in_the_pdf_has_its_finding_for_a_text_alternative(case, pdf):
-    findings = [block.finding for section in document_of(case).sections for block in section.blocks if isinstance(block, Picture)]
+    findings = [picture.finding for picture in pictures(case)]
     alternatives = re.findall(rb"/S/Figure/P [0-9]+ 0 R/Alt(\(.*?\)|<[0-9A-F]+>)/", unpacked(pdf), re.DOTALL)
     assert [_text(one) for one in alternatives] == findings
 
@@ -325,10 +451,20 @@ def test_plain_text_is_one_line_that_prints(text, shown):
     assert plain(plain(text)) == shown
 
 
+def blocks(evidence):
+    return [block for section in document_of(evidence).sections for block in section.blocks]
+
+
+def pictures(evidence):
+    """Every figure of a report, those of plates too."""
+    return [picture for block in blocks(evidence) for picture in ([block] if isinstance(block, Picture) else getattr(block, "pictures", ()))]
+
+
 def tables(evidence):
-    """Every table of a report, those under drawings too."""
-    blocks = [block for section in document_of(evidence).sections for block in section.blocks]
-    return [block.table if isinstance(block, Picture) else block for block in blocks if isinstance(block, Picture | Table)]
+    """Every table of a report, those under drawings and plates too."""
+    found = [block for block in blocks(evidence) if isinstance(block, Table)]
+    found += [block.table for block in [*pictures(evidence), *blocks(evidence)] if isinstance(block, Picture | Plate)]
+    return [table for table in dict.fromkeys(found) if table is not None]
 
 
 def _with_drawing(text, finding):

@@ -1,6 +1,7 @@
 import operator
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,8 +61,8 @@ def all_pictures(evidence):
         figures.distributions(evidence),
     ]
     pictures += [rows.confusion(evidence), rows.recalls(evidence)]
-    pictures += [picture for figure in ("auroc", "uar", "deferred") for picture in rows.forests(evidence, figure)]
-    pictures += [figures.decision(evidence, curve) for curve in evidence.binary.decisions] if evidence.binary else []
+    plates = [rows.forests(evidence, ("auroc", "uar", "deferred")), figures.decisions(evidence)]
+    pictures += [replace(picture, table=plate.table) for plate in plates if plate for picture in plate.pictures]
     pictures += [figures.learning(evidence.learning_curve)] if evidence.learning_curve else []
     return [picture for picture in pictures if picture]
 
@@ -212,19 +213,20 @@ def test_distributions_add_up_to_one_in_each_panel():
 
 
 def test_a_forest_keeps_the_row_of_a_group_with_too_few_people_and_draws_no_mark_for_it():
-    [picture] = rows.forests(samples.binary(), "auroc")
+    plate = rows.forests(samples.binary(), ["auroc"])
+    [picture] = plate.pictures
     tree = drawn(picture)
     labels, marks = texts(tree), [np.mean(points(shape), axis=0) for shape in tree.findall(f"{SVG}polygon")]
     assert len(marks) == 1 + 5
     assert not any(abs(y - labels["60-74"][1] + 4) < 1 for _, y in marks)
     assert labels["too few"][1] == labels["60-74"][1]
-    assert ("age_band: 60-74", "too few", "no interval", "11", "40") in picture.table.rows
-    assert "Too few people for a figure: age_band 60-74 (11 subjects)." in picture.finding
+    assert ["Age band: 60-74", "11", "too few"] in [[cell.replace("\u00a0", " ") for cell in row] for row in plate.table.rows]
+    assert "Too few people for a figure: Age band 60-74 (11 subjects)." in picture.finding
 
 
 def test_a_forest_places_values_on_its_axis():
     evidence = samples.binary()
-    [picture] = rows.forests(evidence, "auroc")
+    [picture] = rows.forests(evidence, ["auroc"]).pictures
     tree = drawn(picture)
     squares = [np.mean(points(shape), axis=0) for shape in tree.findall(f"{SVG}polygon")]
     labels = texts(tree)
@@ -236,10 +238,10 @@ def test_a_forest_places_values_on_its_axis():
 def test_many_groups_go_to_several_pictures_so_that_each_fits_a_page():
     group = samples.binary().groups[0]
     groups = tuple(group.model_copy(update={"column": f"c{k}", "value": str(i)}) for k in range(3) for i in range(20))
-    parts = rows.forests(samples.binary(groups=groups), "auroc")
-    assert len(parts) == 3
-    assert len({part.name for part in parts}) == 3
-    assert sum(len(part.table.rows) - 1 for part in parts) == 60
+    plate = rows.forests(samples.binary(groups=groups), ["auroc"])
+    assert len({part.name for part in plate.pictures}) == len({part.title for part in plate.pictures}) == 3
+    assert sum(len(drawn(part).findall(f"{SVG}polygon")) - 1 for part in plate.pictures) == 60
+    assert len(plate.table.rows) == 1 + 60
 
 
 def test_a_confusion_matrix_has_each_number_at_its_row_and_column_and_shades_by_row():
