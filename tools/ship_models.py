@@ -41,7 +41,8 @@ def ship(name: str, table: FeatureTable, task: Task, options: TrainingOptions, s
     folder = SHIPPED_MODELS / name
     shutil.rmtree(folder, ignore_errors=True)
     digest = save(training, folder, name=name, version=VERSION, statement=card.statement, card=card.to_json(), software=software_versions(), key=key)
-    print(name, digest[:12], {what: figure.value for what, figure in card.figures.items()})
+    main = card.figures.get("auroc") or card.figures["uar"]
+    print(name, digest[:12], main)
 
 
 def main() -> None:

@@ -173,8 +173,8 @@ class _Statements:
         with_opensmile = bool({"egemaps", "compare"} & set(self._facts.extractors))
         opensmile = " openSMILE (audEERING; research licence, which excludes commercial use) computes features." if with_opensmile else ""
         return (
-            f"Praat (GPL-3.0-or-later) measures pitch.{opensmile} All are programs on the machine that measures: the package calls no outside service. "
-            "What the place that runs it passes on is not known here."
+            f"Praat (GPL-3.0-or-later) measures pitch.{opensmile} All are programs on the machine that measures: the package calls no outside "
+            "service. What the place that runs it passes on is not known here."
         )
 
     def security(self) -> str:

@@ -430,7 +430,7 @@ def _warnings(predictions: Predictions) -> tuple[str, ...]:
     people = len(np.unique(predictions.subjects))
     found = []
     if predictions.simulated:
-        found.append("The evaluated speech is simulated; the figures say nothing about people.")
+        found.append("The speech is simulated; the figures say nothing about people.")
     if people < ROUGH_SUBJECTS:
         found.append(f"Figures about {people} subjects are rough, and so are their intervals; expect another group of people to differ.")
     if predictions.binary:

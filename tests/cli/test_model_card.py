@@ -12,6 +12,7 @@ from clinical_ser.evaluation.card import Card, make_card
 from clinical_ser.evaluation.card_facts import TrainingFacts
 from clinical_ser.evaluation.card_fields import KEYS
 from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
+from clinical_ser.evaluation.leaks import LeakFinding
 from clinical_ser.evaluation.predictions import of_training, predict
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.saving import save
@@ -44,7 +45,10 @@ def folder(tmp_path_factory):
     predictions = of_training(training, name="voice", version="1")
     card = make_card(TrainingFacts.of(training), evaluate(predictions, options=QUICK), name="voice", version="1")
     save(training, place / "voice", name="voice", version="1", statement="", card=card.to_json(), software={"numpy": "0"}, key=None)
-    elsewhere = evaluate(predict(training.model, table_of(60, seed=7), predictions.model), options=QUICK)
+    about = predictions.model.model_copy(update={"learned": read_bundle(place / "voice").learned_digest})
+    elsewhere = evaluate(predict(training.model, table_of(60, seed=7), about), options=QUICK)
+    apart = LeakFinding(name="shared_subjects", verdict="pass", statement="No subject is in both.")
+    elsewhere = elsewhere.model_copy(update={"leaks": (apart,)})
     (place / "elsewhere.json").write_text(elsewhere.model_dump_json(), encoding="utf-8")
     return place
 
@@ -156,6 +160,13 @@ def test_answers_that_cannot_be_used_are_named_by_key_and_never_by_path(run, fol
     assert code == 2
     assert "funding" in err
     assert "jane" not in out + err
+
+
+def test_answers_nested_without_end_are_wrong_usage(run, folder, tmp_path):
+    (tmp_path / "about.toml").write_text("funding = " + "[" * 50_000, encoding="utf-8")
+    code, _, err = run("model", "card", folder / "voice", "--about", tmp_path / "about.toml")
+    assert code == 2
+    assert "not TOML" in err
 
 
 def test_a_file_that_is_no_evidence_fails(run, folder, about):

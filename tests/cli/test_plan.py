@@ -1,6 +1,8 @@
 """`clinical-ser plan` as a user types it."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +66,30 @@ def test_several_recordings_are_counted_in_people_and_weighed(run):
     assert f"{5 * fewer.subjects:,} recordings" in out
 
 
+def test_what_many_recordings_are_worth_is_told_without_false_decimals(run):
+    told = [run(*ASSUMED, "--icc", 0, "--recordings-each", n)[1] for n in (5, 10_000)]
+    assert "worth 5 single ones" in told[0]
+    assert "10,000 recordings of each person" in told[1]
+    assert "worth 10,000 single ones" in told[1]
+
+
+def test_the_page_says_of_a_wider_slope_what_the_command_says(run):
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
+    out = run(*ASSUMED, "--slope-width", 0.4)[1]
+    subjects = re.search(r"To evaluate it in new people: ([\d,]+) subjects", out)[1]
+    slope = re.search(r"([\d,]+)  so that the calibration slope", out)[1]
+    told = next(paragraph for paragraph in page.split("\n\n") if "--slope-width 0.4" in paragraph)
+    assert f"({slope})" in told
+    assert f"the study is {subjects} people" in told
+
+
+def test_a_task_of_several_classes_is_refused_for_a_table_of_two(run, tmp_path):
+    write_table(table_of(60), tmp_path / "t.parquet")
+    code, _, err = run("plan", tmp_path / "t.parquet", "--task", "emotion", "--sizes", "20,45", "--repeats", 2)
+    assert code == 2
+    assert "the table's labels name 2" in err
+
+
 def test_a_table_adds_its_learning_curve_and_fills_in_the_assumptions(run, tmp_path):
     write_table(table_of(60, effect=4.0), tmp_path / "t.parquet")
     code, out, err = run("plan", tmp_path / "t.parquet", "--sizes", "45,20", "--repeats", 2, "--json")
@@ -122,6 +148,11 @@ def test_where_the_table_shows_chance_no_formula_is_made_up(run, tmp_path, monke
         (("plan", "--prevalence", 2, "--auc", 0.75, "--features", 20), "prevalence"),
         (("plan", "--prevalence", 0.2, "--auc", 0.75, "--features", 0), "--features"),
         (("plan", "t.parquet", "--sizes", "a few"), "40,80,160"),
+        (("plan", "t.parquet", "--sizes", "2,40"), "whole numbers from 5"),
+        (("plan", "t.parquet", "--sizes", ""), "40,80,160"),
+        (("plan", "t.parquet", "--repeats", 1), "at least 2"),
+        (("plan", "t.parquet", "--target-auc", 2), "targets"),
+        ((*ASSUMED, "--icc", 0, "--recordings-each", 1_000_000_000), "from 1 to 10,000"),
         (("plan", "t.parquet", "--task", "astrology"), "depression"),
         (("plan", "t.parquet", "--head", "oracle"), "linear"),
     ],

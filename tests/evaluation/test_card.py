@@ -21,6 +21,7 @@ from clinical_ser.evaluation.card_fields import (
     about_template,
     checked_answers,
     item_list,
+    label_of,
     read_about,
 )
 from clinical_ser.evaluation.card_text import card_markdown, plain
@@ -33,7 +34,8 @@ from tests.tables import table_of
 QUICK = EvaluationOptions(replicates=20)
 EVERYTHING = {key: f"what a person says of {key.replace('_', ' ')}" for key in KEYS}
 WITHOUT_EXTERNAL = {key: text for key, text in EVERYTHING.items() if not key.startswith("external_")} | {
-    "external_validation": "unknown: no second cohort could be had yet"
+    "external_validation": "unknown: no second cohort could be had yet",
+    "external_tester": "not applicable: there is no second cohort",
 }
 
 
@@ -55,7 +57,8 @@ def evidence(training):
 @pytest.fixture(scope="module")
 def elsewhere(training):
     about = of_training(training, name="voice", version="1").model
-    return evaluate(predict(training.model, table_of(120, seed=7), about), options=QUICK)
+    found = evaluate(predict(training.model, table_of(120, seed=7), about), options=QUICK)
+    return found.model_copy(update={"leaks": (leak("shared_subjects", "pass"),)})
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +131,9 @@ def test_a_group_too_small_says_so_and_gets_no_number(facts, training):
     grouped = replace(training, out_of_fold=training.out_of_fold.assign(site=np.where(rare, "north", "south")))
     found = evaluate(of_training(grouped, name="voice", version="1"), options=QUICK)
     card = make_card(facts, found, name="voice", version="1")
-    assert "north (3 subjects): too few people" in card.tripod["23b"].value
-    assert "Too few people for figures: north (3 subjects)." in card_markdown(card)
+    assert "fewer than 5 people each (3 subjects): too few people" in card.tripod["23b"].value
+    assert "Too few people for figures: fewer than 5 people each (3 subjects)." in card_markdown(card)
+    assert card.tripod["6a"].value == "Subjects evaluated, by site: fewer than 5 people each 3, south 157."  # no count of sites that are not named
 
 
 def test_without_groups_the_card_asks_why_fairness_was_not_examined(facts, evidence):
@@ -184,7 +188,7 @@ def test_an_item_that_the_card_does_not_have_is_a_blank(card):
 
 
 def test_without_another_cohort_the_external_items_are_missing(card):
-    for key in ("data_source", "tester", "demographics", "process"):
+    for key in ("data_source", "demographics", "process"):
         assert card.hti1[f"predictive_validation_{key}"].lacking == ("external_validation",)
     assert card.hti1["predictive_performance_external_validity"].value is None
 
@@ -194,7 +198,7 @@ def test_another_cohort_fills_the_external_items_and_asks_for_its_setting(card, 
     auroc = elsewhere.figures["auroc"]
     assert f"AUROC {auroc.value:.3f}" in wider.hti1["predictive_performance_external_validity"].value
     assert wider.hti1["predictive_performance_external_fairness"].complete
-    assert wider.hti1["predictive_validation_tester"].lacking == ("external_tester",)
+    assert (wider.hti1["predictive_validation_tester"].value, wider.hti1["predictive_validation_tester"].lacking) == (None, ("external_tester",))
     assert wider.hti1["predictive_validation_process"].complete
     assert "by sex: female 60, male 60" in wider.tripod["20c"].value
     assert check_card(wider.extended(supplied=EVERYTHING)).complete
@@ -320,15 +324,33 @@ def test_an_unknown_key_is_named_with_those_near_it():
         checked_answers({"fundings": "The Foundation"})
 
 
-@pytest.mark.parametrize("text", ["N/A", "n/a", "TBD", "todo", "none", "-", "???", "..."])
+@pytest.mark.parametrize(
+    "text", ["N/A", "n/a", "TBD", "todo", "none", "-", "???", "...", "N/A.", "n.a.", "TBD.", "None.", "(none)", "pending", "Pending...", "to  do!"]
+)
 def test_a_stand_in_for_an_answer_is_refused_by_key(text):
     with pytest.raises(InvalidValueError, match=r"only stands in .* for funding of --about"):
         checked_answers({"funding": text})
 
 
-@pytest.mark.parametrize("text", ["unknown", "Unknown:", "unknown: no idea", "not applicable", "not applicable - x", "UNKNOWN –   short   "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unknown",
+        "Unknown:",
+        "unknown: no idea",
+        "not applicable",
+        "not applicable - x",
+        "UNKNOWN –   short   ",
+        "unknown.",
+        "Not applicable.",
+        "unknown: ??????????",
+        "unknown. n o . . . . . .",
+        "(unknown)",
+        "not\u3000applicable",
+    ],
+)
 def test_unknown_without_a_reason_is_refused(text):
-    with pytest.raises(InvalidValueError, match="without a reason of at least 10 characters"):
+    with pytest.raises(InvalidValueError, match="without a reason of at least 10 letters and digits"):
         checked_answers({"funding": text})
 
 
@@ -352,6 +374,10 @@ def test_an_answer_that_is_no_text_is_refused_by_key(given):
         checked_answers({"funding": given})
 
 
+def test_wide_and_unbroken_spaces_become_plain_ones():
+    assert checked_answers({"funding": "\u3000Grant\u00a012\u300034\u2009EUR"}) == {"funding": "Grant 12 34 EUR"}
+
+
 def test_long_and_unprintable_answers_are_refused_and_not_quoted():
     for text in ("secret " * MAX_TEXT, "secret\x1b[31m", "secret\u202e"):
         with pytest.raises(InvalidValueError) as refused:
@@ -360,7 +386,11 @@ def test_long_and_unprintable_answers_are_refused_and_not_quoted():
         assert "funding" in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [b"funding = ", b"\xff\xfe", b"#" * (MAX_FILE_BYTES + 1)], ids=["no TOML", "no UTF-8", "too large"])
+@pytest.mark.parametrize(
+    "content",
+    [b"funding = ", b"\xff\xfe", b"#" * (MAX_FILE_BYTES + 1), b"funding = " + b"[" * 50_000, b"funding = " + b"1" * 5_000],
+    ids=["no TOML", "no UTF-8", "too large", "nested", "many digits"],
+)
 def test_a_file_of_answers_that_cannot_be_used_is_refused_without_its_path(tmp_path, content):
     path = tmp_path / "jane-doe.toml"
     path.write_bytes(content)
@@ -375,6 +405,60 @@ def test_a_blank_cannot_be_written_into_an_entry():
     for value, source in (("  ", "person"), (None, "person"), ("text", "missing")):
         with pytest.raises(ValueError, match="or is missing"):
             Entry(value=value, source=source)
+
+
+def test_what_no_run_can_know_waits_for_a_person(card):
+    for entries, key, question in (
+        (card.tripod, "2", "abstract"),
+        (card.tripod, "9a", "predictor_choice"),
+        (card.tripod, "12f", "updating"),
+        (card.tripod, "24", "updating"),
+        (card.chai, "KeyMetrics.SafetyReliability.MetricGoal", "reliability_goal"),
+        (card.hti1, "predictive_validation_tester", "external_tester"),
+    ):
+        assert entries[key].lacking == (question,), key
+    for entry in (card.tripod["12f"], card.tripod["24"], card.chai["KeyMetrics.SafetyReliability.MetricGoal"]):
+        assert entry.value is None
+
+
+def test_features_are_counted_with_the_families_left_out_and_no_claim_how_they_were_chosen(facts, evidence):
+    options = facts.options.model_copy(update={"without": ("pitch",)})
+    part = facts.model_copy(update={"features": {"timing": 10, "voice": 8}, "extractors": {"praat": "1", "timing": "1"}, "options": options})
+    said = make_card(part, evidence, name="voice", version="1").tripod["9a"]
+    assert said.value == "18 acoustic measurements (timing 10, voice 8) of the sets praat, timing (families left out: pitch)."
+    assert (said.source, said.lacking) == ("run", ("predictor_choice",))
+
+
+def test_nothing_is_claimed_that_was_not_measured_or_is_not_the_package_s(card):
+    content = card.to_json().decode()
+    for claim in ("Nothing is sent to a third party", "weigh less", "not rewarded", "no evaluation changed the model"):
+        assert claim not in content
+    assert (
+        "What the place that runs it passes on is not known here" in card.chai["TrustIngredients.TransparencyInformation.ThirdPartyInformation"].value
+    )
+    answered = card.extended(supplied={"third_parties": "The clinic's own server."})
+    assert "The clinic's own server." in answered.chai["TrustIngredients.TransparencyInformation.ThirdPartyInformation"].value
+
+
+def test_a_threshold_that_missed_its_target_is_told_as_what_it_is(facts, evidence):
+    def told(shown):
+        changed = facts.model_copy(update={"sensitivity_shown": shown})
+        return make_card(changed, evidence, name="voice", version="1").tripod["15"].value.split("\n\n")[1]
+
+    assert "the highest score of a positive recording at which the one-sided 95 % lower bound" in told(True)
+    assert "NOT" not in told(True)
+    assert "at the lowest score of a positive recording" in told(False)
+    assert "NOT met" in told(False)
+    assert "highest" not in told(False)
+
+
+def test_a_question_of_another_version_is_shown_by_its_key(card):
+    assert (label_of("funding"), label_of("shoe_size")) == ("Funding", "shoe_size")
+    raw = json.loads(card.to_json())
+    raw["tripod"]["18a"]["lacking"] = ["shoe_size", "<b>x\n"]
+    text = card_markdown(Card.from_json(json.dumps(raw).encode()))
+    assert "shoe\\_size (shoe\\_size)" in text
+    assert "<b>" not in text.replace("\\<b\\>", "")
 
 
 def test_a_card_of_another_schema_is_refused(card):
@@ -411,3 +495,32 @@ def test_a_person_s_text_is_never_obeyed_as_markup(card):
     assert plain("<img src=x> | **bold** [a](b) # Head") in text
     assert "<img" not in text.replace("\\<img", "")
     assert "\n# Head" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("- x", "\\- x"),
+        ("+ x", "\\+ x"),
+        ("> x", "\\> x"),
+        ("  - x", "\\- x"),
+        ("---", "\\---"),
+        ("===", "\\==="),
+        ("1. x", "1\\. x"),
+        ("12) x", "12\\) x"),
+        ("1.5 years", "1.5 years"),
+        ("2-3 years - or more", "2-3 years - or more"),
+    ],
+)
+def test_a_paragraph_never_begins_a_list_a_quotation_or_a_rule(text, shown):
+    assert plain(text) == shown
+
+
+def test_what_does_not_print_never_reaches_a_reader_s_screen(facts, evidence):
+    dirty = "north\x1b[31m\u202ewing\x00\nlee\ud800"
+    assert plain(dirty) == "north\\\\x1b\\[31m\\\\u202ewing\\\\x00 lee\\\\ud800"
+    groups = tuple(group.model_copy(update={"value": f"{group.value}\x1b[2J\u202e"}) for group in evidence.groups)
+    found = evidence.model_copy(update={"groups": groups, "warnings": ("Beware\x1b[31m of\u202e this\x07",)})
+    text = card_markdown(make_card(facts, found, name="voice", version="1"))
+    assert "Beware" in text
+    assert all(c.isprintable() or c == "\n" for c in text)

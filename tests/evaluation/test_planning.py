@@ -15,7 +15,7 @@ from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
 from clinical_ser.errors import InvalidValueError, SubjectLeakError, TrainingError
 from clinical_ser.evaluation import planning
 from clinical_ser.evaluation.discrimination import auroc
-from clinical_ser.evaluation.planning import LearningCurve, Precision, fit_power_law, learning_curve, validation_minimum
+from clinical_ser.evaluation.planning import LearningCurve, Precision, check_curve_options, fit_power_law, learning_curve, validation_minimum
 from tests.tables import table_of
 
 COARSE = Precision(ln_observed_to_expected=0.1, calibration_slope=0.12, auroc=0.03, net_benefit=0.08, operating_point=0.06)
@@ -109,6 +109,7 @@ def test_the_largest_criterion_decides_and_events_follow():
         {"sensitivity": 1.0},
         {"threshold": 0.0},
         {"recordings_each": 0},
+        {"recordings_each": 10_001, "icc": 0.0},
         {"recordings_each": 3},
         {"recordings_each": 3, "icc": 1.2},
     ],
@@ -330,8 +331,8 @@ def test_sizes_are_chosen_within_what_can_be_trained_on(monkeypatch):
     sizes = [point.subjects for point in learning_curve(table, DEPRESSION, repeats=2, replicates=40).points]
     assert (len(sizes), sizes[-1]) == (5, 80)
     assert sizes == sorted(sizes)
-    for wrong in ([3, 40], [40, 95], []):
-        with pytest.raises(InvalidValueError, match="whole numbers from"):
+    for wrong in ([8, 40], [40, 95]):
+        with pytest.raises(InvalidValueError, match="the others are tested"):
             learning_curve(table, DEPRESSION, sizes=wrong, repeats=2, replicates=40)
 
 
@@ -364,7 +365,17 @@ def test_too_few_people_of_a_class_raise():
         learning_curve(table, DEPRESSION, repeats=2)
 
 
-@pytest.mark.parametrize("wrong", [{"repeats": 1}, {"replicates": 10}, {"targets": [1.0]}])
+@pytest.mark.parametrize("wrong", [{"repeats": 1}, {"replicates": 10}, {"targets": [1.0]}, {"sizes": [2, 40]}, {"sizes": []}])
 def test_options_out_of_range_raise(wrong):
     with pytest.raises(InvalidValueError):
         learning_curve(table_of(60), DEPRESSION, **wrong)
+    with pytest.raises(InvalidValueError):  # the same without a table
+        check_curve_options(**wrong)
+
+
+def test_two_classes_in_a_task_of_several_are_refused_before_any_training(monkeypatch):
+    spy = Spy(table_of(60), lambda _call, X: X[:, 0])
+    monkeypatch.setattr(planning, "train", spy)
+    with pytest.raises(InvalidValueError, match="a task of two classes: this one is for 3 or more, and the table's labels name 2"):
+        learning_curve(table_of(60), EMOTION, sizes=[20, 40], repeats=2)
+    assert not spy.calls
