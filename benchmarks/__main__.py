@@ -15,6 +15,12 @@ def main() -> None:
             ("extraction_scaling", ["--data", data / "ravdess"]),
             ("emotion", ["--corpus", "ravdess", "--data", data / "ravdess", "--cache", Path(work) / "cache"]),
             ("emotion", ["--corpus", "emodb", "--data", data / "emodb-2s", "--cache", Path(work) / "cache"]),
+            ("speaker_leak", ["--corpus", "ravdess", "--data", data / "ravdess", "--cache", Path(work) / "cache"]),
+            ("speaker_leak", ["--corpus", "emodb", "--data", data / "emodb-2s", "--cache", Path(work) / "cache"]),
+            ("cross_corpus", ["--ravdess", data / "ravdess", "--emodb", data / "emodb-2s", "--cache", Path(work) / "cache"]),
+            ("near_duplicates", ["--data", data / "ravdess"]),
+            ("evaluation_speed", []),
+            ("interval_coverage", []),
             ("simulated_truth", ["--data", Path(work)]),
         ):
             print(f"\n## {name}\n", flush=True)

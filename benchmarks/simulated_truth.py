@@ -2,9 +2,9 @@
 
     python -m benchmarks.simulated_truth --data FOLDER [--subjects 300] [--effect-scale 1]
 
-Trains on one simulated cohort and tests on another of the same world, each way round. Prints AUC beside the best reachable one,
- calibration of the stated
-probabilities against outcomes and against each speaker's true probability, coverage of prediction sets, and how often the interval holds the truth.
+Trains on one simulated cohort and tests on another of the same world, each way round. Prints AUC beside the best reachable one, calibration of the
+stated probabilities against outcomes and against each speaker's true probability, coverage of prediction sets, and how often the interval holds the
+truth.
 """
 
 import argparse

@@ -14,7 +14,6 @@ from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import expit, logit, ndtr, ndtri
-from threadpoolctl import threadpool_limits
 
 from clinical_ser.cohorts.splits import check_fold, check_no_shared_subject, group_k_fold
 from clinical_ser.cohorts.table import FeatureTable
@@ -508,8 +507,7 @@ def learning_curve(
         raise InvalidValueError("task", task.name, wanted)
     draws = _draws(rows, task, folds, repeats, seed)
     taken = _sizes(sizes, draws, rows, task, options)
-    with threadpool_limits(limits=1, user_api="blas"):  # such small matrices take three times the work with two threads, and more time
-        answers, fold_of = _answers(table, task, options, rows, draws, taken, repeats, progress)
+    answers, fold_of = _answers(table, task, options, rows, draws, taken, repeats, progress)
     statistic = (_TwoClasses if task.kind is TaskKind.BINARY else _SeveralClasses)(rows, answers, fold_of)
     drawn = bootstrap(statistic, rows.subjects, weight=statistic.base, replicates=replicates, seed=seed)
     again = np.random.default_rng([seed, 2]).integers(repeats, size=(replicates, repeats))

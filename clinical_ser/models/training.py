@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from clinical_ser.cohorts.baseline import marked
 from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold, leave_one_subject_out, official
@@ -118,7 +119,13 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
     ManifestError
         If the table has no labels for the task.
     """
-    options = options or TrainingOptions()
+    # Threads that wait for each other over matrices this small cost ten times the work: 11.8 s of CPU against 1.2 with 600 rows on two cores. And
+    # one thread adds up in one order, so that machines with other numbers of cores learn the same bits.
+    with threadpool_limits(limits=1):
+        return _train(table, task, options or TrainingOptions(), progress)
+
+
+def _train(table: FeatureTable, task: Task, options: TrainingOptions, progress: Progress | None) -> Training:
     selected = _usable_rows(table, task, options)
     rows, task = selected.rows, selected.task
     folds = _folds(rows, options)

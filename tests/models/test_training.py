@@ -323,7 +323,7 @@ def test_separable_classes_still_give_a_card():
 
 
 def test_answers_of_a_card_are_those_given_out_of_fold(training):
-    found = figures(training, replicates=10)
+    found = figures(training)
     out = training.out_of_fold
     statuses = out["status"].to_numpy()
     ill = (out["label"] == "depressed").to_numpy()
