@@ -125,6 +125,8 @@ def _notices(evidence: Evidence) -> Iterable[Notice]:
     failed = [finding for finding in evidence.leaks if finding.verdict == "fail"]
     if failed:
         yield Notice("fail", _failed_title(failed), ("The figures below may be too good. The section on leak checks says why.",))
+    if unmet := [name(gate.name) for gate in evidence.gates if not gate.met]:
+        yield Notice("fail", f"NOT RELEASED: {several(len(unmet), 'release gate')} not met", tuple(unmet))
     yield Notice("calm", "Intended use", (INTENDED_USE,))
     if evidence.warnings:
         yield Notice("warn", f"{several(len(evidence.warnings), 'warning')} came with this evaluation", ("They stand in the section Warnings.",))

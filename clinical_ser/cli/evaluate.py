@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pandas as pd
 import typer
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from clinical_ser.cli.console import (
 from clinical_ser.cli.evidence import passes, show, write_card, write_report
 from clinical_ser.cli.plan import Plan
 from clinical_ser.cli.train import task_named
+from clinical_ser.cohorts.baseline import is_baseline
 from clinical_ser.cohorts.table import FeatureTable, read_table
 from clinical_ser.errors import EvidenceError, InvalidValueError
 from clinical_ser.evaluation.comparisons import Comparator
@@ -31,7 +33,9 @@ from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, from_scores, predict, read_predictions
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.registry import find_model
+from clinical_ser.models.rows import select_rows
 from clinical_ser.models.trained import TrainedModel
+from clinical_ser.models.training import cohort_digest
 
 
 def evaluate(
@@ -83,7 +87,7 @@ def evaluate(
         evidence = evaluate_predictions(
             evaluated,
             table=asked.table,
-            training=read_table(training) if training else None,
+            training=None if training is None else _training_table(training, asked.bundle),
             others=others,
             learned_from=asked.bundle.manifest.cohort_digest if asked.bundle else None,
             learning_curve=_read_curve(curve) if curve else None,
@@ -163,6 +167,18 @@ def _predictions_of(bundle: VerifiedBundle, table: FeatureTable) -> Predictions:
         statement=manifest.statement,
     )
     return predict(TrainedModel.from_bundle(bundle), table, about)
+
+
+def _training_table(path: Path, bundle: VerifiedBundle | None) -> FeatureTable:
+    """Read the table that the model was trained on, and make sure that it is: another one would let every shared voice pass."""
+    table = read_table(path)
+    assert bundle is not None
+    manifest = bundle.manifest
+    rows = select_rows(table, manifest.task, (), use_baseline=False, used_as="learned from").rows
+    baseline = is_baseline(rows.frame) if manifest.uses_baseline else np.zeros(len(rows.target), bool)
+    if cohort_digest(rows.frame["recording"][~baseline], rows.target[~baseline]) != manifest.cohort_digest:
+        raise InvalidValueError("--training", "a table that this model was not trained on", "the very table that `train` was given")
+    return table
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

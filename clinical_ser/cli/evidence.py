@@ -74,14 +74,20 @@ def show(evidence: Evidence, results: tuple[GateResult, ...] = ()) -> None:
             output.print(f"  {title} less {literal(comparison.against)}: {comparison.difference}")
     for warning in evidence.warnings:
         output.print(f"  [yellow]![/yellow] {literal(warning)}")
-    for finding in evidence.leaks:
-        if finding.verdict in {"warn", "fail"}:
-            complain(f"Leak guard {finding.name}: {finding.verdict}", finding.statement)
+    _show_leaks(evidence)
     for result in results:
         word = "met" if result.met else "NOT MET"
         (output.print if result.met else errors.print)(
             f"  Gate {literal(result.name)}: {word}; {literal(result.found)}, wanted {literal(result.wanted)}"
         )
+
+
+def _show_leaks(evidence: Evidence) -> None:
+    if unseen := [finding.name for finding in evidence.leaks if finding.verdict == "not_checked"]:
+        complain("Not checked", f"{', '.join(unseen)}; --training TABLE, and --features TABLE with --predictions, let the guards look")
+    for finding in evidence.leaks:
+        if finding.verdict in {"warn", "fail"}:
+            complain(f"Leak guard {finding.name}: {finding.verdict}", finding.statement)
 
 
 def passes(evidence: Evidence, results: tuple[GateResult, ...]) -> bool:

@@ -82,7 +82,7 @@ def card(
     else:
         show_card(shown)
         if digest:
-            output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign FOLDER")
+            output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
 
 
 def _evidence_of(path: Path, bundle: VerifiedBundle) -> Evidence:
@@ -103,7 +103,8 @@ def _print_check(found: CardCheck, *, as_json: bool) -> None:
     if as_json:
         print_json(found, indent=2)
     elif found.complete:
-        output.print("The card is complete: no item is blank, and no leak guard failed.")
+        accepted = f"; accepted: {literal(', '.join(found.accepted))}" if found.accepted else ""
+        output.print(f"The card is complete: no item is blank, and no leak guard stands in the way{accepted}.")
     else:
         for name, keys in found.missing.items():
             for key in keys:

@@ -129,7 +129,9 @@ class CardCheck(Strict):
     questions: tuple[str, ...]
     """What a person has to answer to fill them."""
     leaks: tuple[str, ...]
-    """Leak guards that failed and were not accepted."""
+    """Leak guards that failed and were not accepted; shared subjects in another cohort cannot be."""
+    accepted: tuple[str, ...] = ()
+    """Leak guards that failed, or did not look, and were accepted."""
 
 
 def make_card(
@@ -196,7 +198,14 @@ def check_card(card: Card) -> CardCheck:
     lacking = {key for name in LISTS for item in missing[name] if item in card.entries(name) for key in card.entries(name)[item].lacking}
     named = [("out of fold", card.internal), *((f"external cohort {i}", evidence) for i, evidence in enumerate(card.external, start=1))]
     leaks = [f"{where}: {name}" for where, evidence in named for name in _failed_leaks(evidence)]
-    return CardCheck(complete=not any(missing.values()) and not leaks, missing=missing, questions=tuple(sorted(lacking)), leaks=tuple(leaks))
+    accepted = [f"{where}: {name}" for where, evidence in named for name in evidence.accepted_leaks if f"{where}: {name}" not in leaks]
+    return CardCheck(
+        complete=not any(missing.values()) and not leaks,
+        missing=missing,
+        questions=tuple(sorted(lacking)),
+        leaks=tuple(leaks),
+        accepted=tuple(accepted),
+    )
 
 
 def without_curves(evidence: Evidence) -> Evidence:
@@ -235,7 +244,9 @@ def _failed_leaks(evidence: Evidence) -> list[str]:
     looked = any(finding.name == "shared_subjects" and finding.verdict != "not_checked" for finding in evidence.leaks)
     if evidence.origin == "external" and not looked:
         failed.append("shared_subjects")
-    return [name for name in failed if name not in evidence.accepted_leaks]
+    # Whom the model has heard is no other cohort, whoever accepts it.
+    heard = evidence.origin == "external" and any(finding.name == "shared_subjects" and finding.verdict == "fail" for finding in evidence.leaks)
+    return [name for name in failed if name not in evidence.accepted_leaks or (heard and name == "shared_subjects")]
 
 
 def _entry(item: Item, say: Callable[[str], str | None], answers: Mapping[str, str]) -> Entry:

@@ -15,6 +15,7 @@ from clinical_ser.evaluation.evaluating import GAP_FIGURES, GUARDS
 from clinical_ser.evaluation.evidence import Evidence, Gap, GateResult
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
+from clinical_ser.evaluation.subgroups import MINIMUM_OF_A_CLASS
 from clinical_ser.strict import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
@@ -138,7 +139,8 @@ def _groups(gate: Gate, evidence: Evidence) -> Iterator[GateResult]:
         if group.enough:
             yield _figure(gate, name, group.figures.get(gate.figure or ""), describe(gate.figure or "").title)
         elif gate.too_few == "fail":
-            yield GateResult(name=name, met=False, found=f"too few people ({group.subjects} subjects)", wanted=_wanted(gate))
+            few = f"too few people ({group.subjects} subjects; {MINIMUM_OF_A_CLASS} of each class are needed)"
+            yield GateResult(name=name, met=False, found=few, wanted=_wanted(gate))
 
 
 def _figure(gate: Gate, name: str, figure: Figure | None, title: str) -> GateResult:

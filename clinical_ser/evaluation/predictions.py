@@ -174,8 +174,11 @@ def predict(model: TrainedModel, table: FeatureTable, about: EvaluatedModel) -> 
         raise InvalidValueError("the table", f"one without {len(absent)} of the model's features (the first: {absent[0]})", "one extracted with them")
     selected = select_rows(table, model.task, model.features, use_baseline=model.uses_baseline, used_as="evaluated")
     rows = selected.rows
+    if strange := sum(problem.reason.startswith("unknown label") for problem in selected.problems):
+        raise InvalidValueError("label", f"{strange} rows with another label", list(model.task.classes))
     if not len(rows.target):
-        raise InvalidValueError("the table", f"one without a row to evaluate ({selected.counts})", "labelled recordings that pass the gate")
+        found = f"one without a row to evaluate ({selected.counts}; checks of the gate that failed: {selected.gate_failures})"
+        raise InvalidValueError("the table", found, f"recordings that pass the gate, labelled {list(model.task.classes)}")
     log_odds = model.log_odds(rows.X)
     p = probabilities(log_odds)
     frame = rows.frame.assign(

@@ -70,6 +70,30 @@ def test_people_who_were_trained_on_make_it_fail_by_name(run, bundle, tmp_path):
     assert "shared_subjects" in Evidence.from_json((tmp_path / "out" / "evidence.json").read_bytes()).accepted_leaks
 
 
+def test_the_training_cohort_is_recognised_without_being_shown_again_and_another_table_is_not_taken_for_it(run, bundle, table, tmp_path):
+    write_table(table_of(80), tmp_path / "same.parquet")
+    code, _, err = run("evaluate", bundle, tmp_path / "same.parquet", "-o", tmp_path / "out", *QUICK)
+    assert code == 1
+    assert "no other cohort" in err
+    code, _, err = run("evaluate", bundle, table, "-o", tmp_path / "o2", "--training", table, *QUICK)
+    assert code == 2
+    assert "not trained on" in err
+
+
+def test_guards_that_could_not_look_are_named(run, bundle, table, tmp_path):
+    _, _, err = run("evaluate", bundle, table, "-o", tmp_path / "out", *QUICK)
+    assert "Not checked: shared_subjects" in err
+
+
+def test_labels_that_the_model_does_not_know_stop_the_evaluation(run, bundle, table, tmp_path):
+    made = read_table(table)
+    made.frame["label"] = made.frame["label"].replace("not_depressed", "healthy")
+    write_table(made, table)
+    code, _, err = run("evaluate", bundle, table, "-o", tmp_path / "out", *QUICK)
+    assert code == 2
+    assert "another label" in err
+
+
 def test_a_gate_that_is_not_met_fails_by_name(run, bundle, table, tmp_path):
     (tmp_path / "gates.toml").write_text(
         '[[gate]]\nname = "miracle"\nfigure = "auroc"\nat_least = 1.0\n[[gate]]\nname = "some"\nsubjects_at_least = 5\n'
