@@ -276,6 +276,15 @@ def test_a_failed_leak_guard_blocks_release_unless_accepted(card, facts, evidenc
     assert "Leak guard shared subjects: fail. One voice is on both sides." in leaking().tripod["26"].value
 
 
+def test_people_whom_the_model_has_heard_are_no_other_cohort_whoever_accepts_it(card, elsewhere):
+    heard = elsewhere.model_copy(update={"leaks": (leak("shared_subjects"),), "accepted_leaks": ("shared_subjects",)})
+    assert check_card(card.extended(external=[heard])).leaks == ("external cohort 1: shared_subjects",)
+    unseen = elsewhere.model_copy(update={"leaks": (leak("shared_subjects", "not_checked"),)})
+    assert check_card(card.extended(external=[unseen])).leaks == ("external cohort 1: shared_subjects",)
+    accepted = check_card(card.extended(external=[unseen.model_copy(update={"accepted_leaks": ("shared_subjects",)})]))
+    assert (accepted.leaks, accepted.accepted) == ((), ("external cohort 1: shared_subjects",))
+
+
 @pytest.mark.parametrize("update", [{"name": "another"}, {"version": "2"}], ids=["name", "version"])
 def test_evidence_of_another_model_is_refused(card, elsewhere, update):
     foreign = elsewhere.model_copy(update={"model": elsewhere.model.model_copy(update=update)})
