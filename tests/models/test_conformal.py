@@ -149,3 +149,18 @@ def test_bad_input_is_named():
         status_from_set([True, False, False])
     with pytest.raises(BundleSchemaError, match="one threshold"):
         ConformalSets.from_dict({"coverage": 0.9, "thresholds": [0.5, None], "subjects": [10]})
+
+
+def test_sets_agree_with_an_independent_implementation():
+    """With one recording a subject these are the label-conditional sets of the package crepes."""
+    from crepes import ConformalClassifier
+    from crepes.extras import hinge
+
+    rng = np.random.default_rng(12)
+    # 104 of each class: no tenth of 105 is whole, where a set that is just reached is one of convention.
+    y, new = rng.permutation(np.repeat([0, 1, 2], 104)), rng.integers(0, 3, 200)
+    p, asked = (softmax(rng.normal(size=(len(t), 3)) + 1.5 * np.eye(3)[t], axis=1) for t in (y, new))
+    ours = ConformalSets(coverage=0.9).fit(p, y).predict(asked)
+    theirs = ConformalClassifier().fit(hinge(p, np.arange(3), y), bins=y)
+    sets = np.column_stack([theirs.predict_set(hinge(asked), bins=np.full(len(new), k), confidence=0.9, smoothing=False)[:, k] for k in range(3)])
+    assert ours.tolist() == sets.astype(bool).tolist()
