@@ -27,6 +27,7 @@ def test_net_benefit_agrees_with_dcurves(prevalence):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import dcurves
+
         y, log_odds, times = rows()
         frame = pd.DataFrame({"ill": np.repeat(y, times), "model": np.repeat(expit(log_odds), times)})
         theirs = dcurves.dca(data=frame, outcome="ill", modelnames=["model"], thresholds=DEFAULT_THRESHOLDS[:90], prevalence=prevalence)
