@@ -119,10 +119,22 @@ class Drawing:
         """Draw a rectangle from its upper left corner."""
         self._add("rect", x=x, y=y, width=width, height=height, rx=radius, fill=fill, stroke=stroke, stroke_width=thick if stroke else "")
 
-    def mark(self, kind: Mark, x: float, y: float, *, fill: str = INK, size: float = 5) -> None:
+    def hatched(self, x: float, y: float, width: float, height: float, *, stroke: str = QUIET, step: float = 5) -> None:
+        """Draw a rectangle that is outlined and crossed by slanting lines."""
+        self.box(x, y, width, height, fill=PAPER, stroke=stroke)
+        for i in range(1, math.ceil((width + height) / step)):
+            along = i * step
+            left, right = max(0.0, along - height), min(width, along)
+            self.line(x + left, y + along - left, x + right, y + along - right, stroke=stroke)
+
+    def place(self, other: "Drawing", x: float, y: float) -> None:
+        """Put the shapes of another drawing here, its upper left corner at a point."""
+        self._shapes += [f'<g transform="translate({_digits(x)} {_digits(y)})">', *other._shapes, "</g>"]
+
+    def mark(self, kind: Mark, x: float, y: float, *, fill: str = INK, size: float = 5, stroke: str = PAPER) -> None:
         """Draw a point; kinds differ in shape."""
         if kind == "circle":
-            self._add("circle", cx=x, cy=y, r=size, fill=fill, stroke=PAPER, stroke_width=1)
+            self._add("circle", cx=x, cy=y, r=size, fill=fill, stroke=stroke, stroke_width=1)
             return
         corners = {
             "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
@@ -130,7 +142,7 @@ class Drawing:
             "triangle": [(0, -1.1), (1.1, 0.9), (-1.1, 0.9)],
         }[kind]
         at = " ".join(f"{_digits(x + size * dx)},{_digits(y + size * dy)}" for dx, dy in corners)
-        self._add("polygon", points=at, fill=fill, stroke=PAPER, stroke_width=1)
+        self._add("polygon", points=at, fill=fill, stroke=stroke, stroke_width=1)
 
     def text(
         self,

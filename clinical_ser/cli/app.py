@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from clinical_ser.cli import cohort, demo, doctor, evaluate, model, plan, train
 from clinical_ser.cli.console import INTERRUPTED, complain, output
+from clinical_ser.cli.explain import explain
 from clinical_ser.cli.screen import screen
 
 
@@ -44,6 +45,7 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 
 
 app.command()(screen)
+app.command()(explain)
 app.command()(demo.demo)
 app.command()(cohort.simulate)
 app.command()(cohort.cohort)

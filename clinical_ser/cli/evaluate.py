@@ -28,6 +28,7 @@ from clinical_ser.evaluation.comparisons import Comparator
 from clinical_ser.evaluation.evaluating import REPLICATES, EvaluationOptions
 from clinical_ser.evaluation.evaluating import evaluate as evaluate_predictions
 from clinical_ser.evaluation.evidence import EvaluatedModel
+from clinical_ser.evaluation.explanations import CohortExplanation, explain_cohort
 from clinical_ser.evaluation.gates import LEAST_REPLICATES, judge_gates, read_gates
 from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, from_scores, predict, read_predictions
@@ -91,6 +92,7 @@ def evaluate(
             others=others,
             learned_from=asked.bundle.manifest.cohort_digest if asked.bundle else None,
             learning_curve=_read_curve(curve) if curve else None,
+            explanation=asked.explained(options),
             options=options,
         )
     results = judge_gates(gates, evidence)
@@ -146,6 +148,13 @@ class _Asked:
         assert table is not None
         bundle, asked = read_bundle(find_model(model)), read_table(table)
         return cls(_predictions_of(bundle, asked), asked, bundle)
+
+    def explained(self, options: EvaluationOptions) -> CohortExplanation | None:
+        """Explain the model in this cohort, where both it and the features are there."""
+        if self.bundle is None or self.table is None:
+            return None
+        model = TrainedModel.from_bundle(self.bundle)
+        return explain_cohort(model, self.table, inside=False, replicates=options.replicates, level=options.level, seed=options.seed)
 
     def of_another(self, name: str) -> Predictions:
         """Ask another model about the same table."""

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from clinical_ser.cli.console import FAILED, check_output_folder, literal, output, print_json, print_line, program
+from clinical_ser.cli.console import FAILED, check_output_folder, literal, output, print_json, print_line, program, progress
+from clinical_ser.cohorts.manifest import read_manifest
 from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.card import Card, CardCheck, check_card
@@ -161,6 +162,34 @@ def _figure_table(card: Card) -> Table:
             cells = (f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}") if known else ("not defined", "")
             table.add_row(literal(describe(name).title), *cells, f"{figure.subjects}")
     return table
+
+
+@app.command()
+def rerecord(
+    model: Model,
+    manifest: Annotated[Path, typer.Argument(help="Manifest of recordings to record again (CSV or Parquet).", show_default=False)],
+    output_folder: Annotated[Path, typer.Option("--output", "-o", help="Write the model with this in its card, unsigned.", show_default=False)],
+    most: Annotated[int, typer.Option(help="Recordings at most, spread over the manifest.", min=5)] = 50,
+) -> None:
+    """Measure how explanations hold when the same speech is softer, noisier or cut differently, and put it into the model's card."""
+    from clinical_ser.screening.rerecording import rerecord as measure
+    from clinical_ser.screening.rerecording import spoken_in
+    from clinical_ser.screening.screener import Screener
+
+    check_output_folder(output_folder)
+    bundle = read_bundle(find_model(model))
+    screener = Screener(bundle)
+    screener.check_options()
+    spoken = spoken_in(read_manifest(manifest), most=most)
+    with progress("Recording again") as report:
+        found = measure(screener, spoken, progress=lambda done: report(done, len(spoken)))
+    shown = Card.from_json(bundle.files["card.json"]).extended(rerecorded=found)
+    digest = _write(bundle, shown, output_folder)
+    for one in found:
+        moved = f"probability moves by {one.probability}, a family's effect by {one.effect}"
+        kept = f"same family first {one.same_first}, same answer {one.same_status}"
+        output.print(f"  {literal(one.change)}: {moved}; {kept}; {one.refused} refused")
+    output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
 
 
 @app.command()

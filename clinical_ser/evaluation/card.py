@@ -14,6 +14,7 @@ from clinical_ser.errors import BundleSchemaError, InvalidValueError
 from clinical_ser.evaluation.card_facts import INTENDED_USE, TrainingFacts, statements
 from clinical_ser.evaluation.card_fields import LISTS, Item, ListName, checked_answers, item_list, label_of
 from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.explanations import Rerecorded
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.models.sample_size import warning_for
 from clinical_ser.strict import Strict
@@ -55,6 +56,8 @@ class Card(Strict):
     """Of the training cohort, out of fold; without curves, which stay in evidence.json."""
     external: tuple[Evidence, ...] = ()
     """Of other cohorts."""
+    rerecorded: tuple[Rerecorded, ...] = ()
+    """How explanations change when the same speech is recorded a little differently; empty where nobody measured it."""
     training: TrainingFacts
     supplied: dict[str, str]
     """What a person answered, by question."""
@@ -97,8 +100,10 @@ class Card(Strict):
         entry = self.entries(name).get(key)
         return entry is not None and entry.complete
 
-    def extended(self, *, supplied: Mapping[str, object] | None = None, external: Iterable[Evidence] = ()) -> "Card":
-        """Return the card with further answers (a new one replaces an old one) and evaluations in other cohorts, its lists filled anew.
+    def extended(
+        self, *, supplied: Mapping[str, object] | None = None, external: Iterable[Evidence] = (), rerecorded: Sequence[Rerecorded] = ()
+    ) -> "Card":
+        """Return the card with further answers and measurements (new ones replace old ones) and evaluations in other cohorts, its lists filled anew.
 
         Raises
         ------
@@ -117,6 +122,7 @@ class Card(Strict):
             statement=self.statement,
             supplied={**self.supplied, **(supplied or {})},
             external=known,
+            rerecorded=rerecorded or self.rerecorded,
         )
 
 
@@ -143,6 +149,7 @@ def make_card(
     statement: str = "",
     supplied: Mapping[str, object] | None = None,
     external: Sequence[Evidence] = (),
+    rerecorded: Sequence[Rerecorded] = (),
 ) -> Card:
     """Fill a card.
 
@@ -158,6 +165,8 @@ def make_card(
         What a person answered, as `read_about` reads it.
     external
         Evaluations of the same model in other cohorts.
+    rerecorded
+        How explanations change when recordings do.
 
     Returns
     -------
@@ -186,6 +195,7 @@ def make_card(
         statement=statement,
         internal=internal,
         external=others,
+        rerecorded=tuple(rerecorded),
         training=facts,
         supplied=answers,
         **lists,
@@ -210,7 +220,8 @@ def check_card(card: Card) -> CardCheck:
 
 def without_curves(evidence: Evidence) -> Evidence:
     """Return evidence without what is only drawn, about half of its size; it stays in evidence.json."""
-    return evidence.model_copy(update={"binary": None, "classes": None})
+    explanation = evidence.explanation and evidence.explanation.without_features()
+    return evidence.model_copy(update={"binary": None, "classes": None, "explanation": explanation})
 
 
 def _check_evidence(evidence: Evidence, origin: str, name: str, version: str, task: Task) -> None:

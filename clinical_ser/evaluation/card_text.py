@@ -10,6 +10,7 @@ from clinical_ser.evaluation.card import Card, Entry, check_card
 from clinical_ser.evaluation.card_facts import caveat
 from clinical_ser.evaluation.card_fields import KEYS, LISTS, Item, ListName, item_list, label_of
 from clinical_ser.evaluation.evidence import Evidence, Group
+from clinical_ser.evaluation.explanations import RELIABILITY, CohortExplanation, Rerecorded
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 
@@ -54,6 +55,7 @@ def _lines(card: Card) -> Iterator[str]:
     for i, evidence in enumerate(card.external, start=1):
         yield from _evaluation(f"External cohort {i}", evidence)
         yield from _warnings(evidence.warnings)
+    yield from _rerecorded(card.rerecorded)
     yield from _blanks(card)
     for name in LISTS:
         yield from _list(name, card)
@@ -78,6 +80,8 @@ def _evaluation(title: str, evidence: Evidence) -> Iterator[str]:
     yield from _table(("Figure", "Value", _level(evidence), "Subjects", "Meaning"), [_figure_row(name, f) for name, f in evidence.figures.items()])
     for column in dict.fromkeys(group.column for group in evidence.groups):
         yield from _groups(column, evidence)
+    if evidence.explanation:
+        yield from _explanation(evidence, evidence.explanation)
     if evidence.comparisons:
         yield from ("", "### Compared", "")
         rows = [(plain(c.against), plain(describe(c.figure).title), *_cells(c.difference), f"{c.subjects:,}") for c in evidence.comparisons]
@@ -86,6 +90,36 @@ def _evaluation(title: str, evidence: Evidence) -> Iterator[str]:
         yield from ("", "### Leak guards", "")
         found = [(plain(leak.name), _verdict(leak.name, leak.verdict, evidence), plain(leak.statement)) for leak in evidence.leaks]
         yield from _table(("Guard", "Verdict", "Found"), found)
+
+
+def _explanation(evidence: Evidence, explanation: CohortExplanation) -> Iterator[str]:
+    heard = " The model learned from them." if explanation.inside else ""
+    yield from ("", "### What the model goes by", "")
+    yield f"Effects on the stated probability, against each person's reference group, over {explanation.recordings:,} recordings.{heard}"
+    yield ""
+    rows = [(plain(f.label_en), *_cells(f.size), *_cells(f.first), f"{f.size.subjects:,}") for f in explanation.families]
+    level = _level(evidence)
+    yield from _table(("Family", "Mean absolute effect", level, "Share of recordings in which it comes first", level, "Subjects"), rows)
+    yield ""
+    reliable = [(RELIABILITY[name], *_cells(figure), f"{figure.subjects:,}") for name, figure in explanation.reliability.items()]
+    yield from _table(("Reliability over refits on other people", "Value", level, "Subjects"), reliable)
+
+
+def _rerecorded(changes: Sequence[Rerecorded]) -> Iterator[str]:
+    if not changes:
+        return
+    yield from ("", "## Explanations when the same speech is recorded a little differently", "")
+    header = ("Change", "Probability, mean absolute change", "Family effect, mean absolute change", "Rank correlation of families")
+    rows = [
+        (
+            plain(one.change),
+            *(str(figure) for figure in (one.probability, one.effect, one.correlation, one.same_first, one.same_status)),
+            f"{one.probability.recordings:,} of {one.probability.subjects:,}",
+            f"{one.refused:,}",
+        )
+        for one in changes
+    ]
+    yield from _table((*header, "Same family first", "Same answer", "Recordings of subjects", "Refused by the gate"), rows)
 
 
 def _verdict(name: str, verdict: str, evidence: Evidence) -> str:

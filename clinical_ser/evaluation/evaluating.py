@@ -17,6 +17,7 @@ from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation import comparisons, subgroups
 from clinical_ser.evaluation.curves import BinaryCurvesOf, ClassCurvesOf
 from clinical_ser.evaluation.evidence import Comparison, Evidence, Flow, Gap, Group
+from clinical_ser.evaluation.explanations import CohortExplanation
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.figures import BinaryFigures, ClassFigures, figures_of
 from clinical_ser.evaluation.intervals import Bootstrap, bootstrap, delong, likelihood_ratio, wilson
@@ -96,6 +97,7 @@ def evaluate(
     others: Mapping[str, Predictions] | None = None,
     learned_from: str | None = None,
     learning_curve: LearningCurve | None = None,
+    explanation: CohortExplanation | None = None,
     options: EvaluationOptions | None = None,
 ) -> Evidence:
     """Evaluate predictions.
@@ -112,7 +114,7 @@ def evaluate(
         Predictions of other models on the same table, by name, to compare with.
     learned_from
         Digest of the cohort that the model learned from (`BundleManifest.cohort_digest`), so that the same cohort does not pass for another one.
-    learning_curve
+    learning_curve, explanation
         To be shown with the rest.
     options
         See `EvaluationOptions`.
@@ -124,7 +126,8 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     tested = None if table is None else _tested_rows(predictions, table)
-    return _Evaluation(predictions, options).run(table, tested, training, others or {}, learned_from, learning_curve)
+    evidence = _Evaluation(predictions, options).run(table, tested, training, others or {}, learned_from)
+    return evidence.model_copy(update={"learning_curve": learning_curve, "explanation": explanation})
 
 
 class _Evaluation:
@@ -146,7 +149,6 @@ class _Evaluation:
         training: FeatureTable | None,
         others: Mapping[str, Predictions],
         learned_from: str | None,
-        curve: LearningCurve | None,
     ) -> Evidence:
         """Draw the samples and read everything off; `tested` are the rows of `table` that were predicted."""
         predictions, options = self._predictions, self._options
@@ -183,7 +185,6 @@ class _Evaluation:
                 finding.name for finding in leaks if finding.verdict in {"fail", "not_checked"} and finding.name in options.accepted_leaks
             ),
             comparisons=tuple(comparison for pair, at in paired for comparison in self._comparison(drawn, pair, at)),
-            learning_curve=curve,
             covariates=subgroups.counted(predictions),
             replicates=options.replicates,
             level=options.level,
@@ -237,7 +238,7 @@ class _Evaluation:
             (low, high), method = delong(self._predictions.target[rows], self._predictions.log_odds[rows], level=level), "DeLong"
         else:
             low, high = _interval(drawn, index, name, figures.rests_on(name))
-        return _figure(value, low, high, subjects=people, recordings=len(rows), method=method)
+        return Figure.of(value, low, high, subjects=people, recordings=len(rows), method=method)
 
     def _bounds(self, drawn: Bootstrap, at: slice) -> tuple[Vector, Vector, Vector]:
         """Points of curves with their bands."""
@@ -275,7 +276,7 @@ class _Evaluation:
             figure=name,
             best=highest if better_high else lowest,
             worst=lowest if better_high else highest,
-            difference=_figure(float(np.ptp(values)), low, high, subjects=people, recordings=len(rows), method=BOOTSTRAP),
+            difference=Figure.of(float(np.ptp(values)), low, high, subjects=people, recordings=len(rows), method=BOOTSTRAP),
         )
 
     def _comparison(self, drawn: Bootstrap, pair: comparisons.Pair, at: slice) -> Iterator[Comparison]:
@@ -286,10 +287,10 @@ class _Evaluation:
             people = len(np.unique(self._subjects[rows]))
             rests_on = min(self._people_by_class(rows)) if name in {"auroc", "uar"} else people
             mine, other = (
-                _figure(drawn.values[index], *_interval(drawn, index, name, rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
+                Figure.of(drawn.values[index], *_interval(drawn, index, name, rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
                 for index in (at.start + i, at.start + n + i)
             )
-            difference = _figure(less.values[i], *less.interval(i, subjects=rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
+            difference = Figure.of(less.values[i], *less.interval(i, subjects=rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
             if pair.kind == "chance":
                 other = other.model_copy(update={"low": other.value, "high": other.value, "method": "exact"})
             yield Comparison(
@@ -321,7 +322,7 @@ class _Evaluation:
         people, value = len(np.unique(subjects)), float(np.average(is_refused, weights=weight))
         if people == len(subjects):
             low, high = wilson(value, people, level=self._options.level)
-            return _figure(value, low, high, subjects=people, recordings=people, method="Wilson")
+            return Figure.of(value, low, high, subjects=people, recordings=people, method="Wilson")
         drawn = bootstrap(
             lambda drawn: np.array([drawn @ is_refused / drawn.sum()]),
             subjects,
@@ -331,7 +332,7 @@ class _Evaluation:
             seed=self._options.seed,
         )
         low, high = drawn.interval(0, subjects=people, share=True)
-        return _figure(value, low, high, subjects=people, recordings=len(subjects), method=BOOTSTRAP)
+        return Figure.of(value, low, high, subjects=people, recordings=len(subjects), method=BOOTSTRAP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,17 +367,12 @@ def _predictive(name: str, figure: Figure, found: Mapping[str, Figure]) -> Figur
         ratio, odds = likelihood_ratio(specificity, missed), (1 - prevalence) / prevalence
     low, high = (1.0 if np.isinf(bound) else min(bound * odds / (1 + bound * odds), 1.0) for bound in ratio)
     value = np.nan if figure.value is None else figure.value
-    return _figure(value, low, high, subjects=figure.subjects, recordings=figure.recordings, method=LIKELIHOOD_RATIO)
+    return Figure.of(value, low, high, subjects=figure.subjects, recordings=figure.recordings, method=LIKELIHOOD_RATIO)
 
 
 def _with_bounds(figure: Figure) -> tuple[float, float, float]:
     value, low, high = (np.nan if number is None else number for number in (figure.value, figure.low, figure.high))
     return value, low, high
-
-
-def _figure(value: float, low: float, high: float, *, subjects: int, recordings: int, method: str) -> Figure:
-    value_, low_, high_ = (float(number) if np.isfinite(number) else None for number in (value, low, high))
-    return Figure(value=value_, low=low_, high=high_, subjects=subjects, recordings=recordings, method=method)
 
 
 def _threshold(predictions: Predictions) -> float | None:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import EvidenceError
+from clinical_ser.evaluation.explanations import CohortExplanation
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.leaks import LeakFinding
 from clinical_ser.evaluation.planning import LearningCurve
@@ -205,6 +206,8 @@ class Evidence(Strict):
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[GateResult, ...] = ()
     learning_curve: LearningCurve | None = None
+    explanation: CohortExplanation | None = None
+    """What the model goes by in this cohort; None for predictions that came without their features."""
     covariates: dict[str, dict[str, int]] = Field(default_factory=dict)
     """Evaluated subjects by sex, age band, language, site, device, task, where the cohort says."""
     replicates: int

@@ -1,5 +1,6 @@
 """A figure as it is written down: never without its interval, and never without how many people stand behind it."""
 
+import math
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -30,6 +31,12 @@ class Figure(Strict):
         if not low - DUST <= self.value <= high + DUST:
             raise ValueError("a figure lies within its interval")
         return self
+
+    @classmethod
+    def of(cls, value: float, low: float, high: float, *, subjects: int, recordings: int, method: str) -> Self:
+        """Write a figure down; what is not finite is not defined."""
+        known = (float(number) if math.isfinite(number) else None for number in (value, low, high))
+        return cls(value=next(known), low=next(known), high=next(known), subjects=subjects, recordings=recordings, method=method)
 
     def __str__(self) -> str:
         if self.value is None:

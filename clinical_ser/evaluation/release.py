@@ -8,6 +8,7 @@ from clinical_ser.evaluation.card import Card, make_card, with_origin
 from clinical_ser.evaluation.card_facts import TrainingFacts
 from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
 from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.explanations import explain_cohort
 from clinical_ser.evaluation.predictions import of_training
 from clinical_ser.models.training import Training
 
@@ -43,6 +44,10 @@ def card_of(
     statement = with_origin(statement, simulated=training.simulated)
     chosen = options or EvaluationOptions(replicates=REPLICATES)
     seeded = replace(chosen, seed=training.options.seed)
-    evidence = evaluate(of_training(training, name=name, version=version, statement=statement), table=table, options=seeded)
+    predictions = of_training(training, name=name, version=version, statement=statement)
+    explanation = None
+    if table is not None:
+        explanation = explain_cohort(training.model, table, inside=True, replicates=seeded.replicates, level=seeded.level, seed=seeded.seed)
+    evidence = evaluate(predictions, table=table, explanation=explanation, options=seeded)
     card = make_card(TrainingFacts.of(training), evidence, name=name, version=version, statement=statement, supplied=supplied)
     return card, evidence

@@ -97,6 +97,8 @@ def get(name: str) -> FeatureSpec:
         return _described()[name]
     if name in _compare_entries():
         return _compare_spec(name)
+    if _DIMENSION.fullmatch(name):
+        return _dimension_spec(name)
     known = [*_described(), *_compare_entries()]
     raise InvalidValueError("feature", name, get_close_matches(name, known, n=3) or "a name that docs/features.md lists")
 
@@ -309,6 +311,34 @@ def _compare_spec(name: str) -> FeatureSpec:
         sources=file["sources"],
         caveats=file["caveats"],
         voiced_only=contour.own_name.startswith(("F0final", "jitter", "shimmer", "logHNR")) and entry.statistic != "ff0_nnz",
+    )
+
+
+# --- Embeddings: dimensions without a meaning of their own --------------------------------------------------------------------------------
+
+_DIMENSION = re.compile(r"embedding\.[a-z0-9][a-z0-9_-]{0,63}\.[0-9]{1,5}")
+"""`embedding.ENCODER.NUMBER`."""
+
+
+@cache
+def _dimension_spec(name: str) -> FeatureSpec:
+    """Describe a dimension by its family: nothing else can be said of one, and an explanation never shows one alone."""
+    family = get_family("embedding")
+    return FeatureSpec(
+        name=name,
+        engine="encoder",
+        set="embedding",
+        family="embedding",
+        unit="1",
+        label_en=family.label_en,
+        label_zh=family.label_zh,
+        meaning_en=family.meaning_en,
+        meaning_zh=family.meaning_zh,
+        higher_en="higher value",
+        higher_zh="数值更高",
+        lower_en="lower value",
+        lower_zh="数值更低",
+        sources=(),
     )
 
 

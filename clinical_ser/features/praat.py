@@ -1,10 +1,11 @@
 """The Praat features: pitch, perturbation, harmonicity, cepstral peak, formants, intensity and voice breaks of one recording.
 
-One pitch track serves everything (the shared analysis brings it); what Praat does fast is asked of Praat, and what it does slowly, CPPS
-and HNR, is computed by `cepstrum` and `harmonicity` to the same numbers. A value that cannot be had carries the reason instead.
+Praat (or `cepstrum` and `harmonicity`, where it is slow, to the same numbers) measures tracks once; features are summaries of them, so that
+those without some of the frames cost milliseconds. A value that cannot be had carries the reason instead.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ from parselmouth.praat import call
 from clinical_ser.audio.analysis import FRAME_STEP_S, PitchTrack, SpeechAnalysis
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.features import cepstrum, harmonicity
+from clinical_ser.features.praat_tracks import (
+    LONGEST_PERIOD_S,
+    MAXIMUM_AMPLITUDE_FACTOR,
+    MAXIMUM_PERIOD_FACTOR,
+    SHORTEST_PERIOD_S,
+    Kept,
+    Pulses,
+    Track,
+    frames_at,
+    glottal_pulses,
+    pulse_times_s,
+)
 from clinical_ser.features.sampling import first_sample_time, resample
 
 SEMITONE_REFERENCE_HZ = 27.5
@@ -22,11 +35,6 @@ SEMITONE_REFERENCE_HZ = 27.5
 MIN_VOICED_FRAMES = 10
 """0.1 s of voice; quantiles of less say nothing about a speaker."""
 
-# The settings of Praat's voice report and of every jitter and shimmer command (manual, "Voice 2. Jitter", "Voice 3. Shimmer").
-SHORTEST_PERIOD_S = 0.0001
-LONGEST_PERIOD_S = 0.02
-MAXIMUM_PERIOD_FACTOR = 1.3
-MAXIMUM_AMPLITUDE_FACTOR = 1.6
 BREAK_PERIODS = 1.25
 """Two pulses further apart than this many periods of the pitch floor are a voice break (manual, "Voice 1. Voice breaks")."""
 
@@ -62,6 +70,8 @@ _SHIMMERS = {
     "praat.shimmer_apq11_percent": ("apq11", 100.0),
     "praat.shimmer_dda_percent": ("dda", 100.0),
 }
+_HNR_NAMES = ("praat.hnr_mean_db", "praat.hnr_sd_db", "praat.hnr_voiced_mean_db")
+_CPPS_NAMES = ("praat.cpps_db", "praat.cpps_voiced_db")
 _BREAK_NAMES = ("praat.voice_breaks_count", "praat.voice_breaks_degree_percent")
 _FORMANTS = (1, 2, 3, 4)
 _BANDWIDTHS = (1, 2, 3)
@@ -83,11 +93,8 @@ NAMES: tuple[str, ...] = (
     *_f0_names("semitones"),
     *_JITTERS,
     *_SHIMMERS,
-    "praat.hnr_mean_db",
-    "praat.hnr_sd_db",
-    "praat.hnr_voiced_mean_db",
-    "praat.cpps_db",
-    "praat.cpps_voiced_db",
+    *_HNR_NAMES,
+    *_CPPS_NAMES,
     *_FORMANT_NAMES,
     *_INTENSITY_NAMES,
     *_BREAK_NAMES,
@@ -118,6 +125,40 @@ FORMANT_NOT_FOUND = "formant found in too few voiced frames"
 _Found = dict[str, float | str]
 
 
+@dataclass(frozen=True, eq=False)
+class VoiceTracks:
+    """What only a voice has; measured where there is enough of it."""
+
+    pulses: Pulses
+    formants_hz: tuple[Track, ...]
+    """F1-F4 in the voiced frames where they were found."""
+    bandwidths_hz: tuple[Track, ...]
+    """The same of F1-F3."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contour:
+    """One measure in all frames that have it, and in those of them that are voiced."""
+
+    every: Track
+    voiced: Track
+
+
+@dataclass(frozen=True, eq=False)
+class PraatTracks:
+    """Everything about a recording that takes time to measure; made by `measure`. A phrase stands where nothing could be measured."""
+
+    analysis: SpeechAnalysis
+    f0_hz: Track
+    """Every pitch frame; 0 where unvoiced."""
+    voice: VoiceTracks | str
+    hnr_db: Contour | str
+    """Frames that are not silent."""
+    cpps_db: Contour | str
+    intensity_db: Track | str
+    """Frames that are not digital silence."""
+
+
 def compute(analysis: SpeechAnalysis) -> tuple[dict[str, float], dict[str, str]]:
     """Measure the Praat features of one recording.
 
@@ -144,13 +185,63 @@ def compute(analysis: SpeechAnalysis) -> tuple[dict[str, float], dict[str, str]]
     ----------
     Boersma P, Weenink D, Praat: doing phonetics by computer, version 6.1.38, and its manual. Jadoul Y et al. (2018), J Phonetics 71:1-15.
     """
-    found: dict[str, float | str] = {
-        **_f0(analysis.pitch),
-        **_glottal_periods(analysis),
-        **_harmonicity(analysis),
-        **_cepstral_peak(analysis),
-        **_formants(analysis),
-        **_intensity(analysis),
+    return summarise(measure(analysis))
+
+
+def measure(analysis: SpeechAnalysis) -> PraatTracks:
+    """Measure once what the features of a recording, and of any part of it, are summarised from.
+
+    Parameters
+    ----------
+    analysis
+        The shared measurements of the recording, its pitch track among them.
+    """
+    return PraatTracks(
+        analysis=analysis,
+        f0_hz=Track(analysis.pitch.f0_hz, frames_at(analysis.pitch.times_s, len(analysis.level_dbfs))),
+        voice=_voice_tracks(analysis),
+        hnr_db=_harmonicity_track(analysis),
+        cpps_db=_cepstral_track(analysis),
+        intensity_db=_intensity_track(analysis),
+    )
+
+
+def summarise(tracks: PraatTracks, keep: NDArray[np.bool_] | None = None) -> tuple[dict[str, float], dict[str, str]]:
+    """Summarise a recording, or what is left of it when frames are taken out and the ends joined.
+
+    Parameters
+    ----------
+    tracks
+        From `measure`.
+    keep
+        Shape (frames,), on the grid of `SpeechAnalysis.level_dbfs`; True where a frame stays. None keeps all.
+
+    Returns
+    -------
+    values, missing
+        As from `compute`.
+
+    Raises
+    ------
+    InvalidValueError
+        A mask of another shape or type.
+
+    Notes
+    -----
+    Cutting the samples and measuring again differs: here what Praat takes relative to the recording (the level below which a frame is
+    silent, from its loudest sample) or we do (pitch range, formant ceiling, noise floor) stays that of the whole recording, and no analysis
+    window sees sound from both sides of a seam.
+    """
+    kept = Kept.of(keep, len(tracks.analysis.level_dbfs))
+    f0_hz = tracks.f0_hz.left(kept)
+    voice = tracks.voice if np.count_nonzero(f0_hz) >= MIN_VOICED_FRAMES else TOO_LITTLE_VOICE
+    found: _Found = {
+        **_f0(f0_hz),
+        **_glottal_periods(voice, tracks.analysis, kept),
+        **_harmonicity(tracks.hnr_db, kept),
+        **_cepstral_peak(tracks.cpps_db, kept),
+        **_formants(voice, kept),
+        **_intensity(tracks.intensity_db, tracks.analysis, kept),
     }
     values = {name: math.nan if isinstance(found[name], str) else float(found[name]) for name in NAMES}
     return values, {name: reason for name in NAMES if isinstance(reason := found[name], str)}
@@ -164,10 +255,11 @@ def formant_ceiling_hz(f0_hz: NDArray[np.float64]) -> int:
     return round((floor + position * (ceiling - floor)) / CEILING_GRID_HZ) * CEILING_GRID_HZ
 
 
-def _f0(pitch: PitchTrack) -> _Found:
-    """Statistics of F0 over voiced frames, and the share of frames without it."""
-    unvoiced: float | str = 100.0 * float(np.mean(~pitch.voiced)) if len(pitch.f0_hz) else NO_SPEECH
-    f0_hz = pitch.f0_hz[pitch.voiced]
+def _f0(f0_hz: NDArray[np.float64]) -> _Found:
+    """Statistics of F0 over voiced frames, and the share of frames without it (0 Hz)."""
+    voiced = f0_hz > 0
+    unvoiced: float | str = 100.0 * float(np.mean(~voiced)) if len(f0_hz) else NO_SPEECH
+    f0_hz = f0_hz[voiced]
     if len(f0_hz) < MIN_VOICED_FRAMES:
         return dict.fromkeys((*_f0_names("hz"), *_f0_names("semitones")), TOO_LITTLE_VOICE) | {"praat.unvoiced_fraction_percent": unvoiced}
     return {
@@ -184,78 +276,118 @@ def _distribution(values: NDArray[np.float64]) -> tuple[float, ...]:
     return (float(values.mean()), float(np.median(values)), float(values.std(ddof=1)), *map(float, quantiles), float(at[80] - at[20]))
 
 
-def _glottal_periods(analysis: SpeechAnalysis) -> _Found:
-    """Jitter, shimmer and voice breaks from one series of glottal pulses."""
-    if np.count_nonzero(analysis.pitch.voiced) < MIN_VOICED_FRAMES:
-        return dict.fromkeys((*_JITTERS, *_SHIMMERS, *_BREAK_NAMES), TOO_LITTLE_VOICE)
-    pulses = call([analysis.sound, analysis.pitch.praat], "To PointProcess (cc)")
-    periods = (0.0, 0.0, SHORTEST_PERIOD_S, LONGEST_PERIOD_S, MAXIMUM_PERIOD_FACTOR)
-    found: dict[str, float | str] = {}
-    for name, (variant, scale) in _JITTERS.items():
-        found[name] = _or_reason(scale * call(pulses, f"Get jitter ({variant})", *periods), TOO_FEW_PERIODS)
-    for name, (variant, scale) in _SHIMMERS.items():
-        shimmer = call([analysis.sound, pulses], f"Get shimmer ({variant})", *periods, MAXIMUM_AMPLITUDE_FACTOR)
-        found[name] = _or_reason(scale * shimmer, TOO_FEW_PERIODS)
-    return found | _voice_breaks(pulses, analysis)
-
-
-def _voice_breaks(pulses: Any, analysis: SpeechAnalysis) -> _Found:
-    """Count and share of time as Praat's voice report has them: neighbouring long gaps are one break, and the last gap is not looked at."""
-    if call(pulses, "Get number of points") < 2:
-        return dict.fromkeys(_BREAK_NAMES, TOO_FEW_PERIODS)
-    gaps_s = np.diff(call(pulses, "To Matrix").values[0])[:-1]
-    broken = gaps_s > BREAK_PERIODS / analysis.pitch.floor_hz
-    count = np.count_nonzero(broken & ~np.concatenate([[False], broken[:-1]])) if len(broken) else 0
-    degree = 100.0 * float(gaps_s[broken].sum()) / analysis.sound.duration
-    return dict(zip(_BREAK_NAMES, (float(count), degree), strict=True))
-
-
-def _harmonicity(analysis: SpeechAnalysis) -> _Found:
-    names = ("praat.hnr_mean_db", "praat.hnr_sd_db", "praat.hnr_voiced_mean_db")
-    samples = analysis.sound.values[0]
-    if reason := _unmeasurable(samples, harmonicity.MINIMUM_DURATION_S):
-        return dict.fromkeys(names, reason)
-    track = harmonicity.harmonicity(samples, SAMPLE_RATE_HZ)
-    sounding = track.hnr_db[np.isfinite(track.hnr_db)]
-    voiced = track.hnr_db[np.isfinite(track.hnr_db) & voiced_at(track.times_s, analysis.pitch)]
-    return {
-        "praat.hnr_mean_db": float(sounding.mean()) if len(sounding) else NOTHING_PERIODIC,
-        "praat.hnr_sd_db": float(sounding.std(ddof=1)) if len(sounding) >= MIN_VOICED_FRAMES else TOO_LITTLE_SOUND,
-        "praat.hnr_voiced_mean_db": float(voiced.mean()) if len(voiced) >= MIN_VOICED_FRAMES else TOO_LITTLE_VOICE,
-    }
-
-
-def _cepstral_peak(analysis: SpeechAnalysis) -> _Found:
-    samples = analysis.sound.values[0]
-    if reason := _unmeasurable(samples, cepstrum.WINDOW_S):
-        return dict.fromkeys(("praat.cpps_db", "praat.cpps_voiced_db"), reason)
-    track = cepstrum.cepstral_peak_prominence(samples, SAMPLE_RATE_HZ)
-    voiced = track.prominence_db[voiced_at(track.times_s, analysis.pitch)]
-    return {
-        "praat.cpps_db": track.mean_db,
-        "praat.cpps_voiced_db": float(voiced.mean()) if len(voiced) >= MIN_VOICED_FRAMES else TOO_LITTLE_VOICE,
-    }
-
-
-def _formants(analysis: SpeechAnalysis) -> _Found:
-    """Median and interquartile range over voiced frames of F1-F4, and median bandwidths."""
+def _voice_tracks(analysis: SpeechAnalysis) -> VoiceTracks | str:
     f0_hz = analysis.pitch.f0_hz[analysis.pitch.voiced]
     if len(f0_hz) < MIN_VOICED_FRAMES:
-        return dict.fromkeys(_FORMANT_NAMES, TOO_LITTLE_VOICE)
+        return TOO_LITTLE_VOICE
+    frames = len(analysis.level_dbfs)
+    pulses = call([analysis.sound, analysis.pitch.praat], "To PointProcess (cc)")
     formant = _formant_track(analysis, formant_ceiling_hz(f0_hz))
     times_s = formant.xs()
     times_s = times_s[voiced_at(times_s, analysis.pitch)]
-    found: dict[str, float | str] = {}
-    for number in _FORMANTS:
+    at = frames_at(times_s, frames)
+    return VoiceTracks(
+        pulses=glottal_pulses(analysis.sound, pulses, frames),
+        formants_hz=tuple(_defined([formant.get_value_at_time(number, time) for time in times_s], at) for number in _FORMANTS),
+        bandwidths_hz=tuple(_defined([formant.get_bandwidth_at_time(number, time) for time in times_s], at) for number in _BANDWIDTHS),
+    )
+
+
+def _glottal_periods(voice: VoiceTracks | str, analysis: SpeechAnalysis, kept: Kept) -> _Found:
+    """Jitter, shimmer and voice breaks from one series of glottal pulses."""
+    if isinstance(voice, str):
+        return dict.fromkeys((*_JITTERS, *_SHIMMERS, *_BREAK_NAMES), voice)
+    jitters, shimmers = voice.pulses.jitters(kept), voice.pulses.shimmers(kept)
+    return {
+        **{name: _or_reason(scale * jitters[variant], TOO_FEW_PERIODS) for name, (variant, scale) in _JITTERS.items()},
+        **{name: _or_reason(scale * shimmers[variant], TOO_FEW_PERIODS) for name, (variant, scale) in _SHIMMERS.items()},
+        **_voice_breaks(voice.pulses.praat, analysis, kept),
+    }
+
+
+def _voice_breaks(pulses: Any, analysis: SpeechAnalysis, kept: Kept | None = None) -> _Found:
+    """Count and share of time as Praat's voice report has them: neighbouring long gaps are one break, and the last gap is not looked at."""
+    kept = kept or Kept.of(None, len(analysis.level_dbfs))
+    longest_s = BREAK_PERIODS / analysis.pitch.floor_hz
+    times_s = pulse_times_s(pulses)
+    frames = frames_at(times_s, len(analysis.level_dbfs))
+    left = np.flatnonzero(kept.keep[frames])
+    if len(left) < 2:
+        return dict.fromkeys(_BREAK_NAMES, TOO_FEW_PERIODS)
+    gaps_s = np.diff(times_s[left]) - FRAME_STEP_S * np.diff(kept.removed_before[frames[left]])
+    # Voice that went on beyond both ends of a gap, into what is removed, leaves up to one period at either end, and did not break.
+    ends = np.diff(times_s) > longest_s
+    broken = (gaps_s > longest_s) & (ends[left[:-1]] | ends[left[1:] - 1] | (gaps_s > 2 * longest_s))
+    gaps_s, broken = gaps_s[:-1], broken[:-1]
+    count = np.count_nonzero(broken & ~np.concatenate([[False], broken[:-1]])) if len(broken) else 0
+    degree = 100.0 * float(gaps_s[broken].sum()) / (analysis.sound.duration - kept.removed_s)
+    return dict(zip(_BREAK_NAMES, (float(count), degree), strict=True))
+
+
+def _harmonicity_track(analysis: SpeechAnalysis) -> Contour | str:
+    samples = analysis.sound.values[0]
+    if reason := _unmeasurable(samples, harmonicity.MINIMUM_DURATION_S):
+        return reason
+    track = harmonicity.harmonicity(samples, SAMPLE_RATE_HZ)
+    return _contour(track.times_s, track.hnr_db, analysis)
+
+
+def _harmonicity(track: Contour | str, kept: Kept) -> _Found:
+    if isinstance(track, str):
+        return dict.fromkeys(_HNR_NAMES, track)
+    sounding = track.every.left(kept)
+    return {
+        "praat.hnr_mean_db": float(sounding.mean()) if len(sounding) else NOTHING_PERIODIC,
+        "praat.hnr_sd_db": float(sounding.std(ddof=1)) if len(sounding) >= MIN_VOICED_FRAMES else TOO_LITTLE_SOUND,
+        "praat.hnr_voiced_mean_db": _mean_of_voice(track, kept),
+    }
+
+
+def _cepstral_track(analysis: SpeechAnalysis) -> Contour | str:
+    samples = analysis.sound.values[0]
+    if reason := _unmeasurable(samples, cepstrum.WINDOW_S):
+        return reason
+    track = cepstrum.cepstral_peak_prominence(samples, SAMPLE_RATE_HZ)
+    return _contour(track.times_s, track.prominence_db, analysis)
+
+
+def _cepstral_peak(track: Contour | str, kept: Kept) -> _Found:
+    if isinstance(track, str):
+        return dict.fromkeys(_CPPS_NAMES, track)
+    every = track.every.left(kept)
+    return {
+        "praat.cpps_db": float(every.mean()) if len(every) else TOO_LITTLE_SOUND,
+        "praat.cpps_voiced_db": _mean_of_voice(track, kept),
+    }
+
+
+def _contour(times_s: NDArray[np.float64], values: NDArray[np.float64], analysis: SpeechAnalysis) -> Contour:
+    """Leave out the frames without a value."""
+    frames, there = frames_at(times_s, len(analysis.level_dbfs)), np.isfinite(values)
+    voiced = there & voiced_at(times_s, analysis.pitch)
+    return Contour(Track(values[there], frames[there]), Track(values[voiced], frames[voiced]))
+
+
+def _mean_of_voice(track: Contour, kept: Kept) -> float | str:
+    values = track.voiced.left(kept)
+    return float(values.mean()) if len(values) >= MIN_VOICED_FRAMES else TOO_LITTLE_VOICE
+
+
+def _formants(voice: VoiceTracks | str, kept: Kept) -> _Found:
+    """Median and interquartile range over voiced frames of F1-F4, and median bandwidths."""
+    if isinstance(voice, str):
+        return dict.fromkeys(_FORMANT_NAMES, voice)
+    found: _Found = {}
+    for number, track in zip(_FORMANTS, voice.formants_hz, strict=True):
         median, iqr = f"praat.f{number}_median_hz", f"praat.f{number}_iqr_hz"
-        values = _defined([formant.get_value_at_time(number, time) for time in times_s])
+        values = track.left(kept)
         if len(values) < MIN_VOICED_FRAMES:
             found |= dict.fromkeys((median, iqr), FORMANT_NOT_FOUND)
         else:
             lower, middle, upper = np.percentile(values, (25, 50, 75), method="hazen")
             found |= {median: float(middle), iqr: float(upper - lower)}
-    for number in _BANDWIDTHS:
-        values = _defined([formant.get_bandwidth_at_time(number, time) for time in times_s])
+    for number, track in zip(_BANDWIDTHS, voice.bandwidths_hz, strict=True):
+        values = track.left(kept)
         enough = len(values) >= MIN_VOICED_FRAMES
         found[f"praat.f{number}_bandwidth_median_hz"] = float(np.median(values)) if enough else FORMANT_NOT_FOUND
     return found
@@ -289,14 +421,22 @@ def _near_voice(samples: int, first_s: float, rate_hz: int, pitch: PitchTrack) -
     return near
 
 
-def _intensity(analysis: SpeechAnalysis) -> _Found:
-    """Level over speech: the mean is that of the energy, spread and quantiles are of dB values."""
+def _intensity_track(analysis: SpeechAnalysis) -> Track | str:
     if reason := _unmeasurable(analysis.sound.values[0], _INTENSITY_WINDOW_S):
-        return dict.fromkeys(_INTENSITY_NAMES, reason)
+        return reason
     track = analysis.sound.to_intensity(INTENSITY_FLOOR_HZ, FRAME_STEP_S)
     level_db = track.values[0]
-    frames = np.clip((track.xs() / FRAME_STEP_S).astype(np.int64), 0, len(analysis.speech) - 1)
-    level_db = level_db[analysis.speech[frames] & (level_db > _NO_INTENSITY_DB)]
+    heard = level_db > _NO_INTENSITY_DB
+    return Track(level_db[heard], frames_at(track.xs(), len(analysis.level_dbfs))[heard])
+
+
+def _intensity(track: Track | str, analysis: SpeechAnalysis, kept: Kept) -> _Found:
+    """Level over speech: the mean is that of the energy, spread and quantiles are of dB values."""
+    if isinstance(track, str):
+        return dict.fromkeys(_INTENSITY_NAMES, track)
+    spoken = kept.keep.copy()
+    spoken[kept.keep] = kept.speech(analysis.speech)
+    level_db = track.values[spoken[track.frames]]
     if len(level_db) < MIN_VOICED_FRAMES:
         return dict.fromkeys(_INTENSITY_NAMES, NO_SPEECH)
     mean_db = 10.0 * math.log10(float(np.mean(10.0 ** (level_db / 10.0))))
@@ -326,6 +466,7 @@ def _or_reason(value: float, reason: str) -> float | str:
     return float(value) if math.isfinite(value) else reason
 
 
-def _defined(values: list[float]) -> NDArray[np.float64]:
+def _defined(values: list[float], frames: NDArray[np.int64]) -> Track:
     array = np.asarray(values, np.float64)
-    return array[np.isfinite(array)]
+    finite = np.isfinite(array)
+    return Track(array[finite], frames[finite])

@@ -5,6 +5,7 @@ as nuclei, loud voiced peaks of the level track (de Jong & Wempe 2009), so no tr
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from scipy.signal import find_peaks
 
 from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
 from clinical_ser.audio.voice_activity import MIN_PAUSE_S, f0_on_grid, runs
+from clinical_ser.features.praat_tracks import Kept
 
 MIN_PAUSES_FOR_SD = 5
 """Below it the SD of pauses is missing: the standard error of an SD from n values is about 1 / sqrt(2 (n - 1)) of it, 35 % at five."""
@@ -76,13 +78,38 @@ class Phrasing:
         return self.span_s - float(self.pauses_s.sum())
 
 
-def compute(analysis: SpeechAnalysis) -> tuple[dict[str, float], dict[str, str]]:
-    """Measure the timing features of one recording.
+@dataclass(frozen=True, eq=False)
+class _Course:
+    """The frames that are looked at, one after the other as if there had never been others; all arrays of shape (frames,)."""
+
+    level_dbfs: NDArray[np.float64]
+    speech: NDArray[np.bool_]
+    voiced: NDArray[np.bool_]
+    segments_s: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def of(cls, analysis: SpeechAnalysis) -> Self:
+        voiced = np.asarray(f0_on_grid(analysis.pitch, len(analysis.level_dbfs)) > 0)
+        return cls(analysis.level_dbfs, analysis.speech, voiced, analysis.segments_s)
+
+    def left(self, kept: Kept) -> "_Course":
+        """Take frames out and join what was before and after them."""
+        if kept.keep.all():
+            return self
+        speech = kept.speech(self.speech)
+        segments_s = tuple((round(start * FRAME_STEP_S, 2), round(stop * FRAME_STEP_S, 2)) for start, stop in runs(speech).tolist())
+        return _Course(self.level_dbfs[kept.keep], speech, self.voiced[kept.keep], segments_s)
+
+
+def compute(analysis: SpeechAnalysis, keep: NDArray[np.bool_] | None = None) -> tuple[dict[str, float], dict[str, str]]:
+    """Measure the timing features of one recording, or of what is left of it when frames are taken out and the ends joined.
 
     Parameters
     ----------
     analysis
         The shared measurements of the recording.
+    keep
+        Shape (frames,), on the grid of `SpeechAnalysis.level_dbfs`; True where a frame stays. None keeps all.
 
     Returns
     -------
@@ -91,20 +118,25 @@ def compute(analysis: SpeechAnalysis) -> tuple[dict[str, float], dict[str, str]]
     missing
         For each NaN the reason, a phrase that reads on its own.
 
+    Raises
+    ------
+    InvalidValueError
+        A mask of another shape or type.
+
     References
     ----------
     Goldman-Eisler F (1968), Psycholinguistics: Experiments in Spontaneous Speech.
     Mundt JC et al. (2007), Journal of Neurolinguistics 20:50-64.
     de Jong NH, Wempe T (2009), Behavior Research Methods 41:385-390.
     """
-    if not analysis.segments_s:
+    course = _Course.of(analysis).left(Kept.of(keep, len(analysis.level_dbfs)))
+    if not course.segments_s:
         return dict.fromkeys(NAMES, np.nan), dict.fromkeys(NAMES, NO_SPEECH)
-    phrasing = phrase(analysis.segments_s)
-    runs_s = voiced_runs_s(analysis)
+    phrasing = phrase(course.segments_s)
     found: dict[str, float | str] = {
         **_pauses(phrasing),
-        **_rates(phrasing, len(syllable_nuclei_s(analysis))),
-        **_voicing(phrasing, runs_s),
+        **_rates(phrasing, len(_nuclei(course))),
+        **_voicing(phrasing, _voiced_runs_s(course)),
     }
     values = {name: np.nan if isinstance(found[name], str) else float(found[name]) for name in NAMES}
     return values, {name: reason for name in NAMES if isinstance(reason := found[name], str)}
@@ -124,25 +156,24 @@ def syllable_nuclei_s(analysis: SpeechAnalysis) -> NDArray[np.float64]:
     A nucleus is a peak of the smoothed level, `MIN_DIP_DB` above the dips on both sides, within `NUCLEUS_RANGE_DB` of the loud end, voiced
     and inside a speech segment. All limits are relative to the recording's own level, so gain changes nothing.
     """
-    if not analysis.speech.any():
-        return np.empty(0)
-    level = gaussian_filter1d(analysis.level_dbfs, SMOOTHING_S / FRAME_STEP_S)
-    threshold = np.percentile(level[analysis.speech], LOUD_END_PERCENTILE) - NUCLEUS_RANGE_DB
+    return np.asarray((_nuclei(_Course.of(analysis)) + 0.5) * FRAME_STEP_S, np.float64)
+
+
+def _nuclei(course: _Course) -> NDArray[np.intp]:
+    """Frames of the syllable nuclei, shape (syllables,)."""
+    if not course.speech.any():
+        return np.empty(0, np.intp)
+    level = gaussian_filter1d(course.level_dbfs, SMOOTHING_S / FRAME_STEP_S)
+    threshold = np.percentile(level[course.speech], LOUD_END_PERCENTILE) - NUCLEUS_RANGE_DB
     # Minus infinity outside: speech that is cut at the recording's edge may end in a nucleus.
     bounded = np.concatenate(([-np.inf], level, [-np.inf]))
     peaks = find_peaks(bounded, height=threshold, prominence=MIN_DIP_DB)[0] - 1
-    nuclei = peaks[(_voiced(analysis) & analysis.speech)[peaks]]
-    return np.asarray((nuclei + 0.5) * FRAME_STEP_S, np.float64)
+    return np.asarray(peaks[(course.voiced & course.speech)[peaks]], np.intp)
 
 
-def voiced_runs_s(analysis: SpeechAnalysis) -> NDArray[np.float64]:
-    """Measure the unbroken stretches of voiced frames inside speech; their lengths in seconds, shape (runs,)."""
-    return np.asarray(np.diff(runs(_voiced(analysis) & analysis.speech)).ravel() * FRAME_STEP_S, np.float64)
-
-
-def _voiced(analysis: SpeechAnalysis) -> NDArray[np.bool_]:
-    """On the grid of the level track."""
-    return np.asarray(f0_on_grid(analysis.pitch, len(analysis.level_dbfs)) > 0)
+def _voiced_runs_s(course: _Course) -> NDArray[np.float64]:
+    """Lengths of the unbroken stretches of voiced frames inside speech, shape (runs,)."""
+    return np.asarray(np.diff(runs(course.voiced & course.speech)).ravel() * FRAME_STEP_S, np.float64)
 
 
 def _pauses(phrasing: Phrasing) -> dict[str, float | str]:

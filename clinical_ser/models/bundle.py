@@ -30,16 +30,18 @@ from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.signing import SignatureStatus, SigningKey, TrustStore, require_trust, verify_signature
 from clinical_ser.models.strict_json import JsonValue, StrictJsonError, canonical_json, parse_canonical_object, parse_json
 
-SCHEMA = "clinical-ser/bundle/1"
+SCHEMA = "clinical-ser/bundle/2"
 MANIFEST = "manifest.json"
 SIGNATURE = "signature"
 
-REQUIRED_FILES = frozenset({"preprocessing.json", "calibrator.json", "conformal.json", "reference.json", "card.json"})
+REQUIRED_FILES = frozenset({"preprocessing.json", "calibrator.json", "conformal.json", "reference.json", "background.json", "card.json"})
 HEAD_FILES = frozenset({"head.json", "head.ubj", "head.onnx"})
 """Exactly one of these is there."""
 REFIT_FILES = frozenset({"refits.json", "refits.ubj"})
 """The head refitted on resampled subjects, for intervals; at most one of these."""
-PAYLOAD_FILES = REQUIRED_FILES | HEAD_FILES | REFIT_FILES
+OPTIONAL_FILES = frozenset({"interpretable.json"})
+"""Of a model with embeddings: the same without them."""
+PAYLOAD_FILES = REQUIRED_FILES | HEAD_FILES | REFIT_FILES | OPTIONAL_FILES
 _ALL_FILES = PAYLOAD_FILES | {MANIFEST, SIGNATURE}
 
 # Caps that stand before any reading. Ours, set far above need: a manifest with ComParE's 6373 feature names takes about 0.4 MiB.
@@ -112,7 +114,7 @@ class ManifestFields(BaseModel):
 class BundleManifest(ManifestFields):
     """The content of `manifest.json`."""
 
-    schema_id: Literal["clinical-ser/bundle/1"] = Field(alias="schema")
+    schema_id: Literal["clinical-ser/bundle/2"] = Field(alias="schema")
     files: dict[str, FileEntry]
 
     @model_validator(mode="after")
@@ -156,9 +158,7 @@ class VerifiedBundle:
 
     def json(self, name: str) -> JsonValue:
         """Parse one payload file strictly; BundleSchemaError when it is not there or not JSON."""
-        if name not in self.files:
-            raise BundleSchemaError(f"{name}: this bundle has no such file, it has {sorted(self.files)}.")
-        return _payload_json(name, self.files[name])
+        return payload_json(self.files, name)
 
 
 def write_bundle(
@@ -428,7 +428,7 @@ def _manifest_bytes(fields: ManifestFields, contents: Mapping[str, bytes]) -> by
         if len(content) > MAX_FILE_BYTES:
             _too_large(name, MAX_FILE_BYTES)
         if name.endswith(".json"):
-            _payload_json(name, content)
+            payload_json(contents, name)
     entries = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()}
     said = fields.model_dump(mode="json", include=set(ManifestFields.model_fields))
     try:
@@ -441,9 +441,12 @@ def _manifest_bytes(fields: ManifestFields, contents: Mapping[str, bytes]) -> by
     return raw
 
 
-def _payload_json(name: str, content: bytes) -> JsonValue:
+def payload_json(files: Mapping[str, bytes], name: str) -> JsonValue:
+    """Parse one of a model's files strictly; BundleSchemaError when it is not there or not JSON."""
+    if name not in files:
+        raise BundleSchemaError(f"{name}: this bundle has no such file, it has {sorted(files)}.")
     try:
-        return parse_json(content)
+        return parse_json(files[name])
     except StrictJsonError as error:
         raise BundleSchemaError(f"{name}: {error}.") from None
 

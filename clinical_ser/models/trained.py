@@ -7,7 +7,7 @@ a constant. Probability, interval, prediction set, threshold and explanation are
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from scipy.special import expit, softmax
 from clinical_ser.cohorts.tasks import Task, TaskKind
 from clinical_ser.errors import BundleSchemaError, InvalidValueError
 from clinical_ser.features import catalogue
+from clinical_ser.models.background import Background, Backgrounds
 from clinical_ser.models.boosted_head import BoostedHead
-from clinical_ser.models.bundle import VerifiedBundle
+from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, payload_json
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.heads import Head, probabilities
+from clinical_ser.models.interpretable import EMBEDDING, InterpretableFile, Reproduced
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.preprocessing import Preprocessor
@@ -85,15 +87,18 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class Contributions:
-    """The calibrated log-odds of one recording taken apart: `base` plus the sum of `families` is `log_odds`."""
+class Terms:
+    """Calibrated log-odds (or logits) as sums, by the model and by each of its refits: `constant` plus the sum of `families` over families.
 
-    log_odds: float
-    base: float
-    families: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    Stated like `TrainedModel.log_odds`: for two classes at the training prevalence, for more at equal shares. Version 0 is the model.
+    """
+
+    constant: NDArray[np.float64]
+    """Shape (versions, margins); one margin for two classes, else one a class."""
+    families: NDArray[np.float64]
+    """Shape (versions, rows, families, margins)."""
     features: NDArray[np.float64]
-    """Shape (features,); of the log-odds, in feature order."""
+    """Shape (versions, rows, features, margins); those of a family sum to it (of a boosted head within 1e-5)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +118,12 @@ class TrainedModel:
     class_shares: tuple[float, ...]
     """Of the training subjects, each counting once; what calibrated log-odds are stated for until they are moved."""
     uses_baseline: bool
+    backgrounds: Backgrounds
+    """What families add in each group of `reference`."""
+    interpretable: "TrainedModel | None" = None
+    """The same without embeddings, for a model that has some."""
+    reproduced: Reproduced | None = None
+    """How well the interpretable features reproduce what the embedding adds."""
 
     @property
     def binary(self) -> bool:
@@ -165,7 +176,7 @@ class TrainedModel:
         if not self.binary:
             return self._answer_of_classes(point, refits, labels)
         spread = NORMAL_95 * refits.std(axis=0, ddof=1)
-        shift = self._prevalence_shift(prevalence)
+        shift = self.prevalence_shift(prevalence)
         p, low, high = (float(expit(value + shift)) for value in (point, point - spread, point + spread))
         return Answer(
             log_odds=np.asarray(point + shift),
@@ -189,9 +200,10 @@ class TrainedModel:
 
     def probability_at(self, log_odds: float, prevalence: float | None = None) -> float:
         """Return the probability that log-odds at training prevalence (a threshold) are at the stated one."""
-        return float(expit(log_odds + self._prevalence_shift(prevalence)))
+        return float(expit(log_odds + self.prevalence_shift(prevalence)))
 
-    def _prevalence_shift(self, prevalence: float | None) -> float:
+    def prevalence_shift(self, prevalence: float | None) -> float:
+        """Return what log-odds of two classes gain when they are stated for a prevalence in place of that of training."""
         return float(shift_log_odds(0.0, self.class_shares[1], self.stated_prevalence(prevalence)))
 
     def _answer_of_classes(self, point: NDArray[np.float64], refits: NDArray[np.float64], labels: tuple[str, ...]) -> Answer:
@@ -213,38 +225,37 @@ class TrainedModel:
         inside = self.conformal.predict(probabilities(log_odds[None]))[0]
         return tuple(label for label, is_in in zip(self.task.classes, inside, strict=True) if is_in)
 
-    def contributions(self, x: ArrayLike, *, target: str, prevalence: float | None = None) -> Contributions:
-        """Take the calibrated log-odds of one recording apart, against the average training recording.
-
-        Parameters
-        ----------
-        x
-            Shape (features,), NaN where missing.
-        target
-            The class to explain; for two classes the positive one.
-        prevalence
-            As in `answer`; moves `base` only.
-        """
-        Z = self.preprocessor.transform(np.asarray(x, float)[None])
-        k = None if self.binary else self.task.classes.index(target)
-        families = self._family_log_odds(self.head, self.calibrator, Z, k)
-        refits = np.array([self._family_log_odds(refit.head, refit.calibrator, Z, k) for refit in self.refits])
-        half = NORMAL_95 * refits.std(axis=0, ddof=1)
-        base = _centred(at_answering_shares(self.calibrator.apply(self.head.intercept_[None]), self.class_shares)[0], k)
-        shift = self._prevalence_shift(prevalence) if self.binary else 0.0
-        names = self.head.families_
-        whole = _centred(self._calibrated(self.head, self.calibrator, Z)[0], k)
-        return Contributions(
-            log_odds=float(whole + shift),
-            base=float(base + shift),
-            families={name: float(value) for name, value in zip(names, families, strict=True)},
-            intervals={name: (float(v - h), float(v + h)) for name, v, h in zip(names, families, half, strict=True)},
-            features=_centred(self.calibrator.scale_ * self.head.feature_margins(Z)[0], k),
+    def terms(self, X: ArrayLike, *, refits: bool = True) -> Terms:
+        """Take the calibrated log-odds of rows X (rows, features) apart; without `refits`, the model's alone."""
+        Z = self.preprocessor.transform(X)
+        versions = (self._as_refit, *(self.refits if refits else ()))
+        return Terms(
+            constant=np.array([self._constant(version) for version in versions]),
+            families=np.array([scaled(version, with_margins(version.head.family_margins(Z))) for version in versions]),
+            features=np.array([scaled(version, with_margins(version.head.feature_margins(Z))) for version in versions]),
         )
 
-    @staticmethod
-    def _family_log_odds(head: Head, calibrator: Calibrator, Z: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
-        return _centred(calibrator.scale_ * head.family_margins(Z)[0], k)
+    @property
+    def _as_refit(self) -> Refit:
+        return Refit(self.head, self.calibrator, self.class_shares)
+
+    @property
+    def scales(self) -> NDArray[np.float64]:
+        """Shape (versions,): what a margin is multiplied with to be calibrated, by the model and by each refit."""
+        return np.array([version.calibrator.scale_ for version in (self._as_refit, *self.refits)])
+
+    def _constant(self, version: Refit) -> NDArray[np.float64]:
+        log_odds = at_answering_shares(version.calibrator.apply(version.head.intercept_[None]), version.class_shares)[0]
+        return np.atleast_1d(shift_log_odds(log_odds, version.class_shares[1], self.class_shares[1]) if self.binary else log_odds)
+
+    def background(self, place: int | None) -> Background:
+        """Return the moments of a reference group, by its place; of None, the average training recording."""
+        return Background.average(self.head, len(self.refits)) if place is None else self.backgrounds.groups[place]
+
+    @property
+    def family_columns(self) -> NDArray[np.intp]:
+        """Shape (features,): the place of each feature's family in `head.families_`."""
+        return np.array([self.head.families_.index(family) for family in self.head.column_families])
 
     def to_files(self) -> dict[str, bytes]:
         """Return the payload files of a bundle, all but the card."""
@@ -254,8 +265,12 @@ class TrainedModel:
             "calibrator.json": canonical_json(calibrator.to_dict()),
             "conformal.json": canonical_json(self.conformal.to_dict()),
             "reference.json": canonical_json(self.reference.to_dict()),
+            "background.json": canonical_json(self.backgrounds.to_dict()),
             "refits.json": canonical_json(_RefitsFile(refits=tuple(_refit_state(refit) for refit in self.refits)).to_dict()),
         }
+        if self.interpretable is not None and self.reproduced is not None:
+            twin = self.interpretable
+            files["interpretable.json"] = InterpretableFile.of(twin.features, twin.operating_point, self.reproduced, twin.to_files())
         if isinstance(self.head, BoostedHead):
             return files | {"head.ubj": self.head.to_bytes()}
         return files | {"head.json": canonical_json(_linear(self.head).to_dict())}
@@ -264,28 +279,16 @@ class TrainedModel:
     def from_bundle(cls, bundle: VerifiedBundle) -> "TrainedModel":
         """Read a verified bundle; BundleSchemaError if its files do not fit each other."""
         manifest = bundle.manifest
-        calibration = _CalibratorFile.from_dict(bundle.json("calibrator.json"))
-        read = MarginPlatt.from_dict if manifest.task.kind is TaskKind.BINARY else MulticlassPlatt.from_dict
-        head = _read_head(manifest.head, bundle.files)
-        refits = _RefitsFile.from_dict(bundle.json("refits.json")).refits
-        model = cls(
-            task=manifest.task,
-            features=manifest.features,
-            extractors=dict(manifest.extractors),
-            preprocessor=Preprocessor.from_dict(bundle.json("preprocessing.json")),
-            head=head,
-            calibrator=read(calibration.calibrator),
-            conformal=ConformalSets.from_dict(bundle.json("conformal.json")),
-            operating_point=manifest.operating_point,
-            refits=tuple(Refit(_refit_head(refit), read(refit.calibrator), refit.class_shares) for refit in refits),
-            reference=ReferenceGroups.from_dict(bundle.json("reference.json")),
-            class_shares=calibration.class_shares,
-            uses_baseline=manifest.uses_baseline,
-        )
-        model._check_fit()
-        return model
+        model = _read(manifest, bundle.files, manifest.features, manifest.operating_point)
+        if "interpretable.json" not in bundle.files:
+            return model
+        twin = InterpretableFile.read(bundle.files["interpretable.json"])
+        if set(twin.features) != {name for name in model.features if catalogue.get(name).family != EMBEDDING}:
+            raise BundleSchemaError("interpretable.json: its features are not those of the model without embeddings.")
+        return replace(model, interpretable=_read(manifest, twin.payload(), twin.features, twin.operating_point), reproduced=twin.reproduced)
 
-    def _check_fit(self) -> None:
+    def check_fit(self) -> None:
+        """Raise BundleSchemaError if the parts do not fit each other."""
         families = tuple(catalogue.get(name).family for name in self.features)
         fits = (
             self.preprocessor.feature_names_ == self.features
@@ -295,9 +298,15 @@ class TrainedModel:
             and len(self.conformal.thresholds_) == len(self.task.classes)
             and all(len(shares) == len(self.task.classes) and min(shares) > 0 for shares in self._all_shares())
             and all(np.size(calibrator.offset_) == (1 if self.binary else len(self.task.classes)) for calibrator in self._all_calibrators())
+            and len(self.backgrounds.groups) == len(self.reference.groups)
+            and all(self._suits(background) for background in self.backgrounds.groups)
         )
         if not fits:
             raise BundleSchemaError("The bundle's files do not fit each other (features, families or classes differ). Get the bundle again.")
+
+    def _suits(self, background: Background) -> bool:
+        margins = 1 if self.binary else len(self.task.classes)
+        return background.means.shape == (1 + len(self.refits), len(self.head.families_), margins) and len(background.z_mean) == len(self.features)
 
     def _all_shares(self) -> list[tuple[float, ...]]:
         return [self.class_shares, *(refit.class_shares for refit in self.refits)]
@@ -326,14 +335,44 @@ def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float
     return shift_logits(log_odds, class_shares, [1 / n] * n)
 
 
-def _centred(values: NDArray[np.float64], k: int | None) -> NDArray[np.float64]:
-    """Keep the values of two classes as they are; of several take class k's less the mean over classes, which softmax cannot see."""
-    return values if k is None else values[..., k] - values.mean(axis=-1)
+def with_margins(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give margins of two classes, shape (rows, parts), the last axis that those of several have."""
+    return values[..., None] if values.ndim == 2 else values
+
+
+def scaled(version: Refit, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what margins add to calibrated log-odds."""
+    return np.asarray(version.calibrator.scale_ * margins)
 
 
 def _log_odds_of_each(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     p = np.clip(softmax(logits, axis=1), 1e-12, 1 - 1e-12)
     return np.asarray(np.log(p) - np.log1p(-p))
+
+
+def _read(manifest: BundleManifest, files: Mapping[str, bytes], features: tuple[str, ...], point: OperatingPoint | None) -> TrainedModel:
+    """Read the files of one model, with embeddings or without."""
+    calibration = _CalibratorFile.from_dict(payload_json(files, "calibrator.json"))
+    read = MarginPlatt.from_dict if manifest.task.kind is TaskKind.BINARY else MulticlassPlatt.from_dict
+    refits = _RefitsFile.from_dict(payload_json(files, "refits.json")).refits
+    sets = {catalogue.get(name).set for name in features}
+    model = TrainedModel(
+        task=manifest.task,
+        features=features,
+        extractors={name: fingerprint for name, fingerprint in manifest.extractors.items() if name in sets},
+        preprocessor=Preprocessor.from_dict(payload_json(files, "preprocessing.json")),
+        head=_read_head(manifest.head, files),
+        calibrator=read(calibration.calibrator),
+        conformal=ConformalSets.from_dict(payload_json(files, "conformal.json")),
+        operating_point=point,
+        refits=tuple(Refit(_refit_head(refit), read(refit.calibrator), refit.class_shares) for refit in refits),
+        reference=ReferenceGroups.from_dict(payload_json(files, "reference.json")),
+        class_shares=calibration.class_shares,
+        uses_baseline=manifest.uses_baseline,
+        backgrounds=Backgrounds.from_dict(payload_json(files, "background.json")),
+    )
+    model.check_fit()
+    return model
 
 
 def _linear(head: Head) -> LinearHead:

@@ -19,12 +19,14 @@ from clinical_ser.cohorts.table import FeatureTable, RowProblem
 from clinical_ser.cohorts.tasks import Task, TaskKind
 from clinical_ser.errors import InvalidValueError, SplitError, TrainingError
 from clinical_ser.features import catalogue
+from clinical_ser.models.background import BackgroundLearner
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.heads import Head, probabilities
+from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
-from clinical_ser.models.reference import ReferenceGroups, summarise
+from clinical_ser.models.reference import Conditions, Cut, cuts, summarise
 from clinical_ser.models.rows import Rows, Selection, select_rows
 from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, answer_statuses, at_answering_shares
 from clinical_ser.models.weights import subject_weights
@@ -122,30 +124,63 @@ def train(table: FeatureTable, task: Task, options: TrainingOptions | None = Non
     # Threads that wait for each other over matrices this small cost ten times the work: 11.8 s of CPU against 1.2 with 600 rows on two cores. And
     # one thread adds up in one order, so that machines with other numbers of cores learn the same bits.
     with threadpool_limits(limits=1):
-        return _train(table, task, options or TrainingOptions(), progress)
+        return _train(table, task, options or TrainingOptions(), progress or _silent)
 
 
-def _train(table: FeatureTable, task: Task, options: TrainingOptions, progress: Progress | None) -> Training:
+def _train(table: FeatureTable, task: Task, options: TrainingOptions, report: Progress) -> Training:
     selected = _usable_rows(table, task, options)
+    families = {catalogue.get(name).family for name in selected.rows.names}
+    if EMBEDDING not in families or families == {EMBEDDING}:
+        return _train_on(table, selected, options, report)
+    # The model without embeddings is trained beside the one with them, on the same people and folds, so that it can always be asked.
+    steps = _Halves(report)
+    plain = replace(options, without=(*options.without, EMBEDDING))
+    twin = _train_on(table, _usable_rows(table, task, plain), plain, steps.first)
+    whole = _train_on(table, selected, options, steps.second)
+    added = whole.model.head.family_margins(whole.model.preprocessor.transform(selected.rows.X))[:, whole.model.head.families_.index(EMBEDDING)]
+    interpretable = [name in twin.model.features for name in selected.rows.names]
+    Z = twin.model.preprocessor.transform(selected.rows.X[:, interpretable])
+    reproduced = reproduction(Z, added, selected.rows.subjects, seed=options.seed)
+    return replace(whole, model=replace(whole.model, interpretable=twin.model, reproduced=reproduced))
+
+
+class _Halves:
+    """Reports two runs as one."""
+
+    def __init__(self, report: Progress):
+        self._report = report
+
+    def first(self, done: int, total: int) -> None:
+        self._report(done, 2 * total)
+
+    def second(self, done: int, total: int) -> None:
+        self._report(total + done, 2 * total)
+
+
+def _train_on(table: FeatureTable, selected: Selection, options: TrainingOptions, report: Progress) -> Training:
     rows, task = selected.rows, selected.task
     folds = _folds(rows, options)
-    report = progress or _silent
+    healthy, found, common = _reference_cuts(rows, task)
+    background = BackgroundLearner([Cut(cut.conditions, healthy[cut.rows], cut.subjects) for cut in found], rows.subjects)
     total = len(folds) + 1 + options.refits
     margins, fold_of = np.empty(0), np.full(len(rows.target), -1)
     for i, fold in enumerate(folds):
         head, preprocessor = _fit(rows.take(fold.train), task, options)
-        out = head.margins(preprocessor.transform(rows.X[fold.test]))
+        Z = preprocessor.transform(rows.X[fold.test])
+        out = head.margins(Z)
         if not i:
             margins = np.full((len(rows.target), *out.shape[1:]), np.nan)
         margins[fold.test], fold_of[fold.test] = out, i
+        background.hear(fold.test, head, Z)
         report(i + 1, total)
     tested = fold_of >= 0
     rows, margins, fold_of, everyone = rows.take(np.flatnonzero(tested)), margins[tested], fold_of[tested], rows
     calibrator, log_odds = _calibrate(rows, margins, fold_of, task)
     head, preprocessor = _fit(everyone, task, options)
     report(len(folds) + 1, total)
-    refits = _refits(everyone, rows, margins, head, preprocessor, task, options, lambda i: report(len(folds) + 1 + i, total))
+    refits, drawn = _refits(everyone, rows, margins, head, preprocessor, task, options, lambda i: report(len(folds) + 1 + i, total))
     binary = task.kind is TaskKind.BINARY
+    again = [(refit.head, times) for refit, times in zip(refits, drawn, strict=True)]
     model = TrainedModel(
         task=task,
         features=rows.names,
@@ -156,9 +191,10 @@ def _train(table: FeatureTable, task: Task, options: TrainingOptions, progress: 
         conformal=ConformalSets(options.coverage).fit(probabilities(log_odds), rows.target, groups=rows.subjects),
         operating_point=_operating_point(rows, log_odds, task) if binary else None,
         refits=tuple(refits),
-        reference=_reference(everyone, task),
+        reference=summarise(everyone.X[healthy], rows.names, everyone.subjects[healthy], found, common, _reference_title(task)),
         class_shares=_class_shares(rows, task),
         uses_baseline=options.use_baseline,
+        backgrounds=background.summarise(head, preprocessor.transform(everyone.X), again),
     )
     return Training(
         model=model,
@@ -259,11 +295,15 @@ def _refits(
     task: Task,
     options: TrainingOptions,
     report: Callable[[int], None],
-) -> list[Refit]:
-    """Learn head and calibrator again on bootstrap samples of subjects, with the settings that the full data chose."""
+) -> tuple[list[Refit], list[NDArray[np.float64]]]:
+    """Learn head and calibrator again on bootstrap samples of subjects, with the settings that the full data chose.
+
+    Returns the refits, and how often each of them drew each row of `everyone`.
+    """
     Z, labels = preprocessor.transform(everyone.X), _labels(everyone, task)
     people = np.unique(everyone.subjects)
     refits: list[Refit] = []
+    times: list[NDArray[np.float64]] = []
     rng = np.random.default_rng([options.seed, 1])
     while len(refits) < options.refits:
         drawn = people[rng.integers(len(people), size=len(people))]
@@ -275,8 +315,9 @@ def _refits(
         # A subject drawn twice is two people here, or the calibrator would weigh them as one.
         sample = replace(tested.take(tested_again), subjects=draw.astype(str))
         refits.append(Refit(again, _fit_calibrator(sample, margins[tested_again], task), _class_shares(sample, task)))
+        times.append(np.bincount(learned, minlength=len(labels)).astype(float))
         report(len(refits))
-    return refits
+    return refits, times
 
 
 def _rows_of(subjects: NDArray[np.str_], drawn: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -296,11 +337,15 @@ def _class_shares(rows: Rows, task: Task) -> tuple[float, ...]:
     return tuple((totals / totals.sum()).tolist())
 
 
-def _reference(rows: Rows, task: Task) -> ReferenceGroups:
-    healthy = rows.target == 0 if task.kind is TaskKind.BINARY else np.ones(len(rows.target), bool)
-    title = task.classes[0].replace("_", " ") if task.kind is TaskKind.BINARY else "training recordings"
-    sexes = rows.frame["sex"].to_numpy(object) if "sex" in rows.frame else np.full(len(rows.target), None)
-    return summarise(rows.X[healthy], rows.names, rows.subjects[healthy], sexes[healthy], title)
+def _reference_cuts(rows: Rows, task: Task) -> tuple[NDArray[np.intp], list[Cut], Conditions]:
+    """Return the rows that are the reference (of two classes, the negative), and the groups among them."""
+    healthy = np.flatnonzero(rows.target == 0) if task.kind is TaskKind.BINARY else np.arange(len(rows.target))
+    found, common = cuts(rows.frame.iloc[healthy].assign(subject=rows.subjects[healthy]))
+    return healthy, found, common
+
+
+def _reference_title(task: Task) -> str:
+    return task.classes[0].replace("_", " ") if task.kind is TaskKind.BINARY else "training recordings"
 
 
 def _extractors_used(table: FeatureTable, names: tuple[str, ...]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clinical_ser.audio.quality import QualityReport
-from clinical_ser.explain.contributions import Explanation
+from clinical_ser.explain.explanation import Explanation
+from clinical_ser.explain.timeline import Timeline
 
 INTENDED_USE = (
     "Screening aid for trained health workers, never a diagnosis. A result describes how similar this recording is to recordings the "
@@ -100,6 +101,8 @@ class ModelIdentity(_Strict):
     signature: Literal["trusted", "untrusted", "unsigned"]
     simulated: bool
     uses_baseline: bool
+    without_embedding: bool = False
+    """The model answered without the embeddings that it also has."""
 
 
 class RecordingIdentity(_Strict):
@@ -114,6 +117,10 @@ class SubjectContext(_Strict):
 
     sex: Literal["female", "male", "other"] | None = None
     age: float | None = Field(default=None, ge=0, le=130)
+    task: str | None = None
+    """What was spoken, in the cohort's words (`read speech`, `interview`)."""
+    device: str | None = None
+    """What recorded it, in the cohort's words."""
     baseline_recordings: int = Field(default=0, ge=0)
 
 
@@ -127,7 +134,7 @@ class MissingFeature(_Strict):
 class ScreeningResult(_Strict):
     """The whole answer. `probability` is the positive class's in a binary task, the most likely class's in another."""
 
-    schema_id: Literal["clinical-ser/result/1"] = "clinical-ser/result/1"
+    schema_id: Literal["clinical-ser/result/2"] = "clinical-ser/result/2"
     status: Status
     task: str
     summary: str
@@ -141,7 +148,8 @@ class ScreeningResult(_Strict):
     quality: QualityReport
     explanation: Explanation | None = None
     missing: tuple[MissingFeature, ...] = ()
-    timeline: None = None
+    timeline: Timeline | None = None
+    """When in the recording the score came about; only where it was asked for."""
     context: SubjectContext = SubjectContext()
     model: ModelIdentity
     software: dict[str, str]

@@ -9,18 +9,24 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from clinical_ser import audio
-from clinical_ser.audio import GateLimits, QualityReport, Recording
+from clinical_ser.audio import GateLimits, QualityReport, Recording, SpeechAnalysis
 from clinical_ser.cohorts.baseline import relative
 from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.figure import Figure
-from clinical_ser.explain.contributions import Explanation, explain
-from clinical_ser.features import extraction
+from clinical_ser.explain.effects import Explainer
+from clinical_ser.explain.explaining import explain
+from clinical_ser.explain.explanation import Explanation
+from clinical_ser.explain.timeline import Timeline, timeline_of, too_short
+from clinical_ser.features import catalogue, extraction
+from clinical_ser.features.contours import SETS, Contours
 from clinical_ser.features.extraction import FEATURE_SETS
 from clinical_ser.features.vector import FeatureVector
-from clinical_ser.models.bundle import VerifiedBundle, check_features, read_bundle
+from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_features, read_bundle
+from clinical_ser.models.interpretable import EMBEDDING
 from clinical_ser.models.operating_point import Rate
+from clinical_ser.models.reference import Person
 from clinical_ser.models.registry import find_model
 from clinical_ser.models.signing import SignatureState
 from clinical_ser.models.trained import Answer, TrainedModel
@@ -58,17 +64,36 @@ class Screener:
     <Status.NOT_FLAGGED: 'not_flagged'>
     """
 
-    def __init__(self, bundle: VerifiedBundle) -> None:
-        check_features(bundle.manifest, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
+    def __init__(self, bundle: VerifiedBundle, *, interpretable: bool = False) -> None:
+        needed = _without_embedding(bundle.manifest) if interpretable else bundle.manifest
+        check_features(needed, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
         self._bundle = bundle
-        self.model = TrainedModel.from_bundle(bundle)
-        self._answers = _answer_rates(bundle)
-        self._sets = tuple(name for name in FEATURE_SETS if name in bundle.manifest.extractors)
+        whole = TrainedModel.from_bundle(bundle)
+        self.model = whole.interpretable if interpretable and whole.interpretable else whole
+        self._interpretable = self.model is not whole
+        # The card's shares were counted with the embedding.
+        self._answers = () if self._interpretable else _answer_rates(bundle)
+        self._sets = tuple(name for name in FEATURE_SETS if name in self.model.extractors)
+        self._explainer = Explainer(self.model)
 
     @classmethod
-    def load(cls, model: str | Path) -> Self:
-        """Load a model by name or folder; raises `BundleError` for one that cannot be trusted byte for byte."""
-        return cls(read_bundle(find_model(model)))
+    def load(cls, model: str | Path, *, interpretable: bool = False) -> Self:
+        """Load a model by name or folder.
+
+        Parameters
+        ----------
+        model
+            A model's name, or a bundle's folder.
+        interpretable
+            Ask the model without its embeddings, which every bundle with embeddings carries; it needs no encoder. A model that has none is
+            itself interpretable.
+
+        Raises
+        ------
+        BundleError
+            The bundle cannot be trusted byte for byte, or this installation computes its features differently.
+        """
+        return cls(read_bundle(find_model(model)), interpretable=interpretable)
 
     @property
     def limits(self) -> GateLimits:
@@ -85,6 +110,9 @@ class Screener:
         baseline: Sequence[Source] = (),
         start: float | None = None,
         end: float | None = None,
+        task: str | None = None,
+        device: str | None = None,
+        timeline: bool = False,
     ) -> ScreeningResult:
         """Screen one recording of one speaker.
 
@@ -95,13 +123,17 @@ class Screener:
         sex
             `female`, `male` or `other`: chooses the reference group, never changes the score.
         age
-            Years; kept in the result.
+            Years; chooses the reference group too.
         prevalence
             Share of positives among the people screened, which the probability is stated for; None takes the model's.
         baseline
             Earlier recordings of the same person, for a model that was trained with them.
         start, end
             Seconds; the part of the recording to screen.
+        task, device
+            What was spoken and what recorded it, in the words of the training cohort; they choose the reference group too.
+        timeline
+            Also say when in the recording the score came about; takes about as long again. Where that cannot be had, a notice says why.
 
         Returns
         -------
@@ -114,17 +146,30 @@ class Screener:
         InvalidValueError
             If an option is out of its range, or a baseline is missing or given where the model has no use for it.
         """
-        context = self.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline))
+        context = self.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline), task=task, device=device)
         recording = _recording(source, start, end)
-        quality, vector = self._measure(recording)
+        analysis = audio.analyse(recording)
+        quality, vector = self._measure(recording, analysis)
         if vector is None:
             return self._refusal(recording, quality, context)
         if self.model.uses_baseline:
             vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
-        return self._result(recording, quality, vector, context, prevalence)
+        result = self._result(recording, quality, vector, context, prevalence)
+        if not timeline:
+            return result
+        if reason := self._why_no_timeline(recording):
+            return result.model_copy(update={"notices": (*result.notices, f"No timeline: {reason}.")})
+        return result.model_copy(update={"timeline": self._timeline(recording, analysis, vector, result, prevalence)})
 
     def check_options(
-        self, *, sex: str | None = None, age: float | None = None, prevalence: float | None = None, baselines: int = 0
+        self,
+        *,
+        sex: str | None = None,
+        age: float | None = None,
+        prevalence: float | None = None,
+        baselines: int = 0,
+        task: str | None = None,
+        device: str | None = None,
     ) -> SubjectContext:
         """Raise InvalidValueError for an option of `screen` that is out of its range or that this model has no use for."""
         self.model.check_prevalence(prevalence)
@@ -136,11 +181,10 @@ class Screener:
             raise InvalidValueError("baseline", "none", "at least one earlier recording of the same person: this model was trained with them")
         if baselines and not self.model.uses_baseline:
             raise InvalidValueError("baseline", f"{baselines} recordings", "none: this model was trained without")
-        return SubjectContext(sex=sex, age=age, baseline_recordings=baselines)
+        return SubjectContext(sex=sex, age=age, task=task, device=device, baseline_recordings=baselines)
 
-    def _measure(self, recording: Recording) -> tuple[QualityReport, FeatureVector | None]:
+    def _measure(self, recording: Recording, analysis: SpeechAnalysis) -> tuple[QualityReport, FeatureVector | None]:
         """Gate a recording and, if it is usable, extract the model's features."""
-        analysis = audio.analyse(recording)
         quality = audio.assess(recording, self.limits, analysis)
         if not quality.usable:
             return quality, None
@@ -149,7 +193,8 @@ class Screener:
 
     def _baseline(self, source: Source, place: int, of: int) -> FeatureVector:
         try:
-            quality, vector = self._measure(_recording(source, None, None))
+            recording = _recording(source, None, None)
+            quality, vector = self._measure(recording, audio.analyse(recording))
         except AudioError as error:
             raise BaselineError(f"Baseline recording {place} of {of}: {error}") from None
         if vector is None:
@@ -224,14 +269,20 @@ class Screener:
         )
 
     def _explanation(self, vector: FeatureVector, target: str, context: SubjectContext, prevalence: float | None) -> Explanation:
-        return explain(
-            vector,
-            self.model.contributions(vector.values, target=target, prevalence=prevalence),
-            target=target,
-            scale="calibrated_log_odds" if self.model.binary else "calibrated_centred_logit",
-            reference=self.model.reference.for_person(context.sex),
-            relative=self.model.uses_baseline,
-        )
+        person = Person(sex=context.sex, age=context.age, task=context.task, device=context.device)
+        return explain(self._explainer, vector, target=target, person=person, prevalence=prevalence)
+
+    def _why_no_timeline(self, recording: Recording) -> str | None:
+        if others := sorted(set(self._sets) - set(SETS)):
+            return f"features of {', '.join(others)} cannot be summed up with a window left out"
+        return too_short(recording.duration_s)
+
+    def _timeline(
+        self, recording: Recording, analysis: SpeechAnalysis, vector: FeatureVector, result: ScreeningResult, prevalence: float | None
+    ) -> Timeline:
+        assert result.probability is not None
+        contours = Contours(recording, analysis, sets=self._sets)
+        return timeline_of(self.model, contours, vector, analysis, target=result.probability.label, prevalence=prevalence)
 
     def _identity(self) -> ModelIdentity:
         manifest = self._bundle.manifest
@@ -242,12 +293,19 @@ class Screener:
             signature=self._bundle.signature.state.value,
             simulated=manifest.simulated,
             uses_baseline=manifest.uses_baseline,
+            without_embedding=self._interpretable,
         )
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._bundle.manifest
         notices = (manifest.statement, "" if self._bundle.signature.state is SignatureState.TRUSTED else _UNTRUSTED_NOTICE)
         return tuple(notice for notice in notices if notice)
+
+
+def _without_embedding(manifest: BundleManifest) -> BundleManifest:
+    named = tuple(name for name in manifest.features if catalogue.get(name).family != EMBEDDING)
+    sets = {catalogue.get(name).set for name in named}
+    return manifest.model_copy(update={"features": named, "extractors": {key: text for key, text in manifest.extractors.items() if key in sets}})
 
 
 def _recording(source: Source, start: float | None, end: float | None) -> Recording:

@@ -39,6 +39,7 @@ PAYLOAD = {
     "calibrator.json": b'{"intercept":0.0,"slope":1.0}\n',
     "conformal.json": b"{}\n",
     "refits.ubj": bytes(range(256)) * 8,
+    "background.json": b'{"groups":[]}\n',
     "reference.json": b'{"mean":[1.0,2.0,3.0]}\n',
     "card.json": '{"use":"Forschung, 研究"}\n'.encode(),
 }

@@ -101,7 +101,7 @@ def test_the_digest_pins_every_payload_byte_and_every_field_but_not_the_signatur
 
 def test_the_manifest_says_what_it_is_to_whoever_reads_it_without_this_package(bundle):
     manifest = json.loads((bundle / MANIFEST).read_bytes())
-    assert manifest["schema"] == "clinical-ser/bundle/1"
+    assert manifest["schema"] == "clinical-ser/bundle/2"
     assert manifest["files"]["head.json"] == {"size": len(PAYLOAD["head.json"]), "sha256": hashlib.sha256(PAYLOAD["head.json"]).hexdigest()}
     assert manifest["features"] == list(FIELDS.features)
     assert manifest["task"]["classes"] == ["not_depressed", "depressed"]
@@ -349,10 +349,10 @@ def test_an_empty_folder_says_what_to_give(tmp_path):
 # Manifests that follow no schema
 
 
-@pytest.mark.parametrize("schema", ["clinical-ser/bundle/2", "", None, 1, ["clinical-ser/bundle/1"], "x" * 10_000])
+@pytest.mark.parametrize("schema", ["clinical-ser/bundle/1", "", None, 1, ["clinical-ser/bundle/2"], "x" * 10_000])
 def test_an_unknown_schema_is_refused_by_name(bundle, schema):
     edit_manifest(bundle, KEY, schema=schema)
-    with pytest.raises(BundleSchemaError, match=r"^manifest\.json: schema .* is unknown, this version reads 'clinical-ser/bundle/1'") as caught:
+    with pytest.raises(BundleSchemaError, match=r"^manifest\.json: schema .* is unknown, this version reads 'clinical-ser/bundle/2'") as caught:
         read(bundle)
     assert len(str(caught.value)) < 500
 

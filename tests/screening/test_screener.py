@@ -52,11 +52,13 @@ def test_a_usable_recording_gets_a_probability_with_interval_and_prevalence(resu
 
 def test_the_explanation_adds_up_to_the_probability(result):
     told = result.explanation
-    total = told.base_log_odds + sum(family.log_odds for family in told.families)
+    total = told.base_log_odds + sum(family.log_odds.value for family in told.families)
     assert 1 / (1 + np.exp(-total)) == pytest.approx(result.probability.value, abs=1e-9)
     features = [feature for family in told.families for feature in family.features]
     assert all(feature.unit and feature.meaning_en and feature.meaning_zh for feature in features)
-    assert {feature.reference.group for feature in features if feature.reference} == {"not depressed, female"}
+    assert told.reference.group == "not depressed, female"
+    points = told.base_probability + sum(family.probability.value for family in told.families)
+    assert points == pytest.approx(result.probability.value, abs=1e-9)
 
 
 def test_the_result_survives_json(result):

@@ -1,0 +1,107 @@
+"""`clinical-ser explain`: a recording, or a result, in; what moved the score, how surely and when, out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from clinical_ser.cli.console import NOT_USABLE, check_output_file, literal, output, print_line
+from clinical_ser.cli.explanation import show_moves
+from clinical_ser.cli.screen import load_baselines, show
+from clinical_ser.cohorts.table import replaced
+from clinical_ser.errors import AudioNotFoundError, InvalidValueError
+from clinical_ser.screening import DEFAULT_MODEL
+from clinical_ser.screening.result import ScreeningResult, Status
+from clinical_ser.screening.screener import Screener
+
+FORMATS = (".svg", ".html", ".pdf")
+LARGEST_RESULT_BYTES = 64 * 1024**2
+"""Two hours of tracks are some 20 MB."""
+
+
+def explain(
+    source: Annotated[Path, typer.Argument(help="A recording, or a result (.json) of `screen --json` or `explain --json`.", show_default=False)],
+    picture: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a picture (.svg) or a document (.html, .pdf).", show_default=False)
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"Name of an installed model, or a bundle's folder; {DEFAULT_MODEL} otherwise.")] = None,
+    sex: Annotated[str | None, typer.Option(help="female, male or other: chooses the reference group, never changes the score.")] = None,
+    age: Annotated[float | None, typer.Option(help="Years.")] = None,
+    prevalence: Annotated[float | None, typer.Option(help="Share of positives among the people you screen; the model's own otherwise.")] = None,
+    baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable).")] = None,
+    start: Annotated[float | None, typer.Option(help="Seconds into the recording at which to start.")] = None,
+    end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
+    task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words.")] = None,
+    device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words.")] = None,
+    interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult, with its timeline and tracks.")] = False,
+) -> None:
+    """Explain an answer: families first, with intervals; features beside a reference group; and when in the recording."""
+    if picture:
+        _check_picture(picture)
+    of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
+    of_recording |= {"task": task, "device": device, "interpretable": interpretable or None}
+    result = _read(source)
+    if result is None:
+        screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
+        screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
+        result = screener.screen(
+            source,
+            sex=sex,
+            age=age,
+            prevalence=prevalence,
+            baseline=load_baselines(baseline or []),
+            start=start,
+            end=end,
+            task=task,
+            device=device,
+            timeline=True,
+        )
+    elif given := [f"--{name}" for name, value in of_recording.items() if value is not None]:
+        raise InvalidValueError(given[0], "given with a result", "a recording: a result is explained as it was answered")
+    if picture:
+        _write(result, picture)
+    if as_json:
+        print_line(result.model_dump_json(indent=2, ensure_ascii=True))
+    else:
+        show(result, "Explanation")
+        if result.explanation:
+            show_moves(result.explanation)
+        if picture:
+            output.print(f"Written: {literal(picture)}")
+    if result.status is Status.NOT_USABLE:
+        raise typer.Exit(NOT_USABLE)
+
+
+def _read(source: Path) -> ScreeningResult | None:
+    """Return the result that a file holds; None where it is no JSON, and so a recording. Recordings do not begin with a brace."""
+    try:
+        with source.open("rb") as file:
+            if not file.read(64).lstrip().startswith(b"{"):
+                return None
+            file.seek(0)
+            content = file.read(LARGEST_RESULT_BYTES + 1)
+    except OSError:  # its text holds the path; what the recording's reader says does not
+        raise AudioNotFoundError("No readable file is at the path given; give a recording, or a result of `screen --json`.") from None
+    if len(content) > LARGEST_RESULT_BYTES:
+        raise InvalidValueError("SOURCE", "a result of many megabytes", "one of `screen --json` or `explain --json`")
+    try:
+        return ScreeningResult.model_validate_json(content)
+    except ValidationError:
+        raise InvalidValueError("SOURCE", "JSON that is no result of this version", "a recording, or a result of `screen --json`") from None
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() not in FORMATS:
+        raise InvalidValueError("--output", f"a file {path.suffix or 'without an ending'}", f"one that ends in one of {', '.join(FORMATS)}")
+    check_output_file(path)
+
+
+def _write(result: ScreeningResult, path: Path) -> None:
+    from reports.explanation import html_report, pdf_report, svg_picture
+
+    kind = path.suffix.lower()
+    content = pdf_report(result) if kind == ".pdf" else (html_report(result) if kind == ".html" else svg_picture(result)).encode()
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(content)

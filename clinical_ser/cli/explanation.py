@@ -1,0 +1,144 @@
+"""An explanation on the screen: families, features, and when in the recording."""
+
+from rich.table import Table
+
+from clinical_ser.cli.console import literal, output, percent
+from clinical_ser.explain.explanation import Estimate, Explanation, FamilyContribution, WithoutEmbedding
+from clinical_ser.explain.timeline import Timeline
+from clinical_ser.models.reference import LEVELS
+
+_FEATURES_SHOWN = 6
+_MOMENTS_SHOWN = 5
+
+
+def show_explanation(explanation: Explanation) -> None:
+    """Print what moved a score."""
+    reference = explanation.reference
+    whom = literal(reference.group) + (f", n={reference.subjects} subjects" if reference.subjects else "")
+    output.print(
+        f"  {words(explanation.target).capitalize()}: {percent(explanation.base_probability)} on average in the reference group ({whom}), "
+        f"{percent(explanation.probability)} here:"
+    )
+    if reference.unmatched:
+        output.print(f"  [dim]too few people in the cohort to match {', '.join(reference.unmatched)}[/dim]")
+    _show_families(explanation)
+    _show_features(explanation)
+    if explanation.without_embedding:
+        _show_without_embedding(explanation.without_embedding, explanation.target)
+
+
+def show_moves(explanation: Explanation) -> None:
+    """Print what-if, for engineers."""
+    if not explanation.moves:
+        output.print("  What-if: no family alone changes the answer.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 2), title="What-if, for engineers: one family alone, moved", title_justify="left")
+    for column in ("family", "answer then", "log-odds", "percentile now", "then", ""):
+        table.add_column(column, no_wrap=True)
+    for move in explanation.moves:
+        now, then = ("" if value is None else f"{value:.0f}" for value in (move.percentile_now, move.percentile_then))
+        seen = "" if move.within_reference else "[dim]beyond the reference group[/dim]"
+        table.add_row(_family(move.family), words(move.to_status), f"{move.log_odds:+.2f}", now, then, seen)
+    output.print(table)
+
+
+def show_timeline(timeline: Timeline) -> None:
+    """Print the moments that stand out."""
+    out = timeline.standing_out
+    band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points when as much is taken out at random"
+    output.print(f"  Timeline: {len(timeline.windows)} windows of {timeline.window_s:g} s, each left out in turn; {band}")
+    if not out:
+        output.print("    no moment stands out: the score comes from the recording as a whole")
+    for window in out[:_MOMENTS_SHOWN]:
+        output.print(f"    {_clock(window.start_s)} to {_clock(window.end_s)}: changed the score by {_points(window.effect)} points")
+
+
+def words(label: str) -> str:
+    """Write a label as words."""
+    return literal(label.replace("_", " "))
+
+
+def with_unit(number: str, unit: str) -> str:
+    """Put a unit behind a number; a pure number has none to print."""
+    return number if unit == "1" else f"{number} {literal(unit)}"
+
+
+def _family(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{_points(estimate.low)} to {_points(estimate.high)}"
+
+
+def _show_families(explanation: Explanation) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column("family", no_wrap=True)
+    for column in ("points", "95 % interval", "same rank"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for family in explanation.families:
+        style = "[not dim]" if family.stable else "[dim]"
+        cells = (_family(family.family), _points(family.probability.value), _interval(family.probability), f"{family.rank_agreement:.0%}")
+        table.add_row(*(f"{style}{cell}[/]" for cell in cells), _note(family))
+    output.print(table)
+    output.print(
+        "  [dim]points of percent added to the probability; unstable: the interval over refits on other people crosses zero; same rank: share of "
+        "those refits[/dim]"
+    )
+
+
+def _note(family: FamilyContribution) -> str:
+    driver = "[bold]main driver[/bold]. " if family.main_driver else ""
+    unstable = "" if family.stable else "[dim]unstable.[/dim] "
+    return f"{driver}{unstable}{literal(family.sentence.en)}"
+
+
+def _show_features(explanation: Explanation) -> None:
+    features = [feature for family in explanation.families for feature in family.features]
+    features = sorted(features, key=lambda feature: (not feature.stands_out, -abs(feature.log_odds.value)))[:_FEATURES_SHOWN]
+    banded = any(feature.band for feature in features)
+    table = Table(box=None, padding=(0, 2, 0, 2))
+    table.add_column("feature", overflow="fold")
+    for column in ("log-odds", "value") + (("usual", "percentile") if banded else ()):
+        table.add_column(column, justify="right", no_wrap=True)
+    for feature in features:
+        usual = f"{feature.band.low:.3g} to {feature.band.high:.3g}" if feature.band else ""
+        percentile = "" if feature.percentile is None else f"{_percentile(feature.percentile)}{' *' if feature.stands_out else '  '}"
+        cells = [literal(feature.label_en), f"{feature.log_odds.value:+.2f}", with_unit(f"{feature.value:.3g}", feature.unit)]
+        style = "[not dim]" if feature.stable else "[dim]"
+        table.add_row(*(f"{style}{cell}[/]" for cell in (*cells, *((usual, percentile) if banded else ()))))
+    output.print(table)
+    if banded:
+        output.print("  [dim]usual: the middle half of the reference group[/dim]")
+    if explanation.relative_to_baseline:
+        output.print("  [dim]values are differences from the person's own baseline recordings[/dim]")
+    if any(feature.stands_out for feature in features):
+        output.print(
+            "  [dim]* stands out: below the 10th or above the 90th percentile of the reference group; that alone does not raise the score[/dim]"
+        )
+
+
+def _show_without_embedding(without: WithoutEmbedding, target: str) -> None:
+    output.print(
+        f"  Without the learned pattern: {words(target)} {percent(without.probability.value)} ({percent(without.probability.low)} to "
+        f"{percent(without.probability.high)}), {words(without.status)}. Named features reproduce {max(without.reproduced_r2.value, 0.0):.0%} of "
+        "what the pattern adds."
+    )
+    if without.disagrees:
+        output.print("  [yellow]![/yellow] The two models answer differently: this answer rests on a pattern that has no name.")
+
+
+def _percentile(value: float) -> str:
+    """Only quantiles from 5 to 95 are known of the group; what lies beyond is said so."""
+    if value <= 100 * LEVELS[0]:
+        return f"≤{100 * LEVELS[0]:.0f}"
+    return f"≥{100 * LEVELS[-1]:.0f}" if value >= 100 * LEVELS[-1] else f"{value:.0f}"

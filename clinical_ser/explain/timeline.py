@@ -1,0 +1,210 @@
+"""When in a recording the score came about: each window is left out, and what the probability then is says what the window did to it.
+
+Left out means removed, with what was before and after joined; silence in its place would be a pause that nobody made. As much speech taken out in
+short pieces from all over the recording changes the score too; only what goes beyond that is a moment that stands out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy.special import expit, softmax
+from scipy.stats import norm
+
+from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
+from clinical_ser.audio.voice_activity import f0_on_grid
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.features.contours import Contours
+from clinical_ser.features.vector import FeatureVector
+from clinical_ser.models.trained import TrainedModel
+from clinical_ser.strict import Strict
+
+MOST_WINDOWS = 40
+SHORTEST_WINDOW_S = 2.5
+"""A phrase or so; a shorter window holds too little to tell apart from chance."""
+PIECE_S = 1.0
+"""Length of the pieces that are taken out at random."""
+DRAWS = 40
+LEVEL = 0.95
+LEAST_WINDOWS = 4
+"""Of a recording that is cut into fewer, a window is most of it."""
+
+Mask = NDArray[np.bool_]
+
+
+class Window(Strict):
+    """One window of the recording and what it did to the probability."""
+
+    start_s: float
+    end_s: float
+    effect: float
+    """Probability of the recording less that without the window: above 0, the window raised it."""
+    stands_out: bool
+    """The effect lies outside the band."""
+
+
+class Tracks(Strict):
+    """What is heard, every 10 ms; a voice's melody is part of what identifies a person."""
+
+    step_s: float
+    f0_hz: tuple[float, ...]
+    """0 where no voice was found."""
+    level_dbfs: tuple[float, ...]
+    """Loudness as level: RMS of 25 ms."""
+    speech_s: tuple[tuple[float, float], ...]
+    """Stretches of speech (start, end); what lies between two is a pause."""
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.f0_hz) != len(self.level_dbfs):
+            raise ValueError("tracks have one length")
+        return self
+
+
+class Timeline(Strict):
+    """The effect of every window, in order, and what chance makes of as much speech."""
+
+    target: str
+    probability: float = Field(ge=0, le=1)
+    """Of the whole recording."""
+    window_s: float
+    windows: tuple[Window, ...]
+    band_low: float
+    band_high: float
+    """Where the effects of all windows lie in 95 % of recordings in which no moment differs from the others."""
+    draws: int
+    """Random removals, of as much, that the band is learned from."""
+    tracks: Tracks
+
+    @property
+    def standing_out(self) -> tuple[Window, ...]:
+        """Windows beyond the band, largest effect first."""
+        return tuple(sorted((window for window in self.windows if window.stands_out), key=lambda window: -abs(window.effect)))
+
+
+def timeline_of(
+    model: TrainedModel, contours: Contours, vector: FeatureVector, analysis: SpeechAnalysis, *, target: str, prevalence: float | None = None
+) -> Timeline:
+    """Leave out one window after the other.
+
+    Parameters
+    ----------
+    model
+        The model that answered.
+    contours
+        Of the recording, by the feature sets that the model uses.
+    vector
+        The recording's features as they entered the model: gated, in its order, less the person's baseline if it uses one.
+    analysis
+        The recording's shared analysis.
+    target, prevalence
+        The class, and what its probability is stated for.
+
+    Returns
+    -------
+    Timeline
+
+    Raises
+    ------
+    InvalidValueError
+        If the recording is too short; see `too_short`.
+    """
+    frames = len(analysis.level_dbfs)
+    if reason := too_short(frames * FRAME_STEP_S):
+        raise InvalidValueError("timeline", "a recording of this length", reason)
+    windows = _windows(frames)
+    asked = _Asked(model, contours, vector, target, prevalence)
+    whole, *without = asked.probabilities([np.ones(frames, bool), *(_all_but(frames, [span]) for span in windows)])
+    effects = whole - np.array(without)
+    low, high = _band(whole - asked.probabilities(_random_removals(frames, windows)), len(windows))
+    return Timeline(
+        target=target,
+        probability=float(whole),
+        window_s=round((windows[0][1] - windows[0][0]) * FRAME_STEP_S, 2),
+        windows=tuple(
+            Window(start_s=round(start * FRAME_STEP_S, 2), end_s=round(stop * FRAME_STEP_S, 2), effect=float(e), stands_out=bool(e < low or e > high))
+            for (start, stop), e in zip(windows, effects, strict=True)
+        ),
+        band_low=low,
+        band_high=high,
+        draws=DRAWS,
+        tracks=tracks(analysis),
+    )
+
+
+def too_short(duration_s: float) -> str | None:
+    """Return why a recording of this length has no timeline, or None."""
+    least_s = LEAST_WINDOWS * SHORTEST_WINDOW_S
+    return None if duration_s >= least_s else f"it takes {least_s:g} s to be cut into {LEAST_WINDOWS} windows"
+
+
+def tracks(analysis: SpeechAnalysis) -> Tracks:
+    """Return the frame-level tracks of a recording, for a picture."""
+    return Tracks(
+        step_s=FRAME_STEP_S,
+        f0_hz=tuple(np.round(f0_on_grid(analysis.pitch, len(analysis.level_dbfs)), 1).tolist()),
+        level_dbfs=tuple(np.round(analysis.level_dbfs, 1).tolist()),
+        speech_s=analysis.segments_s,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The model, asked about a recording with frames left out."""
+
+    model: TrainedModel
+    contours: Contours
+    vector: FeatureVector
+    target: str
+    prevalence: float | None
+
+    def probabilities(self, kept: Sequence[Mask]) -> NDArray[np.float64]:
+        """Return the target's probability for each mask of frames that stay."""
+        place = [self.contours.names.index(name) for name in self.vector.names]
+        whole = self.contours.leaving_out(None)[place]
+        rows = np.array([self._moved(whole, self.contours.leaving_out(keep)[place]) for keep in kept])
+        log_odds = self.model.log_odds(rows)
+        if self.model.binary:
+            return np.asarray(expit(log_odds + self.model.prevalence_shift(self.prevalence)))
+        return np.asarray(softmax(log_odds, axis=1)[:, self.model.task.classes.index(self.target)])
+
+    def _moved(self, whole: NDArray[np.float64], without: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move the features that entered the model by what leaving out changes; what cannot be measured any more is missing."""
+        change = np.where(np.isnan(whole), 0.0, without - whole)
+        return np.asarray(self.vector.values + change)
+
+
+def _windows(frames: int) -> list[tuple[int, int]]:
+    length = max(round(SHORTEST_WINDOW_S / FRAME_STEP_S), -(-frames // MOST_WINDOWS))
+    count = frames // length
+    edges = np.linspace(0, frames, count + 1).round().astype(int).tolist()
+    return list(pairwise(edges))
+
+
+def _all_but(frames: int, spans: Sequence[tuple[int, int]]) -> Mask:
+    keep = np.ones(frames, bool)
+    for start, stop in spans:
+        keep[start:stop] = False
+    return keep
+
+
+def _random_removals(frames: int, windows: Sequence[tuple[int, int]]) -> list[Mask]:
+    """Return what stays when as much as a window is taken out in pieces, each from a random place on a grid of pieces."""
+    piece = round(PIECE_S / FRAME_STEP_S)
+    wanted = max(1, round((windows[0][1] - windows[0][0]) / piece))
+    grid = np.arange(0, frames - piece + 1, piece)
+    rng = np.random.default_rng(0)
+    return [
+        _all_but(frames, [(start, start + piece) for start in rng.choice(grid, min(wanted, len(grid)), replace=False).tolist()]) for _ in range(DRAWS)
+    ]
+
+
+def _band(effects: NDArray[np.float64], windows: int) -> tuple[float, float]:
+    """Return the range that all windows together keep to in 95 % of recordings without a special moment (Bonferroni)."""
+    half = float(norm.ppf(1 - (1 - LEVEL) / 2 / windows) * effects.std(ddof=1))
+    centre = float(effects.mean())
+    return centre - half, centre + half

@@ -1,0 +1,73 @@
+"""What stands out, in plain words: features against the reference group, in English and Chinese.
+
+The one idea: a sentence says where a value stands among people, never why, and never more exactly than the kept quantiles allow.
+"""
+
+from collections.abc import Sequence
+
+from clinical_ser.explain.explanation import FeatureContribution, Words
+from clinical_ser.features import catalogue
+
+TAIL_PERCENT = 10.0
+USUAL = (25.0, 75.0)
+"""Within the middle half of the group nothing is remarkable."""
+_STEPS = (95, 90, 75)
+NO_GROUP = Words(en="No reference group to compare with.", zh="没有可比较的参考组。")
+USUAL_WORDS = Words(en="As usual in the reference group.", zh="与参考组相当。")
+PATTERN = Words(en="A learned pattern, which has no name.", zh="学习所得的模式，无法命名。")
+OWN_BASELINE = Words(en="Compared with the person's own earlier recordings.", zh="与本人先前的录音相比。")
+
+
+def feature_sentence(spec: catalogue.FeatureSpec, percentile: float | None) -> Words:
+    """Return what one value is like in the group, such as "Longer pauses than in at least 90 % of the reference group"."""
+    if percentile is None:
+        return NO_GROUP
+    if USUAL[0] <= percentile <= USUAL[1]:
+        return USUAL_WORDS
+    return _compared([_direction(spec, percentile)], _reach(percentile))
+
+
+def family_sentence(family: str, features: Sequence[FeatureContribution], *, relative: bool) -> Words:
+    """Return what stands out in a family: its shown features beyond the middle half of the group, joined where they share a noun."""
+    if family == "embedding":
+        return PATTERN
+    known = [feature for feature in features if feature.percentile is not None]
+    if not known:
+        return OWN_BASELINE if relative else NO_GROUP
+    out = [feature for feature in known if feature.stands_out]
+    said = out or [feature for feature in known if feature.percentile is not None and not USUAL[0] <= feature.percentile <= USUAL[1]]
+    if not said:
+        return USUAL_WORDS
+    directions = [_direction(catalogue.get(feature.name), feature.percentile or 0.0) for feature in said]
+    return _compared(list(dict.fromkeys(directions)), min(_reach(feature.percentile or 0.0) for feature in said))
+
+
+def _direction(spec: catalogue.FeatureSpec, percentile: float) -> tuple[str, str]:
+    return (spec.higher_en, spec.higher_zh) if percentile > 50 else (spec.lower_en, spec.lower_zh)
+
+
+def _reach(percentile: float) -> int:
+    """Return the share of the group that is surpassed, in round steps."""
+    beyond = max(percentile, 100 - percentile)
+    return next((step for step in _STEPS if beyond >= step - 1e-9), round(beyond))
+
+
+def _compared(directions: Sequence[tuple[str, str]], percent: int) -> Words:
+    english = _joined([en for en, _ in directions])
+    chinese = "、".join(zh for _, zh in directions)
+    return Words(
+        en=f"{english[:1].upper()}{english[1:]} than in at least {percent} % of the reference group.",
+        zh=f"与参考组中至少 {percent} % 的人相比：{chinese}。",
+    )
+
+
+def _joined(phrases: Sequence[str]) -> str:
+    """Join phrases, naming a noun that they share once: `longer pauses`, `more irregular pauses` to `longer and more irregular pauses`."""
+    nouns = [phrase.rpartition(" ") for phrase in phrases]
+    if len(phrases) > 1 and len({noun for _, _, noun in nouns}) == 1 and all(before for before, _, _ in nouns):
+        return f"{_listed([before for before, _, _ in nouns])} {nouns[0][2]}"
+    return _listed(phrases)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
