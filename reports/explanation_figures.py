@@ -308,10 +308,10 @@ def _probability_axis(drawing: Drawing, x: Scale, top: float, floor: float, targ
         drawing.line(at, floor, at, floor + 5, stroke=QUIET)
         drawing.text(at, floor + 19, tick(value, marked), anchor="middle", size=SMALL, fill=QUIET)
     drawing.line(x.start, floor, x.end, floor, stroke=QUIET)
-    room = 2 * (WIDTH - (x.start + x.end) / 2) - 20
-    ending = " (%)"
+    middle, ending = (x.start + x.end) / 2, " (%)"
+    room = 2 * min(middle, WIDTH - middle)
     words = shortened(f"Probability of {plain(target.replace('_', ' '))}", room - text_width(ending)) + ending
-    drawing.text((x.start + x.end) / 2, floor + 42, words, anchor="middle")
+    drawing.text(middle, floor + 42, words, anchor="middle")
 
 
 def _end_row(drawing: Drawing, x: Scale, y: float, label: str, probability: float, *, final: bool) -> None:

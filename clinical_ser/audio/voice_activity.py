@@ -100,12 +100,16 @@ def detect_speech(samples: NDArray[np.float32], level_dbfs: Levels, pitch: Pitch
     f0 = f0_on_grid(pitch, len(level_dbfs))
     f0 = np.where(_machine_steady(samples, f0), 0.0, f0)
     floor = _noise_floor(level_dbfs, f0 > 0)
-    core = _drop_short((f0 > 0) & (level_dbfs > np.maximum(floor + CORE_ABOVE_FLOOR_DB, DIGITAL_DBFS)), _frames(MIN_CORE_S))
+    core = drop_short((f0 > 0) & (level_dbfs > np.maximum(floor + CORE_ABOVE_FLOOR_DB, DIGITAL_DBFS)), _frames(MIN_CORE_S))
     speech = _grow(core, level_dbfs > np.maximum(floor + EDGE_ABOVE_FLOOR_DB, DIGITAL_DBFS))
-    speech = _fill_short_gaps(speech, _frames(MIN_PAUSE_S))
+    speech = fill_short_gaps(speech, _frames(MIN_PAUSE_S))
     duration_s = len(samples) / SAMPLE_RATE_HZ
-    segments = tuple((round(start * FRAME_STEP_S, 2), min(round(stop * FRAME_STEP_S, 2), duration_s)) for start, stop in runs(speech).tolist())
-    return VoiceActivity(speech, segments, _overall_floor(level_dbfs, speech))
+    return VoiceActivity(speech, segments_of(speech, duration_s), _overall_floor(level_dbfs, speech))
+
+
+def segments_of(speech: Mask, duration_s: float) -> tuple[tuple[float, float], ...]:
+    """Return the runs of a speech mask as (start, end) in seconds, within the recording."""
+    return tuple((round(start * FRAME_STEP_S, 2), min(round(stop * FRAME_STEP_S, 2), duration_s)) for start, stop in runs(speech).tolist())
 
 
 def noise_frames(level_dbfs: Levels, speech: Mask) -> Mask:
@@ -194,7 +198,8 @@ def _is_single_line(samples: NDArray[np.float32]) -> bool:
     return bool(power[max(0, line - 3) : line + 4].sum() >= TONE_SHARE * power.sum())
 
 
-def _drop_short(mask: Mask, frames: int) -> Mask:
+def drop_short(mask: Mask, frames: int) -> Mask:
+    """Return the mask without its runs of fewer than so many frames."""
     kept = np.zeros_like(mask)
     for start, stop in runs(mask):
         kept[start:stop] = stop - start >= frames
@@ -215,7 +220,8 @@ def _grow(core: Mask, loud: Mask) -> Mask:
     return grown & (loud | core)
 
 
-def _fill_short_gaps(mask: Mask, frames: int) -> Mask:
+def fill_short_gaps(mask: Mask, frames: int) -> Mask:
+    """Return the mask with gaps of fewer than so many frames, between runs, filled."""
     filled = mask.copy()
     spans = runs(mask)
     for stop, start in zip(spans[:-1, 1], spans[1:, 0], strict=True):

@@ -34,9 +34,7 @@ def families_as_shap(explanation: Explanation) -> Any:
     )
 
 
-def features_as_shap(
-    explainer: Explainer, X: "ArrayLike", *, target: str, groups: "Sequence[int | None]", prevalence: float | None = None
-) -> Any:
+def features_as_shap(explainer: Explainer, X: "ArrayLike", *, target: str, groups: "Sequence[int | None]", prevalence: float | None = None) -> Any:
     """Return many recordings' features on the calibrated log-odds as a `shap.Explanation`; it holds their values, so keep it as you keep those.
 
     Parameters

@@ -16,12 +16,12 @@ from parselmouth.praat import call
 from clinical_ser.audio.analysis import FRAME_STEP_S, PitchTrack, SpeechAnalysis
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.features import cepstrum, harmonicity
+from clinical_ser.features.kept import Kept
 from clinical_ser.features.praat_tracks import (
     LONGEST_PERIOD_S,
     MAXIMUM_AMPLITUDE_FACTOR,
     MAXIMUM_PERIOD_FACTOR,
     SHORTEST_PERIOD_S,
-    Kept,
     Pulses,
     Track,
     frames_at,

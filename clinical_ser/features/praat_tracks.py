@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import parselmouth
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from parselmouth.praat import call
 
 from clinical_ser.audio.analysis import FRAME_STEP_S
-from clinical_ser.audio.voice_activity import MIN_CORE_S, MIN_PAUSE_S, _drop_short, _fill_short_gaps
-from clinical_ser.errors import InvalidValueError
+from clinical_ser.features.kept import Kept
 
 # The settings of Praat's voice report and of every jitter and shimmer command (manual, "Voice 2. Jitter", "Voice 3. Shimmer").
 SHORTEST_PERIOD_S = 0.0001
@@ -31,53 +30,6 @@ _SHIMMER_SIZES = {"local": 2, "apq3": 3, "apq5": 5, "apq11": 11}
 """How many neighbours each variant compares, by Praat's name of it."""
 _FEWEST_PULSES = 3
 """Praat measures the amplitude of a pulse by the periods on both of its sides, and refuses fewer."""
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """The frames of the level grid that stay."""
-
-    keep: NDArray[np.bool_]
-    """Shape (frames,)."""
-    removed_before: NDArray[np.int64]
-    """Shape (frames + 1,); how many of the frames before each are removed, and last of all."""
-
-    @classmethod
-    def of(cls, keep: NDArray[np.bool_] | None, frames: int) -> Self:
-        """Take a mask of shape (frames,), or None for every frame.
-
-        Raises
-        ------
-        InvalidValueError
-            A mask of another shape or type.
-        """
-        keep = np.ones(frames, np.bool_) if keep is None else keep
-        if keep.shape != (frames,) or keep.dtype != np.bool_:
-            raise InvalidValueError("keep", f"{keep.dtype} of shape {keep.shape}", f"bool of shape {(frames,)}")
-        return cls(keep, np.concatenate(([0], np.cumsum(~keep))))
-
-    def speech(self, speech: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Decide again what is speech in the frames that stay, now that others are their neighbours.
-
-        Parameters
-        ----------
-        speech
-            Shape (frames,); `SpeechAnalysis.speech`.
-
-        Returns
-        -------
-        Shape (kept frames,). As in the analysis, what is left of a pause is none below `MIN_PAUSE_S`, and what is left of a word is none
-        below `MIN_CORE_S`.
-        """
-        if self.keep.all():
-            return speech
-        words = _drop_short(speech[self.keep], round(MIN_CORE_S / FRAME_STEP_S))
-        return _fill_short_gaps(words, round(MIN_PAUSE_S / FRAME_STEP_S))
-
-    @property
-    def removed_s(self) -> float:
-        """Time left out, in seconds."""
-        return FRAME_STEP_S * float(self.removed_before[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import find_peaks
 
 from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
-from clinical_ser.audio.voice_activity import MIN_PAUSE_S, f0_on_grid, runs
-from clinical_ser.features.praat_tracks import Kept
+from clinical_ser.audio.voice_activity import MIN_PAUSE_S, f0_on_grid, runs, segments_of
+from clinical_ser.features.kept import Kept
 
 MIN_PAUSES_FOR_SD = 5
 """Below it the SD of pauses is missing: the standard error of an SD from n values is about 1 / sqrt(2 (n - 1)) of it, 35 % at five."""
@@ -97,7 +97,7 @@ class _Course:
         if kept.keep.all():
             return self
         speech = kept.speech(self.speech)
-        segments_s = tuple((round(start * FRAME_STEP_S, 2), round(stop * FRAME_STEP_S, 2)) for start, stop in runs(speech).tolist())
+        segments_s = segments_of(speech, len(speech) * FRAME_STEP_S)
         return _Course(self.level_dbfs[kept.keep], speech, self.voiced[kept.keep], segments_s)
 
 

@@ -117,16 +117,17 @@ def test_every_tree_counts_none_is_cut_off_by_early_stopping():
 def test_models_of_shuffled_labels_have_no_stable_effects():
     """Refits disagree about what was never there: intervals leave zero about as often as chance has it, and nothing is called a main driver.
 
-    One model's recordings share its chance, so the mean over several shuffles counts.
+    One model's recordings share its chance, so the mean over several cohorts counts.
     """
-    table, stable, named = table_of(150, effect=3.0), [], []
-    for seed in range(10):
+    stable, named = [], []
+    for seed in range(12):
+        table = table_of(150, effect=3.0, seed=100 + seed)
         shuffled = table.frame.assign(label=np.random.default_rng(seed).permutation(table.frame["label"].to_numpy()))
         explainer = Explainer(model_of(type(table)(shuffled, table.feature_names, table.extractors), refits=40, split=5))
         effects = [explainer.effects(x, target="depressed", group=0) for x in table_of(10, seed=12).features]
         stable.append(np.mean([one.stable for one in effects]))
         named.append(np.mean([one.main_driver is not None for one in effects]))
-    assert np.mean(stable) <= 0.12
+    assert np.mean(stable) <= 0.10
     assert np.mean(named) <= 0.05
 
 

@@ -82,9 +82,7 @@ def test_a_value_far_out_is_said_in_words_and_the_cause_is_not(explainer, table)
 
 
 def test_the_group_is_printed_with_its_size_and_what_was_not_matched(explainer, table):
-    explanation = explain(
-        explainer, vector_of(table, 0, explainer.model), target="depressed", person=Person(sex="female", age=40, device="tablet")
-    )
+    explanation = explain(explainer, vector_of(table, 0, explainer.model), target="depressed", person=Person(sex="female", age=40, device="tablet"))
     assert explanation.reference.group == "not depressed, female"
     well = ((table.frame["label"] == "not_depressed") & (table.frame["sex"] == "female")).sum()
     assert explanation.reference.subjects == well
