@@ -15,7 +15,7 @@ from clinical_ser.evaluation.evidence import Comparison, Evidence
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.leaks import LeakFinding
 from clinical_ser.evaluation.planning import Reach
-from reports import figures, rendering, rows, wording
+from reports import cohort_explanation, figures, rendering, rows, wording
 from reports.document import BESIDE, Block, Column, Document, Notice, Paragraph, Picture, Plate, Section, Table, Terms
 from reports.flow import flow
 from reports.wording import bounds, count, level, name, number, plain, said, several, share, spaced
@@ -96,6 +96,7 @@ def document_of(evidence: Evidence) -> Document:
         Section("Answers and abstention", tuple(_answers(evidence))),
         Section("Subgroups", tuple(_subgroups(evidence))),
         Section("Comparisons", tuple(_comparisons(evidence))),
+        *([] if evidence.explanation is None else [cohort_explanation.section(evidence.explanation)]),
         Section("Learning curve", tuple(_learning(evidence))),
         Section("All figures", (_all_figures(evidence),)),
         Section("Methods", tuple(_methods(evidence))),

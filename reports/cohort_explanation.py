@@ -1,6 +1,6 @@
 """The section of a cohort report on what a model goes by: families by size, features as beeswarms, and how reliable explanations are.
 
-The one idea: a beeswarm is drawn from counts in bins, one dot for so many recordings as the key says; no dot is a person.
+The one idea: a beeswarm is drawn from counts in bins, one dot for as many recordings as its note says; it holds no row of a person.
 """
 
 import math
@@ -211,16 +211,14 @@ def _share_raised(edges: Sequence[float], counts: Sequence[int]) -> str:
 def _features_table(explanation: CohortExplanation) -> Table:
     columns = [
         Column("Feature", wide=True),
-        Column("Unit"),
-        Column("Mean size, log-odds", "number"),
+        Column("Mean size", "number"),
         Column("95 % interval", "number"),
-        *(Column(f"Raises in, {third} third", "count") for third, _ in _THIRDS),
+        *(Column(f"Raises, {third}", "count") for third, _ in _THIRDS),
         Column("Recordings", "count"),
     ]
     rows = [
         [
             one.label_en,
-            one.unit,
             number(one.size.value),
             bounds(one.size),
             *(_share_raised(explanation.edges, one.counts.get(third, ())) for third, _ in _THIRDS),
@@ -228,7 +226,7 @@ def _features_table(explanation: CohortExplanation) -> Table:
         ]
         for one in explanation.features
     ]
-    note = "Raises in: share of the recordings in which the feature raises the score, among those with low, middle and high values of it."
+    note = "Raises: share of the recordings in which the feature raises the score, among those with low, middle and high values of it."
     return Table.of("Features by mean size of their effect on the log-odds", columns, rows, note)
 
 

@@ -105,7 +105,7 @@ def svg_picture(result: ScreeningResult) -> str:
     if explanation is None:
         raise InvalidValueError("result", "one without an explanation", "one of a usable recording")
     pictures = [explanation_figures.families(explanation)]
-    pictures += [] if result.timeline is None else [explanation_figures.timeline(result.timeline)]
+    pictures += [explanation_figures.timeline(result.timeline)] if result.timeline and result.timeline.windows else []
     warning = SIMULATED_WORDS if result.model.simulated else ""
     title = f"Screening result: {_answer(result)}. {NO_DIAGNOSIS}"
     finding = " ".join(filter(None, [warning, *(picture.finding for picture in pictures)]))
@@ -314,7 +314,7 @@ def _reference(result: ScreeningResult, explanation: Explanation) -> Iterable[Bl
 
 
 def _timeline(result: ScreeningResult) -> Iterable[Block]:
-    if result.timeline is None:
+    if result.timeline is None or not result.timeline.windows:
         return
     yield Paragraph(
         "Each window was left out in turn, and the probability computed anew. Speech left out at random changes it too; only what goes beyond that "
@@ -372,7 +372,13 @@ def _moves(explanation: Explanation) -> Iterable[Block]:
 
 def _move_cells(move: Move) -> list[str]:
     seen = "yes" if move.within_reference else "no"
-    return [signed(move.log_odds), _status_words(move.to_status), _place(move.percentile_now), _place(move.percentile_then), seen]
+    return [
+        signed(move.log_odds),
+        _status_words(" ".join(filter(None, (move.to_status, move.to_class)))),
+        _place(move.percentile_now),
+        _place(move.percentile_then),
+        seen,
+    ]
 
 
 def _place(percentile: float | None) -> str:

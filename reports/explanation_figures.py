@@ -595,7 +595,7 @@ def _timeline_drawing(timeline: Timeline) -> Drawing:
     level_top = f0_top + _F0 + _GAP
     floor = level_top + _LEVEL
     drawing = Drawing(WIDTH, floor + 52)
-    x = Scale(0.0, timeline.windows[-1].end_s, *_TIME)
+    x = Scale(0.0, max(timeline.tracks.step_s, *(window.end_s for window in timeline.windows)), *_TIME)
     draw_key(drawing, _TIMELINE_KEY)
     _windows(drawing, x, top, timeline)
     _pauses(drawing, x, timeline.tracks, (f0_top, f0_top + _F0), (level_top, floor))

@@ -38,7 +38,8 @@ def show_moves(explanation: Explanation) -> None:
     for move in explanation.moves:
         now, then = ("" if value is None else f"{value:.0f}" for value in (move.percentile_now, move.percentile_then))
         seen = "" if move.within_reference else "[dim]beyond the reference group[/dim]"
-        table.add_row(_family(move.family), words(move.to_status), f"{move.log_odds:+.2f}", now, then, seen)
+        answer = words(" ".join(filter(None, (move.to_status, move.to_class))))
+        table.add_row(_family(move.family), answer, f"{move.log_odds:+.2f}", now, then, seen)
     output.print(table)
 
 

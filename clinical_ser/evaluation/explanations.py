@@ -4,11 +4,12 @@ No row of a person is in it: effects of families are means with intervals over s
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.evaluation.figure import Figure
@@ -78,6 +79,13 @@ class CohortExplanation(Strict):
     """By name, as `RELIABILITY` describes them."""
     inside: bool
     """The model learned from these recordings: effects are what they are, their reliability is not that of new people."""
+
+    @model_validator(mode="after")
+    def _counted_in_its_bins(self) -> Self:
+        bins = max(0, len(self.edges) - 1)
+        if any(len(counts) != bins for feature in self.features for counts in feature.counts.values()):
+            raise ValueError("a feature has one count a bin")
+        return self
 
     def without_features(self) -> "CohortExplanation":
         """Return it without what is only drawn."""

@@ -34,6 +34,12 @@ class Estimate(Strict):
     low: float
     high: float
 
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if not self.low <= self.value <= self.high:
+            raise ValueError("a number lies within its interval")
+        return self
+
     @property
     def stable(self) -> bool:
         """Whether the interval does not cross zero."""
@@ -56,6 +62,12 @@ class FeatureBand(Strict):
 
     low: float
     high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError("a band goes from low to high")
+        return self
 
 
 class FeatureContribution(Strict):
@@ -119,6 +131,8 @@ class Move(Strict):
 
     family: str
     to_status: str
+    to_class: str | None = None
+    """Of several classes, the most probable one then."""
     log_odds: float
     """What the family would have to add more (or less) than it does; of several classes, at the way's end towards the group's mean."""
     percentile_now: float | None

@@ -50,7 +50,7 @@ class Window(Strict):
 class Tracks(Strict):
     """What is heard, every 10 ms; a voice's melody is part of what identifies a person."""
 
-    step_s: float
+    step_s: float = Field(gt=0)
     f0_hz: tuple[float, ...]
     """0 where no voice was found."""
     level_dbfs: tuple[float, ...]
@@ -72,10 +72,11 @@ class Timeline(Strict):
     probability: float = Field(ge=0, le=1)
     """Of the whole recording."""
     window_s: float
-    windows: tuple[Window, ...]
+    windows: tuple[Window, ...] = Field(min_length=1)
     band_low: float
     band_high: float
-    """Where the effects of all windows lie in 95 % of recordings in which no moment differs from the others."""
+    """Where the effects of all windows lie in a share `level` of recordings in which no moment differs from the others."""
+    level: float = Field(default=LEVEL, gt=0, lt=1)
     draws: int
     """Random removals, of as much, that the band is learned from."""
     tracks: Tracks

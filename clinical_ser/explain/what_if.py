@@ -84,7 +84,8 @@ def _classes(model: TrainedModel, effects: Effects, logits: Array) -> Iterator[M
             if there != here:
                 yield Move(
                     family=family,
-                    to_status=" ".join(there),
+                    to_status=there[0],
+                    to_class=there[1],
                     log_odds=float(-part * effects.log_odds[0, i]),
                     percentile_now=None,
                     percentile_then=None,

@@ -132,7 +132,8 @@ def test_points_and_percents_have_at_most_two_significant_digits(value):
         digits = bare.replace(".", "").lstrip("0")
         assert len(digits) <= 2 or text == "100 %" or bare == "100"
     if re.fullmatch("[+−0-9.]+", points(value)):
-        assert float(points(value).replace("−", "-")) == pytest.approx(100 * value, rel=0.051, abs=0.0051)
+        step = next(step for least, step in ((9.95, 1), (0.1, 0.1), (0, 0.01)) if abs(100 * value) >= least)
+        assert abs(float(points(value).replace("−", "-")) - 100 * value) <= step / 2 + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,17 @@ def test_an_interval_that_leaves_the_probabilities_ends_in_an_arrowhead_at_their
     assert not [
         head for shape in drawn(explanation_figures.families(samples.explanation())).iter(f"{SVG}polygon") if len(head := corners(shape)) == 3
     ]
+
+
+def test_an_interval_starts_from_where_its_bar_starts():
+    told = samples.explanation()
+    tree = drawn(explanation_figures.families(told))
+    to_x, start = scale_below(tree), 100 * told.base_probability
+    lines = [line for line in tree.iter(f"{SVG}line") if line.get("y1") == line.get("y2") and line.get("stroke-width") == "1.25"]
+    for family, line in zip(told.families, lines[1:], strict=True):
+        ends = [to_x(float(line.get(key))) for key in ("x1", "x2")]
+        assert ends == pytest.approx([start + 100 * family.probability.low, start + 100 * family.probability.high], abs=0.02)
+        start += 100 * family.probability.value
 
 
 def test_the_learned_pattern_is_one_bar_with_its_name():
@@ -531,12 +543,22 @@ def test_texts_of_a_result_are_text_in_the_picture():
     assert tags <= {"svg", "title", "desc", "g", "line", "polyline", "polygon", "rect", "circle", "text"}
 
 
+def test_a_timeline_without_windows_is_left_out():
+    result = samples.result(when=samples.timeline(4, 2.5, ()).model_copy(update={"windows": ()}))
+    assert "When in the recording" not in [one.title for one in document_of(result).sections]
+    assert svg_picture(result) == svg_picture(samples.result())
+
+
 @pytest.mark.parametrize("when", [None, samples.timeline()])
 def test_the_picture_stands_alone(when):
     text = svg_picture(samples.result(when=when))
     tree = ET.fromstring(text)
     words = [element.text for element in tree.iter(f"{SVG}text")]
-    assert len(tree.findall(f"{SVG}g")) == (1 if when is None else 2)
+    tops = [float(re.fullmatch(r"translate\(20 ([0-9.]+)\)", group.get("transform"))[1]) for group in tree.findall(f"{SVG}g")]
+    assert len(tops) == (1 if when is None else 2)
+    bottoms = [*(top - 44 for top in tops[1:]), float(tree.get("height")) - 40]
+    drawings = [explanation_figures.families(samples.explanation()), *([] if when is None else [explanation_figures.timeline(when)])]
+    assert [bottom - top for top, bottom in zip(tops, bottoms, strict=True)] == [one.drawing.height for one in drawings]
     assert tree.find(f"{SVG}title").text == "Screening result: flagged. Screening aid, never a diagnosis."
     assert "+8.1 points" in tree.find(f"{SVG}desc").text
     assert ("1:45 to 2:00" in tree.find(f"{SVG}desc").text) is (when is not None)
