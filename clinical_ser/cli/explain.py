@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from clinical_ser.cli.console import NOT_USABLE, check_output_file, literal, output, print_line
+from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
 from clinical_ser.cli.screen import load_baselines, show
 from clinical_ser.cohorts.table import replaced
@@ -60,16 +60,19 @@ def explain(
         )
     elif given := [f"--{name}" for name, value in of_recording.items() if value is not None]:
         raise InvalidValueError(given[0], "given with a result", "a recording: a result is explained as it was answered")
-    if picture:
-        _write(result, picture)
+    drawn = picture if picture and (result.explanation or picture.suffix.lower() != ".svg") else None
+    if drawn:
+        _write(result, drawn)
+    elif picture:
+        complain("No picture", "there is no score to explain; a document (.html, .pdf) says what to do")
     if as_json:
         print_line(result.model_dump_json(indent=2, ensure_ascii=True))
     else:
         show(result, "Explanation")
         if result.explanation:
             show_moves(result.explanation)
-        if picture:
-            output.print(f"Written: {literal(picture)}")
+        if drawn:
+            output.print(f"Written: {literal(drawn)}")
     if result.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
 
