@@ -36,6 +36,7 @@ from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
 from clinical_ser.explain.effects import Effects, Explainer, half_widths
 from clinical_ser.explain.shapley import probability_values, shapley_matrix
 from clinical_ser.models.background import SAMPLES
+from clinical_ser.models.reference import Person
 from clinical_ser.models.rows import Rows, select_rows
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import TrainingOptions, train
@@ -59,6 +60,12 @@ def rows_of(table: FeatureTable, model: TrainedModel) -> Rows:
 def everyone(model: TrainedModel) -> int:
     """Return the place of the group that is not cut."""
     return next(i for i, group in enumerate(model.reference.groups) if not group.conditions.words())
+
+
+def people(rows: Rows) -> list[Person]:
+    """Return who was recorded, row by row."""
+    columns = ("sex", "age", "task", "device")
+    return [Person(**{str(name): value for name, value in row.items()}) for row in rows.frame[list(columns)].to_dict("records")]
 
 
 def privacy(model: TrainedModel, own: Rows, fresh: Rows) -> dict[str, object]:
@@ -198,7 +205,7 @@ def main() -> None:
     for head in ("linear", "xgboost"):
         model = train(table, DEPRESSION, TrainingOptions(head=head)).model
         own, fresh = rows_of(table, model), rows_of(unseen, model)
-        groups = [everyone(model)] * len(fresh.X)
+        groups = [model.reference.for_person(person) for person in people(fresh)]
         effects = Explainer(model).table(fresh.X, targets=["depressed"] * len(fresh.X), groups=groups, refits=True)
         for title, row in (
             ("What the private reference costs", privacy(model, own, fresh)),

@@ -17,7 +17,7 @@ from clinical_ser.explain.shapley import centred, probability_values, shapley_ma
 from clinical_ser.models.trained import Terms, TrainedModel, with_margins
 
 Array = NDArray[np.float64]
-REFIT_SAMPLES = 128
+REFIT_SAMPLES = 64
 """Background samples for refits: their spread is what is wanted, and it is the same with fewer."""
 
 

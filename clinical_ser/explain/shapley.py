@@ -9,11 +9,13 @@ from math import factorial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
+from scipy.special import expit
 
 Array = NDArray[np.float64]
 MOST_PLAYERS = 12
 """4,096 coalitions; beyond, sampling would be the better way."""
+_LARGEST_EXPONENT = 700.0
+"""Beyond, exp leaves float64; the class has no probability to speak of long before."""
 
 
 @lru_cache(maxsize=MOST_PLAYERS)
@@ -71,8 +73,11 @@ def probability_values(constant: Array, families: Array, background: Array, targ
     own = constant[:, None] + np.einsum("cf,vfk->vck", here, families)
     others = np.einsum("cf,vnfk->vcnk", there, background, optimize=True)
     margins = own[:, :, None] + others
-    chosen = expit(margins[..., 0]) if margins.shape[-1] == 1 else softmax(margins, axis=-1)[..., target]
-    return np.asarray(chosen.mean(axis=2))
+    if margins.shape[-1] == 1:
+        return np.asarray(expit(margins[..., 0]).mean(axis=2))
+    # One entry of the softmax; the others' exponentials are wanted only in sum.
+    against = np.minimum(margins - margins[..., target, None], _LARGEST_EXPONENT)
+    return np.asarray((1.0 / np.exp(against).sum(axis=-1)).mean(axis=2))
 
 
 def centred(values: Array, target: int) -> Array:

@@ -210,8 +210,11 @@ def _row(short: _Contours, long: _Contours) -> _Floats:
 
 
 def _neighbours(contours: _Contours) -> tuple[_Contours, _Contours, _Contours]:
-    """Each frame, the one before and the one after. Edges repeat, and openSMILE smooths one frame more than there is."""
-    padded = np.pad(contours, ((0, 0), (1, 2)), mode="edge")
+    """Each frame, the one before and the one after; edges repeat.
+
+    At the end of input openSMILE smooths one frame more than there is. Its descriptors show it, its functionals do not count it.
+    """
+    padded = np.pad(contours, ((0, 0), (1, 1)), mode="edge")
     return padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
 
 

@@ -58,7 +58,14 @@ def pattern_bundle(tmp_path_factory):
 def test_a_recording_is_explained_with_families_features_moments_and_what_if(run, bundle, speech_wav):
     code, out, err = run("explain", speech_wav, "--model", bundle, "--sex", "female")
     assert code == 0, err
-    for words in ("on average in the reference group (not depressed, female", "95 % interval", "same rank", "Timeline:", "What-if", "never a diagnosis"):
+    for words in (
+        "on average in the reference group (not depressed, female",
+        "95 % interval",
+        "same rank",
+        "Timeline:",
+        "What-if",
+        "never a diagnosis",
+    ):
         assert words in out
     assert "jane" not in out + err
 
@@ -83,7 +90,7 @@ def test_a_result_is_explained_as_it_was_answered(run, result_json):
 @pytest.mark.parametrize(("ending", "begins"), [(".svg", b"<svg"), (".html", b"<!doctype html>"), (".pdf", b"%PDF")])
 def test_a_picture_is_written_in_the_form_its_name_ends_in(run, result_json, tmp_path, ending, begins):
     path = tmp_path / f"out{ending}"
-    code, out, err = run("explain", result_json, "-o", path)
+    code, _, err = run("explain", result_json, "-o", path)
     assert code == 0, err
     content = path.read_bytes()
     assert content.lower().startswith(begins.lower())
@@ -106,7 +113,7 @@ def test_a_picture_is_written_in_the_form_its_name_ends_in(run, result_json, tmp
 )
 def test_wrong_usage_is_named(run, result_json, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    code, out, err = run("explain", result_json, *words)
+    code, _, err = run("explain", result_json, *words)
     assert code == 2
     assert re.search(message, " ".join(err.split()))
 
