@@ -1,7 +1,7 @@
 """The 88 eGeMAPSv02 functionals of a recording with frames left out, hundreds of times, after one pass of openSMILE.
 
-The one idea: openSMILE can hand out its contours before it smooths them. Frames are taken out there, and smoothing and all statistics are done
-again here as its configuration defines them; so nothing is smoothed across what is gone, and a seam is treated as a cut recording would be.
+The one idea: openSMILE hands out its contours before it smooths them. Frames are taken out there, and smoothing and statistics are done again
+as its configuration defines them, so that a seam looks as in a cut recording. With all frames kept this gives openSMILE's values but for rounding.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from clinical_ser.features.kept import Kept
 
 _Floats = NDArray[np.float64]
 _Contours = NDArray[np.float32]
-"""Shape (contours, frames). openSMILE's own precision as long as values are only smoothed and compared, so that ties fall as they do there."""
+"""Shape (contours, frames). openSMILE's own precision as long as values are smoothed and compared, so that ties fall as they do there."""
 
 STEP_S = 0.01
 """`frameStep` of every framer in GeMAPSv01b_core.lld.conf.inc, and of `SpeechAnalysis.level_dbfs`."""
@@ -26,20 +26,24 @@ _STEP = round(STEP_S * SAMPLE_RATE_HZ)
 _SHORT_WINDOW, _LONG_WINDOW = round(0.02 * SAMPLE_RATE_HZ), round(0.06 * SAMPLE_RATE_HZ)
 """`frameSize` of gemapsv01b_frame25 (20 ms, in spite of its name) and gemapsv01b_frame60."""
 _LEAST_FRAMES = (MIN_SAMPLES - _SHORT_WINDOW) // _STEP + 1
-"""Short windows in the shortest recording with values. Four of them at most have their centre where no long window has, so five leave one."""
+"""Short windows in the shortest recording that has values."""
 
-# Levels that openSMILE's functionals are made of, in GeMAPSv01b_core and eGeMAPSv02_core.lld.conf.inc; all before smoothing.
-_SHORT_LEVELS = "egemapsv02_energyRMS;gemapsv01b_loudness;egemapsv02_logSpectral_flux;egemapsv02_mfcc"
-_LONG_LEVELS = "gemapsv01b_lld_single_logF0;gemapsv01b_jitterShimmer;gemapsv01b_harmonics;gemapsv01b_formants;gemapsv01b_logSpectral"
-_PITCH, _ENERGY, _LOUDNESS = "F0semitoneFrom27.5Hz", "pcm_SQUAREDenergy", "loudness"
-_SOUND = ("pcm_fftMag_spectralFlux", "mfcc[1]", "mfcc[2]", "mfcc[3]", "mfcc[4]")
-_SHORT = (_ENERGY, _LOUDNESS, *_SOUND)
-_VOICE = ("jitterLocal", "shimmerLocalDB", "HarmonicsToNoiseRatioACFLogdB", "HarmonicDifferenceLogRelH1-H2", "HarmonicDifferenceLogRelH1-A3")
-_FORMANTS = tuple(f"{name}[{n}]" for n in (1, 2, 3) for name in ("formantFreqLpc", "formantBandwidthLpc", "FormantAmplitudeByMaxHarmonicLogRelF0"))
-_SLOPES = ("pcm_fftMag_logSpectralSlopeOfBand0-500", "pcm_fftMag_logSpectralSlopeOfBand500-1500")
-_SPECTRAL = ("pcm_fftMag_alphaRatioDB", "pcm_fftMag_hammarbergIndexDB", *_SLOPES)
-_OF_VOICED = (*_SPECTRAL, *_SOUND)
-_OF_UNVOICED = (*_SPECTRAL, _SOUND[0])
+_SHORT_LEVELS = ("egemapsv02_energyRMS", "gemapsv01b_loudness", "egemapsv02_lldSetNoF0AndLoudnessZ")
+_LONG_LEVELS = (
+    "gemapsv01b_lld_single_logF0",
+    "egemapsv02_lldSetNoF0AndLoudnessNz",
+    "egemapsv02_lldSetSpectralNz",
+    "egemapsv02_lldSetSpectralZ",
+)
+"""What the functionals are taken over once it is smoothed (eGeMAPSv02_core and GeMAPSv01b_core.func.conf.inc): in windows of 20 ms, and of 60 ms
+where F0 comes in."""
+_END_LEVELS = ("gemapsv01b_formants", "egemapsv02_lldsetF_smo")
+"""Formants before and after smoothing, in all frames; `_counted` needs them."""
+_SHORT_ROWS, _LONG_ROWS = 7, 29
+_VOICE, _UNVOICED = slice(1, 15), slice(24, 29)
+"""Measures of voice, and of the spectrum in unvoiced frames, among the long rows."""
+_FORMANT, _SMOOTHED_FORMANT = [0, 1, 2], [16, 19, 22]
+"""F1, F2 and F3 among the rows of `_END_LEVELS`: five frequencies and five bandwidths come before the 15 contours of lldsetF."""
 
 _PERCENTILES = (20, 50, 80)
 _SALIENT = np.float32(0.1)
@@ -50,6 +54,8 @@ _MIN_RUN, _MIN_GAP = 3, 2
 """`segMinLng` and `pauseMinLng`, in frames: defaults of cFunctionalSegments, which the configuration leaves as they are."""
 _MAX_RUNS = 1000
 """`Segments.maxNumSeg`."""
+_PITCH_DELAY = 40
+"""`bufferLength` of the pitch tracker's Viterbi search, in frames: it decides no later than that."""
 _LEAST_ENERGY = 1e-12
 """openSMILE's equivalent sound level ends at -120 dB (seen on digital silence)."""
 
@@ -130,9 +136,10 @@ class _Part:
     """One stretch that openSMILE measures in one call."""
 
     short: _Contours
-    """Rows `_SHORT`, from windows of 20 ms."""
+    """Energy, loudness, spectral flux and MFCC 1-4."""
     long: _Contours
-    """F0, then measures of voice, of the spectrum in voiced frames, and in unvoiced ones, 0 in frames of the other kind; windows of 60 ms."""
+    """F0, 14 measures of voice, 9 of the spectrum in voiced frames and 5 in unvoiced ones; 0 where there is nothing to measure. One frame follows
+    those that count, for smoothing to look at."""
     short_at: NDArray[np.int64]
     """For each short window the frame of the recording's grid at its centre."""
     long_at: NDArray[np.int64]
@@ -140,43 +147,75 @@ class _Part:
     @classmethod
     def of(cls, samples: NDArray[np.float32], start: int) -> Self:
         """Measure a stretch that begins at sample `start` of the recording."""
-        tracks = _tracks(samples, f"{_SHORT_LEVELS};{_LONG_LEVELS}")
-        long = _long(tracks)
+        windows = (len(samples) - _LONG_WINDOW) // _STEP + 1
+        tracks = _tracks(samples, _SHORT_LEVELS + _LONG_LEVELS + _END_LEVELS)[:, :windows]
+        short, long, ends = np.split(tracks, [_SHORT_ROWS, _SHORT_ROWS + _LONG_ROWS])
         # Read together, levels end with the shortest of them, and four more short windows fit behind the last long one. They are measured
-        # alone, with the window before them, which spectral flux looks back to.
-        last = long.shape[1] - 1
-        tail = _tracks(samples[last * _STEP :], _SHORT_LEVELS)
-        short = np.stack([np.concatenate((tracks[name], tail[name][1:])) for name in _SHORT])
+        # alone, with the window before them that spectral flux looks back to.
+        short = np.concatenate((short, _tracks(samples[(windows - 1) * _STEP :], _SHORT_LEVELS)[:, 1:]), axis=1)
+        long = _followed(long, _counted(ends))
         return cls(short, long, _grid(start, short.shape[1], _SHORT_WINDOW), _grid(start, long.shape[1], _LONG_WINDOW))
 
     @cached_property
     def whole(self) -> _Floats:
         """The row without gaps: most parts have none most of the time."""
-        return _row(self.short, self.long)
+        return _row(self.short, self.long, self.long.shape[1] - 1)
 
     def summarise(self, keep: NDArray[np.bool_]) -> tuple[float, _Floats]:
         """Return the share of the part that stays, and its row, of NaN when that is next to nothing."""
         short, long = keep[self.short_at], keep[self.long_at]
         if short.all() and long.all():
             return 1.0, self.whole
-        if np.count_nonzero(short) < _LEAST_FRAMES:
+        counted = np.count_nonzero(long[:-1])
+        if np.count_nonzero(short) < _LEAST_FRAMES or not counted:
             return 0.0, np.full(len(EGEMAPS_NAMES), np.nan)
-        return float(long.mean()), _row(self.short[:, short], self.long[:, long])
+        return float(short.mean()), _row(self.short[:, short], self.long[:, long], counted)
 
 
-def _tracks(samples: NDArray[np.float32], levels: str) -> dict[str, NDArray[np.float32]]:
-    """Read levels of openSMILE's by name, one array of shape (frames,) for each element."""
-    smile = _smile(opensmile.FeatureSet.eGeMAPSv02, levels)
-    return dict(zip(smile.feature_names, smile(samples, SAMPLE_RATE_HZ)[0], strict=True))
+def _tracks(samples: NDArray[np.float32], levels: tuple[str, ...]) -> _Contours:
+    """Read levels of openSMILE's in one pass, one after the other."""
+    return np.asarray(_smile(opensmile.FeatureSet.eGeMAPSv02, ";".join(levels))(samples, SAMPLE_RATE_HZ)[0])
 
 
-def _long(tracks: dict[str, NDArray[np.float32]]) -> _Contours:
-    """Lay out the rows of `_Part.long`. HNR, H1 and formant amplitudes take what openSMILE gives in unvoiced frames too (-201 dB for the last)."""
-    voiced = tracks[_PITCH] > 0
-    formants = [tracks[name] * voiced if name.startswith("formant") else tracks[name] for name in _FORMANTS]
-    of_voiced = [tracks[name] * voiced for name in _OF_VOICED]
-    of_unvoiced = [tracks[name] * ~voiced for name in _OF_UNVOICED]
-    return np.stack([tracks[_PITCH], *(tracks[name] for name in _VOICE), *formants, *of_voiced, *of_unvoiced])
+def _counted(ends: _Contours) -> int:
+    """How many long windows openSMILE's functionals count, from the rows of `_END_LEVELS`.
+
+    At the end of input they run before the pitch tracker has decided its last frames, one in a pause and more in a voice, and never see these.
+    Smoothing shows where that was: it ends there once, repeating the last frame, before it goes on.
+    """
+    raw, smoothed = ends[_FORMANT], ends[_SMOOTHED_FORMANT]
+    windows = raw.shape[1]
+    for counted in range(windows - 1, max(0, windows - 1 - _PITCH_DELAY), -1):
+        ended = np.concatenate((raw[:, :counted], raw[:, counted - 1 : counted]), axis=1)
+        if np.array_equal(_smooth_nonzero(ended), smoothed[:, : counted + 1]):
+            return counted
+    return max(1, windows - 1)
+
+
+def _followed(long: _Contours, counted: int) -> _Contours:
+    """The windows that count and one more. Measures of voice are smoothed as if theirs ended there (see `_counted`), so it repeats their last."""
+    followed = long[:, [*range(counted), min(counted, long.shape[1] - 1)]]
+    followed[_VOICE, -1] = followed[_VOICE, -2]
+    return followed
+
+
+def _threes(contours: _Contours) -> tuple[_Contours, _Contours, _Contours]:
+    """Each frame, the one before and the one after; edges repeat."""
+    padded = np.pad(contours, ((0, 0), (1, 1)), mode="edge")
+    return padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
+
+
+def _smooth(contours: _Contours) -> _Contours:
+    """Mean of three frames (`sma3`)."""
+    here, before, after = _threes(contours)
+    return (here + before + after) / np.float32(3)
+
+
+def _smooth_nonzero(contours: _Contours) -> _Contours:
+    """Mean of those of three frames that are not 0, where the middle one is not (`sma3nz`)."""
+    here, before, after = _threes(contours)
+    count = np.float32(1) + (before != 0) + (after != 0)
+    return np.asarray(np.where(here != 0, (here + before + after) / count, 0), np.float32)
 
 
 def _grid(start: int, windows: int, window: int) -> NDArray[np.int64]:
@@ -184,52 +223,25 @@ def _grid(start: int, windows: int, window: int) -> NDArray[np.int64]:
     return (start + window // 2 + _STEP * np.arange(windows)) // _STEP
 
 
-def _row(short: _Contours, long: _Contours) -> _Floats:
-    """All functionals of a part in the order of `EGEMAPS_NAMES`, from contours before smoothing of one frame or more."""
-    sound, voice = _smooth(short[1:]), _smooth_nonzero(long)
+def _row(short: _Contours, long: _Contours, counted: int) -> _Floats:
+    """All functionals of a part in the order of `EGEMAPS_NAMES`, from one frame or more, of the long ones the first `counted`."""
+    sound, voice = _smooth(short[1:]), _smooth_nonzero(long)[:, :counted]
     loudness, pitch = sound[0], voice[0]
-    of_sound = _moments(sound, np.ones_like(sound, np.bool_))
-    of_voice = _moments(voice, voice != 0)
-    unvoiced = len(voice) - len(_OF_UNVOICED)
+    of_sound, of_voice = _moments(sound, np.ones_like(sound, np.bool_)), _moments(voice, voice != 0)
     peaks, loudness_shape = _shape(loudness)
     _, pitch_shape = _shape(pitch[pitch != 0])
-    row = np.concatenate(
-        (
-            np.concatenate((of_voice[0], pitch_shape)),
-            np.concatenate((of_sound[0], loudness_shape)),
-            of_sound[1:].ravel(),
-            of_voice[1:unvoiced].ravel(),
-            of_voice[unvoiced:, 0],
-            [peaks / (STEP_S * len(loudness))],
-            _runs(pitch != 0),
-            _runs(pitch == 0)[1:],
-            [10 * np.log10(max(short[0].mean(dtype=np.float64), _LEAST_ENERGY))],
-        )
+    row = (
+        *(of_voice[0], pitch_shape),
+        *(of_sound[0], loudness_shape),
+        of_sound[1:].ravel(),
+        of_voice[1 : _UNVOICED.start].ravel(),
+        of_voice[_UNVOICED, 0],
+        [peaks / (STEP_S * len(loudness))],
+        _runs(pitch != 0),
+        _runs(pitch == 0)[1:],
+        [10 * np.log10(max(short[0].mean(dtype=np.float64), _LEAST_ENERGY))],
     )
-    return _without_false_zeros(row)
-
-
-def _neighbours(contours: _Contours) -> tuple[_Contours, _Contours, _Contours]:
-    """Each frame, the one before and the one after; edges repeat.
-
-    At the end of input openSMILE smooths one frame more than there is. Its descriptors show it, its functionals do not count it.
-    """
-    padded = np.pad(contours, ((0, 0), (1, 1)), mode="edge")
-    return padded[:, 1:-1], padded[:, :-2], padded[:, 2:]
-
-
-def _smooth(contours: _Contours) -> _Contours:
-    """Mean of three frames (`sma3`)."""
-    here, before, after = _neighbours(contours)
-    return (here + before + after) / np.float32(3)
-
-
-def _smooth_nonzero(contours: _Contours) -> _Contours:
-    """Mean of those of three frames that are not 0, where the middle one is not (`sma3nz`)."""
-    here, before, after = _neighbours(contours)
-    there = here != 0
-    count = np.float32(1) + (before != 0) + (after != 0)
-    return np.asarray(np.where(there, (here + before + after) / count, np.float32(0)), np.float32)
+    return _without_false_zeros(np.concatenate(row))
 
 
 def _moments(contours: _Contours, counted: NDArray[np.bool_]) -> _Floats:
@@ -254,16 +266,15 @@ def _salient(contour: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[n
     """Find alternating peaks and valleys that stand out (cFunctionalPeaks2): their frames, and which of them are peaks."""
     middle, before, after = contour[2:-2], contour[1:-3], contour[3:-1]
     above = (middle > before) & (middle > after)
-    at = np.flatnonzero(above | ((middle < before) & (middle < after)))
-    is_peak = above[at]
-    at = at + 2
+    found = np.flatnonzero(above | ((middle < before) & (middle < after)))
+    at, is_peak = found + 2, above[found]
     first, least = contour[0], _SALIENT * (contour.max() - contour.min())
-    chosen = _without_low_peaks(contour[at], is_peak, first, least)
-    at, is_peak = at[chosen], is_peak[chosen]
-    chosen = is_peak | (_last_peak(contour[at], is_peak, first) - contour[at] >= least)
-    at, is_peak = at[chosen], is_peak[chosen]
-    chosen = _extremes(np.where(is_peak, contour[at], -contour[at]), is_peak)
-    return at[chosen], is_peak[chosen]
+    stays = _without_low_peaks(contour[at], is_peak, first, least)
+    at, is_peak = at[stays], is_peak[stays]
+    stays = is_peak | (_last_peak(contour[at], is_peak, first) - contour[at] >= least)
+    at, is_peak = at[stays], is_peak[stays]
+    outermost = _extremes(np.where(is_peak, contour[at], -contour[at]), is_peak)
+    return at[outermost], is_peak[outermost]
 
 
 def _without_low_peaks(heights: NDArray[np.float32], is_peak: NDArray[np.bool_], first: np.float32, least: np.float32) -> NDArray[np.bool_]:
