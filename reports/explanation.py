@@ -317,7 +317,7 @@ def _timeline(result: ScreeningResult) -> Iterable[Block]:
     if result.timeline is None or not result.timeline.windows:
         return
     yield Paragraph(
-        "Each window was left out in turn, and the probability computed anew. Speech left out at random changes it too; only what goes beyond that "
+        "Each window was left out in turn, and the probability computed anew. Windows at random places change it too; only what goes beyond that "
         "stands out. Windows do not add up to the probability."
     )
     yield Paragraph(explanation_figures.outstanding(result.timeline))

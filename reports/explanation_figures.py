@@ -537,7 +537,7 @@ def timeline(timeline: Timeline) -> Picture:
     Returns
     -------
     Picture
-        Windows beyond the band of random removals are dark and numbered, largest first.
+        Windows beyond the band of windows at random places are dark and numbered, largest first.
     """
     return Picture(
         name="timeline",
@@ -546,7 +546,7 @@ def timeline(timeline: Timeline) -> Picture:
         drawing=_timeline_drawing(timeline),
         table=_timeline_table(timeline),
         note="Bars: the recording's probability less that without the window, so that a bar upwards raised it. Band: where all windows together "
-        f"stay in 95 % of recordings without a special moment, learned from {timeline.draws} random removals of as much speech. Pitch, and level in "
+        f"stay in {100 * timeline.level:g} % of recordings without a special moment, learned from {timeline.draws} at random places. Pitch, and level in "
         "speech: line, median; wash, the middle four fifths. A window says when the score came about, not why.",
     )
 
@@ -564,8 +564,8 @@ def outstanding(timeline: Timeline) -> str:
 def _timeline_finding(timeline: Timeline) -> str:
     return (
         f"The recording's probability is {percent(timeline.probability)}; each of {several(len(timeline.windows), 'window')} of "
-        f"{timeline.window_s:.3g} s was left out in turn. {outstanding(timeline)} As much speech left out at random changes the probability by "
-        f"{points_range(timeline.band_low, timeline.band_high)} points (95 %)."
+        f"{timeline.window_s:.3g} s was left out in turn. {outstanding(timeline)} Windows at random places stay within "
+        f"{points_range(timeline.band_low, timeline.band_high)} points ({100 * timeline.level:g} %)."
     )
 
 

@@ -50,10 +50,10 @@ def demo(
         ("features.parquet", "one row a recording"),
         (f"{MODEL}/", "the trained, signed bundle"),
         ("evaluation/", "what a reviewer asks for: report.html, report.pdf, evidence.json"),
-        ("visits/", "three new recordings and their results (.json)"),
+        ("visits/", "three new recordings, their results (.json), and what moved them (.html)"),
     ):
         output.print(f"  {name:<22} {what}")
-    output.print(f"Try: {program()} screen {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} --json")
+    output.print(f"Try: {program()} explain {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} -o explained.pdf")
 
 
 def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
@@ -62,10 +62,13 @@ def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
 
 
 def _screen_three(folder: Path, cohort: SimulatedCohort) -> None:
+    from reports.explanation import html_report
+
     screener = Screener.load(folder / MODEL)
     for visit in simulate_visits(folder / "visits", design=cohort.design):
-        result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age)
+        result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age, timeline=True)
         (folder / "visits" / f"{visit.name}.json").write_text(result.model_dump_json(indent=2), encoding="utf-8")
+        (folder / "visits" / f"{visit.name}.html").write_text(html_report(result), encoding="utf-8")
         show(
             result,
             f"New recording '{visit.name}' (a simulated speaker; true score {visit.score}, true probability {percent(visit.true_probability)})",

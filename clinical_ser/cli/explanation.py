@@ -46,7 +46,7 @@ def show_moves(explanation: Explanation) -> None:
 def show_timeline(timeline: Timeline) -> None:
     """Print the moments that stand out."""
     out = timeline.standing_out
-    band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points when as much is taken out at random"
+    band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points for windows at random places"
     output.print(f"  Timeline: {len(timeline.windows)} windows of {timeline.window_s:g} s, each left out in turn; {band}")
     if not out:
         output.print("    no moment stands out: the score comes from the recording as a whole")

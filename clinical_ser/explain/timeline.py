@@ -1,7 +1,7 @@
 """When in a recording the score came about: each window is left out, and what the probability then is says what the window did to it.
 
-Left out means removed, with what was before and after joined; silence in its place would be a pause that nobody made. As much speech taken out in
-short pieces from all over the recording changes the score too; only what goes beyond that is a moment that stands out.
+Left out means removed, with what was before and after joined; silence in its place would be a pause that nobody made. Any window changes the score a
+little when it goes; only what goes beyond that of windows at random places is a moment that stands out.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy.special import expit, softmax
-from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
 from clinical_ser.audio.voice_activity import f0_on_grid
@@ -26,10 +26,14 @@ from clinical_ser.strict import Strict
 MOST_WINDOWS = 40
 SHORTEST_WINDOW_S = 2.5
 """A phrase or so; a shorter window holds too little to tell apart from chance."""
-PIECE_S = 1.0
-"""Length of the pieces that are taken out at random."""
 DRAWS = 40
+"""Windows at random places that a recording's band is learned from."""
 LEVEL = 0.95
+"""Share of recordings without a special moment in which no window stands out."""
+TAIL_FREEDOM = 5
+"""Effects of windows have heavier tails than the normal distribution. With the t of so few degrees of freedom, a window stands out in 2 % of 50
+recordings made of one speaker's neutral speech in mixed pieces; with 6 in 6 %."""
+MAD_TO_SD = 1.4826
 LEAST_WINDOWS = 4
 """Of a recording that is cut into fewer, a window is most of it."""
 
@@ -78,7 +82,7 @@ class Timeline(Strict):
     """Where the effects of all windows lie in a share `level` of recordings in which no moment differs from the others."""
     level: float = Field(default=LEVEL, gt=0, lt=1)
     draws: int
-    """Random removals, of as much, that the band is learned from."""
+    """Windows at random places that the band is learned from."""
     tracks: Tracks
 
     @property
@@ -121,7 +125,7 @@ def timeline_of(
     asked = _Asked(model, contours, vector, target, prevalence)
     whole, *without = asked.probabilities([np.ones(frames, bool), *(_all_but(frames, [span]) for span in windows)])
     effects = whole - np.array(without)
-    low, high = _band(whole - asked.probabilities(_random_removals(frames, windows)), len(windows))
+    low, high = _band(whole - asked.probabilities(_at_random(frames, windows[0][1] - windows[0][0])), len(windows))
     return Timeline(
         target=target,
         probability=float(whole),
@@ -193,19 +197,15 @@ def _all_but(frames: int, spans: Sequence[tuple[int, int]]) -> Mask:
     return keep
 
 
-def _random_removals(frames: int, windows: Sequence[tuple[int, int]]) -> list[Mask]:
-    """Return what stays when as much as a window is taken out in pieces, each from a random place on a grid of pieces."""
-    piece = round(PIECE_S / FRAME_STEP_S)
-    wanted = max(1, round((windows[0][1] - windows[0][0]) / piece))
-    grid = np.arange(0, frames - piece + 1, piece)
-    rng = np.random.default_rng(0)
-    return [
-        _all_but(frames, [(start, start + piece) for start in rng.choice(grid, min(wanted, len(grid)), replace=False).tolist()]) for _ in range(DRAWS)
-    ]
+def _at_random(frames: int, length: int) -> list[Mask]:
+    """Return what stays when a window of this length is taken out at a random place, again and again."""
+    starts = np.random.default_rng(0).integers(0, frames - length + 1, DRAWS)
+    return [_all_but(frames, [(start, start + length)]) for start in starts.tolist()]
 
 
 def _band(effects: NDArray[np.float64], windows: int) -> tuple[float, float]:
-    """Return the range that all windows together keep to in 95 % of recordings without a special moment (Bonferroni)."""
-    half = float(norm.ppf(1 - (1 - LEVEL) / 2 / windows) * effects.std(ddof=1))
-    centre = float(effects.mean())
+    """Return the range that all windows together keep to (Bonferroni), from the median and its absolute deviation: a special moment moves neither."""
+    centre = float(np.median(effects))
+    spread = MAD_TO_SD * float(np.median(np.abs(effects - centre)))
+    half = float(student_t.ppf(1 - (1 - LEVEL) / 2 / windows, min(windows - 1, TAIL_FREEDOM))) * spread
     return centre - half, centre + half

@@ -44,10 +44,11 @@ class Contours:
         self._analysis = analysis
         known = {"egemaps": EGEMAPS_NAMES, "praat": praat.NAMES, "timing": timing.NAMES}
         self.names: tuple[str, ...] = tuple(name for one in self._sets for name in known[one])
-        with ThreadPoolExecutor(1) as helper:  # openSMILE frees Python's lock, so that Praat can work beside it
-            descriptors = helper.submit(EgemapsContours.of, recording) if "egemaps" in self._sets else None
-            self._praat = praat.measure(analysis) if "praat" in self._sets else None
-            self._egemaps = descriptors.result() if descriptors else None
+        # openSMILE frees Python's lock, so that Praat can work beside it; it stays in this thread, where its objects are warm.
+        with ThreadPoolExecutor(1) as helper:
+            tracks = helper.submit(praat.measure, analysis) if "praat" in self._sets else None
+            self._egemaps = EgemapsContours.of(recording) if "egemaps" in self._sets else None
+            self._praat = tracks.result() if tracks else None
 
     def leaving_out(self, keep: NDArray[np.bool_] | None) -> NDArray[np.float64]:
         """Sum up the frames that stay.

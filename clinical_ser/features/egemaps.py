@@ -86,8 +86,8 @@ def functionals(recording: Recording) -> tuple[dict[str, float], dict[str, str]]
     """
     if len(recording.samples) < MIN_SAMPLES:
         return _all_missing(EGEMAPS_NAMES)
-    rows = np.stack([_without_false_zeros(row) for row in _rows(recording, opensmile.FeatureSet.eGeMAPSv02)])
-    values = _join(rows, _weights(rows))
+    rows = np.stack([without_false_zeros(row) for row in _rows(recording, opensmile.FeatureSet.eGeMAPSv02)])
+    values = joined(rows, weights_of(rows))
     voiced = np.isfinite(values[_COLUMN[_RECORDING_VOICED]])
     return _named(EGEMAPS_NAMES, values, {name: _reason(name, voiced=bool(voiced)) for name in EGEMAPS_NAMES})
 
@@ -105,7 +105,7 @@ def compare(recording: Recording) -> tuple[dict[str, float], dict[str, str]]:
         return _all_missing(COMPARE_NAMES)
     rows = np.stack(_rows(recording, opensmile.FeatureSet.ComParE_2016))
     share = rows[:, [_COMPARE_SHARE]]
-    values = _join(np.where(_COMPARE_VOICED & (share == 0), np.nan, rows), np.where(_COMPARE_VOICED, share, 1.0))
+    values = joined(np.where(_COMPARE_VOICED & (share == 0), np.nan, rows), np.where(_COMPARE_VOICED, share, 1.0))
     return _named(COMPARE_NAMES, values, dict.fromkeys(COMPARE_NAMES, NO_VOICE))
 
 
@@ -119,10 +119,10 @@ def low_level_descriptors(recording: Recording) -> pd.DataFrame:
         own name, float32; NaN where a descriptor of voiced frames met an unvoiced one (openSMILE writes 0). Without rows under 60 ms.
         In recordings over `PART_S` the first and last frames of a part miss their neighbours across the cut.
     """
-    smile = _smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
+    smile = smile_of(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.LowLevelDescriptors)
     frames = []
     offset = 0
-    for part in _parts(recording.samples):
+    for part in parts_of(recording.samples):
         contours = smile(part, SAMPLE_RATE_HZ)[0].T if len(part) >= MIN_SAMPLES else np.empty((0, len(smile.feature_names)), np.float32)
         start_s = offset / SAMPLE_RATE_HZ + 0.01 * np.arange(len(contours))
         frames.append(pd.DataFrame(contours, index=pd.Index(start_s, name="start_s"), columns=smile.feature_names))
@@ -172,7 +172,7 @@ _ANCHORED = np.flatnonzero(_VOICED | _UNVOICED)
 _ANCHORS = np.array([_COLUMN[_COLUMNS[index].anchor] for index in _ANCHORED])
 
 
-def _without_false_zeros(row: NDArray[np.float64]) -> NDArray[np.float64]:
+def without_false_zeros(row: NDArray[np.float64]) -> NDArray[np.float64]:
     """Set to NaN what was measured in no frame.
 
     Without voice F1-F3 amplitude is no zero but -201 dB, openSMILE's floor; so all columns of voice go when F0 does.
@@ -184,14 +184,14 @@ def _without_false_zeros(row: NDArray[np.float64]) -> NDArray[np.float64]:
     return cleaned
 
 
-def _weights(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def weights_of(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shape (parts, 88): the share of each part's time that a column was taken over."""
     voiced = np.nan_to_num(rows[:, [_COLUMN[_RUN_RATE]]] * rows[:, [_COLUMN[_RUN_MEAN]]])
     share = np.where(_VOICED, voiced, np.where(_UNVOICED, 1 - voiced, 1.0))
     return np.asarray(np.maximum(share, _LEAST_SHARE))
 
 
-def _join(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def joined(rows: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over parts (rows) with weights of the same shape, leaving out NaN; one part is returned as it is, bit for bit."""
     if len(rows) == 1:
         return np.asarray(rows[0], np.float64)
@@ -219,17 +219,17 @@ def _all_missing(names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, st
     return dict.fromkeys(names, math.nan), dict.fromkeys(names, TOO_SHORT)
 
 
-def _parts(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def parts_of(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """Cut into equal stretches of at most `PART_S`, as views."""
     return np.array_split(samples, max(1, math.ceil(len(samples) / (PART_S * SAMPLE_RATE_HZ))))
 
 
 def _rows(recording: Recording, feature_set: opensmile.FeatureSet) -> list[NDArray[np.float64]]:
     """One row of functionals a part, exactly as openSMILE gives them."""
-    smile = _smile(feature_set, opensmile.FeatureLevel.Functionals)
+    smile = smile_of(feature_set, opensmile.FeatureLevel.Functionals)
     # Calling the object skips the 1.5 ms that `process_signal` spends on a pandas frame. Keeping the native object across calls would save
     # another 3 ms (of 53 for 3.7 s of speech), but only through `opensmile.core`, which is not public.
-    rows = [smile(part, SAMPLE_RATE_HZ)[0, :, 0].astype(np.float64) for part in _parts(recording.samples)]
+    rows = [smile(part, SAMPLE_RATE_HZ)[0, :, 0].astype(np.float64) for part in parts_of(recording.samples)]
     if not np.isfinite(rows).all():
         raise FeatureError(f"openSMILE gave values of {feature_set.name} that are not finite.")
     return rows
@@ -239,14 +239,14 @@ class _Extractors(threading.local):
     """openSMILE objects of one thread: an object is not thread-safe, and two objects in two threads do run at once (no GIL)."""
 
     def __init__(self) -> None:
-        self.by_set: dict[tuple[opensmile.FeatureSet, opensmile.FeatureLevel], opensmile.Smile] = {}
+        self.by_set: dict[tuple[opensmile.FeatureSet, opensmile.FeatureLevel | str], opensmile.Smile] = {}
 
 
 _EXTRACTORS = _Extractors()
 _EXPECTED = {opensmile.FeatureSet.eGeMAPSv02: EGEMAPS_NAMES, opensmile.FeatureSet.ComParE_2016: COMPARE_NAMES}
 
 
-def _smile(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel) -> opensmile.Smile:
+def smile_of(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> opensmile.Smile:
     """Return this thread's object; it keeps nothing from one recording to the next (each call runs a fresh native object)."""
     if (feature_set, level) not in _EXTRACTORS.by_set:
         smile = opensmile.Smile(feature_set, level)

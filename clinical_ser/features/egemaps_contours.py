@@ -13,7 +13,7 @@ import opensmile
 from numpy.typing import NDArray
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
-from clinical_ser.features.egemaps import EGEMAPS_NAMES, MIN_SAMPLES, _join, _parts, _smile, _weights, _without_false_zeros
+from clinical_ser.features.egemaps import EGEMAPS_NAMES, MIN_SAMPLES, joined, parts_of, smile_of, weights_of, without_false_zeros
 from clinical_ser.features.kept import Kept
 
 _Floats = NDArray[np.float64]
@@ -97,7 +97,7 @@ class EgemapsContours:
         frames = max(1, len(samples) // _STEP) if len(samples) else 0
         if len(samples) < MIN_SAMPLES:
             return cls(frames, ())
-        parts = _parts(samples)
+        parts = parts_of(samples)
         starts = np.cumsum([0, *map(len, parts)])
         return cls(frames, tuple(_Part.of(part, int(start)) for part, start in zip(parts, starts[:-1], strict=True)))
 
@@ -128,7 +128,7 @@ class EgemapsContours:
             return np.full(len(EGEMAPS_NAMES), np.nan)
         shares, rows = zip(*(part.summarise(kept) for part in self.parts), strict=True)
         values = np.stack(rows)
-        return _join(values, _weights(values) * np.array(shares)[:, None])
+        return joined(values, weights_of(values) * np.array(shares)[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ class _Part:
         short, long = keep[self.short_at], keep[self.long_at]
         if short.all() and long.all():
             return 1.0, self.whole
-        counted = np.count_nonzero(long[:-1])
+        counted = int(np.count_nonzero(long[:-1]))
         if np.count_nonzero(short) < _LEAST_FRAMES or not counted:
             return 0.0, np.full(len(EGEMAPS_NAMES), np.nan)
         return float(short.mean()), _row(self.short[:, short], self.long[:, long], counted)
@@ -174,7 +174,7 @@ class _Part:
 
 def _tracks(samples: NDArray[np.float32], levels: tuple[str, ...]) -> _Contours:
     """Read levels of openSMILE's in one pass, one after the other."""
-    return np.asarray(_smile(opensmile.FeatureSet.eGeMAPSv02, ";".join(levels))(samples, SAMPLE_RATE_HZ)[0])
+    return np.asarray(smile_of(opensmile.FeatureSet.eGeMAPSv02, ";".join(levels))(samples, SAMPLE_RATE_HZ)[0])
 
 
 def _counted(ends: _Contours) -> int:
@@ -193,7 +193,7 @@ def _counted(ends: _Contours) -> int:
 
 
 def _followed(long: _Contours, counted: int) -> _Contours:
-    """The windows that count and one more. Measures of voice are smoothed as if theirs ended there (see `_counted`), so it repeats their last."""
+    """Take the windows that count and one more, which repeats measures of voice: those are smoothed as if they ended there (see `_counted`)."""
     followed = long[:, [*range(counted), min(counted, long.shape[1] - 1)]]
     followed[_VOICE, -1] = followed[_VOICE, -2]
     return followed
@@ -241,7 +241,7 @@ def _row(short: _Contours, long: _Contours, counted: int) -> _Floats:
         _runs(pitch == 0)[1:],
         [10 * np.log10(max(short[0].mean(dtype=np.float64), _LEAST_ENERGY))],
     )
-    return _without_false_zeros(np.concatenate(row))
+    return without_false_zeros(np.concatenate(row))
 
 
 def _moments(contours: _Contours, counted: NDArray[np.bool_]) -> _Floats:
@@ -297,7 +297,8 @@ def _without_low_peaks(heights: NDArray[np.float32], is_peak: NDArray[np.bool_],
                 stays[index] = False
                 continue
             if height > peak * _CLEARLY_HIGHER:
-                stays[peak_at] &= peak_at < 0
+                if peak_at >= 0:
+                    stays[peak_at] = False
             elif not after_valley:
                 stays[index] = False
                 continue

@@ -163,18 +163,30 @@ def test_the_reference_moves_the_base_and_not_the_answer():
     assert everyone.base_log_odds[0] < average.base_log_odds[0]  # the healthy, against all of training
 
 
-def test_deleting_families_by_rank_moves_the_answer_faster_than_at_random(explainer):
-    """Families are replaced by the group's mean one by one: the largest effects first leave the answer sooner than a random order does."""
-    model = explainer.model
-    scale, rng = model.calibrator.scale_, np.random.default_rng(0)
-    ranked, by_chance = [], []
+def test_families_by_rank_leave_and_make_the_answer_faster_than_at_random(explainer):
+    """Deletion: families give way to the group's mean one by one; insertion: they are put into it. The largest effects first do both sooner."""
+    rng = np.random.default_rng(0)
+    moved = {("deleted", "ranked"): [], ("deleted", "random"): [], ("missing", "ranked"): [], ("missing", "random"): []}
     for x in table_of(60, seed=21).features:
         effects = explainer.effects(x, target="depressed", group=0)
-        for order, found in ((np.argsort(-np.abs(effects.probability[0])), ranked), (rng.permutation(len(effects.families)), by_chance)):
-            left = effects.stated_log_odds - np.concatenate([[0], np.cumsum(effects.log_odds[0, order])])
-            found.append(np.abs(expit(left) - expit(left[0])).mean())
-    assert scale > 0
-    assert np.mean(ranked) > 1.1 * np.mean(by_chance)
+        for how, order in (("ranked", np.argsort(-np.abs(effects.probability[0]))), ("random", rng.permutation(len(effects.families)))):
+            put = np.cumsum(effects.log_odds[0, order])
+            moved["deleted", how].append(np.abs(expit(effects.stated_log_odds - put) - effects.stated_probability).mean())
+            moved["missing", how].append(np.abs(expit(effects.base_log_odds[0] + put) - effects.stated_probability).mean())
+    assert np.mean(moved["deleted", "ranked"]) > 1.1 * np.mean(moved["deleted", "random"])
+    assert np.mean(moved["missing", "ranked"]) < 0.9 * np.mean(moved["missing", "random"])
+
+
+def test_families_rank_as_the_effects_that_made_the_labels(explainer):
+    """The pause moves the risk three times as much as the pitch, and nothing else does."""
+    table = table_of(800, effect=0.0, seed=31)
+    risk = 3 * table.frame["timing.pause_mean_s"] - table.frame["praat.f0_median_hz"]
+    ill = np.random.default_rng(0).uniform(size=800) < expit(risk)
+    frame = table.frame.assign(label=np.where(ill, "depressed", "not_depressed"))
+    found = Explainer(model_of(type(table)(frame, table.feature_names, table.extractors), head=explainer.model.head.kind))
+    sizes = np.mean([np.abs(found.effects(x, target="depressed", group=0).probability[0]) for x in table_of(100, seed=32).features], axis=0)
+    ranked = [found.model.head.families_[i] for i in np.argsort(-sizes)]
+    assert ranked[:2] == ["timing", "pitch"]
 
 
 def test_a_family_can_be_said_where_it_stands_in_the_group():
