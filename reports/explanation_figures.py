@@ -546,8 +546,8 @@ def timeline(timeline: Timeline) -> Picture:
         drawing=_timeline_drawing(timeline),
         table=_timeline_table(timeline),
         note="Bars: the recording's probability less that without the window, so that a bar upwards raised it. Band: where all windows together "
-        f"stay in {100 * timeline.level:g} % of recordings without a special moment, learned from {timeline.draws} at random places. Pitch, and level in "
-        "speech: line, median; wash, the middle four fifths. A window says when the score came about, not why.",
+        f"stay in {100 * timeline.level:g} % of recordings without a special moment, learned from {timeline.draws} at random places. Pitch, and "
+        "level in speech: line, median; wash, the middle four fifths. A window says when the score came about, not why.",
     )
 
 

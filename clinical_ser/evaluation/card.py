@@ -19,6 +19,8 @@ from clinical_ser.evaluation.figure import Figure
 from clinical_ser.models.sample_size import warning_for
 from clinical_ser.strict import Strict
 
+STEADY_SHARE = 0.9
+"""Of recordings that should be answered alike when only the recording differs a little; fewer, and the card warns."""
 SIMULATED_STATEMENT = "Trained on SIMULATED speech, for demonstration only: its results mean nothing for a real person."
 
 
@@ -84,8 +86,9 @@ class Card(Strict):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of the training run, of its evaluation, and of the number of subjects; each once."""
-        return tuple(dict.fromkeys((*self.training.warnings, *self.internal.warnings, *_too_few_subjects(self.training, self.internal))))
+        """Of the training run, of its evaluation, of the number of subjects, and of recordings made again; each once."""
+        few = _too_few_subjects(self.training, self.internal)
+        return tuple(dict.fromkeys((*self.training.warnings, *self.internal.warnings, *few, *_unsteady(self.rerecorded))))
 
     @property
     def missing(self) -> dict[ListName, tuple[str, ...]]:
@@ -247,6 +250,17 @@ def _too_few_subjects(facts: TrainingFacts, evidence: Evidence) -> tuple[str, ..
     prevalence = list(facts.class_shares.values())[1]
     warning = warning_for(facts.subjects, sum(facts.features.values()), prevalence, auroc.value)
     return (warning,) if warning else ()
+
+
+def _unsteady(rerecorded: Sequence[Rerecorded]) -> Iterable[str]:
+    """Name the changes of a recording that a listener would not mind and the model does."""
+    for one in rerecorded:
+        share = one.same_status.value
+        if share is not None and share < STEADY_SHARE:
+            yield (
+                f"The same speech {one.change} was answered differently in {1 - share:.0%} of recordings: record as the training cohort was recorded, "
+                "and read an explanation with that in mind."
+            )
 
 
 def _failed_leaks(evidence: Evidence) -> list[str]:

@@ -77,7 +77,7 @@ def later(samples: Samples) -> Samples:
 
 CHANGES: Mapping[str, Callable[[Samples], Samples]] = {
     f"{-GAIN_DB:g} dB softer": softer,
-    f"white noise {SNR_DB:g} dB below speech": noisier,
+    f"with white noise {SNR_DB:g} dB below it": noisier,
     f"started {SHIFT_S:g} s later": later,
 }
 

@@ -210,7 +210,7 @@ def test_rerecording_is_measured_and_put_into_the_card(run, bundle, speech_wav, 
     assert code == 0, err
     assert "jane" not in out + err
     card = Card.from_json(read_bundle(tmp_path / "again").files["card.json"])
-    assert [one.change for one in card.rerecorded] == ["6 dB softer", "white noise 30 dB below speech", "started 0.5 s later"]
+    assert [one.change for one in card.rerecorded] == ["6 dB softer", "with white noise 30 dB below it", "started 0.5 s later"]
     for one in card.rerecorded:
         assert one.probability.recordings + one.refused == 6
         assert 0 <= one.same_first.value <= 1

@@ -112,6 +112,9 @@ def test_rerecording_stands_in_the_card(table):
     assert extended.extended(supplied={}).rerecorded == (again,)
     assert "6 dB softer" in card_markdown(extended)
     assert "recorded a little differently" not in card_markdown(card)
+    assert any("6 dB softer was answered differently in 50%" in warning for warning in extended.warnings)
+    steady = again.model_copy(update={"same_status": figure.model_copy(update={"value": 0.95, "high": 0.99})})
+    assert card.extended(rerecorded=[steady]).warnings == card.warnings
 
 
 def test_the_same_cohort_gives_the_same_summary(table, explained):

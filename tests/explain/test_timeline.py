@@ -21,6 +21,8 @@ from tests.tables import table_of
 
 SETS = ("praat", "timing")
 PITCH = "praat.f0_mean_semitones"
+PLANTED = ((130, 20), (280, 4), (130, 20))
+"""A minute and a quarter, with seven seconds of another voice in the middle."""
 
 
 def spoken(*parts, pauses_s=(0.4,)):
@@ -58,7 +60,7 @@ def ask(model, recording, **options):
 
 
 def test_a_planted_moment_stands_out_where_it_is(model):
-    recording, starts = spoken((130, 9), (220, 3), (130, 9))
+    recording, starts = spoken(*PLANTED)
     found, _ = ask(model, recording)
     best = found.standing_out[0]
     assert starts[1] - 0.5 <= best.start_s
@@ -111,7 +113,7 @@ def test_leaving_out_a_window_is_screening_the_file_without_it(model):
 
 def test_what_was_missing_stays_missing_and_a_persons_baseline_is_kept(model):
     """Features enter moved by a baseline, or gated away; leaving out changes them by what it changes in the recording."""
-    recording, _ = spoken((130, 9), (220, 3), (130, 9))
+    recording, _ = spoken(*PLANTED)
     analysis = audio.analyse(recording)
     vector = extraction.extract(recording, sets=SETS, analysis=analysis)
     values = np.array([vector[name] for name in model.features])

@@ -336,7 +336,7 @@ def test_without_a_window_that_stands_out_nothing_is_dark_and_the_finding_says_s
     picture = explanation_figures.timeline(samples.timeline(4, 2.5, ()))
     assert len(boxes(drawn(picture), fill=ACCENT)) == 1  # of the key
     assert "No window stands out." in picture.finding
-    assert "by −1.7 to +1.7 points" in picture.finding
+    assert "within −1.7 to +1.7 points (95 %)" in picture.finding
 
 
 def test_the_finding_of_a_timeline_names_windows_with_their_times_and_effects():
