@@ -258,8 +258,8 @@ def _unsteady(rerecorded: Sequence[Rerecorded]) -> Iterable[str]:
         share = one.same_status.value
         if share is not None and share < STEADY_SHARE:
             yield (
-                f"The same speech {one.change} was answered differently in {1 - share:.0%} of recordings: record as the training cohort was recorded, "
-                "and read an explanation with that in mind."
+                f"The same speech {one.change} was answered differently in {1 - share:.0%} of recordings: record as the training cohort was, and "
+                "read an explanation with that in mind."
             )
 
 
