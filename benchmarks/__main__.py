@@ -22,6 +22,8 @@ def main() -> None:
             ("evaluation_speed", []),
             ("interval_coverage", []),
             ("simulated_truth", ["--data", Path(work)]),
+            ("explanation", ["--data", Path(work), "--emodb", data / "emodb-2s"]),
+            ("timeline", ["--data", data / "emodb-2s"]),
         ):
             print(f"\n## {name}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)

@@ -34,7 +34,7 @@ from clinical_ser.cohorts.simulation.parameters import (
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
 from clinical_ser.explain.effects import Effects, Explainer, half_widths
-from clinical_ser.explain.shapley import probability_values, shapley_matrix
+from clinical_ser.explain.shapley import probability_values, shapley_matrix, sums_of_others
 from clinical_ser.models.background import SAMPLES
 from clinical_ser.models.reference import Person
 from clinical_ser.models.rows import Rows, select_rows
@@ -76,7 +76,8 @@ def privacy(model: TrainedModel, own: Rows, fresh: Rows) -> dict[str, object]:
 
     def against(members: Array) -> Array:
         """Shape (rows, families + 1): values, and the base."""
-        found = [probability_values(constant, terms.families[:, i], members[None], 0)[0] for i in range(len(fresh.X))]
+        others = sums_of_others(members[None])
+        found = [probability_values(constant, terms.families[:, i], others, 0)[0] for i in range(len(fresh.X))]
         return np.array([[*(matrix @ values), values[0]] for values in found]) * 100
 
     healthy = fresh.target == 0

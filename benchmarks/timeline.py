@@ -1,9 +1,9 @@
 """The timeline on real speech: leaving frames out against cutting the file, moments that were put there, and time.
 
-    python -m benchmarks.timeline --data PATH/TO/emodb-2s [--model depression-simulated]
+    python -m benchmarks.timeline --data PATH/TO/emodb-2s [--model emotion-emodb]
 
-Recordings are made by joining the clips of one speaker (EmoDB, acted). The model has learned simulated speech and its answers mean nothing for these
-people; what is measured is how the timeline follows the model.
+Recordings are made by joining the clips of one speaker (EmoDB, acted), which the model has heard: what is measured is how the timeline follows the
+model, not how good that is.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.cohorts.corpora import get_corpus
 from clinical_ser.explain.timeline import Timeline, timeline_of
 from clinical_ser.features import extraction
-from clinical_ser.features.contours import Contours
+from clinical_ser.features.contours import extract_with_contours
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.screening.screener import Screener
 
@@ -48,28 +48,30 @@ def recording_of(samples: Samples) -> Recording:
     return audio.from_samples(np.clip(samples + noise, -1, 1).astype(np.float32), SAMPLE_RATE_HZ)
 
 
-def vector_of(screener: Screener, recording: Recording, analysis: audio.SpeechAnalysis | None = None) -> FeatureVector:
-    """Measure the model's features."""
-    whole = extraction.extract(recording, analysis=analysis)
+def model_vector(screener: Screener, whole: FeatureVector) -> FeatureVector:
+    """Return the model's features of a recording, gated or not."""
     names = screener.model.features
     return FeatureVector(names, np.array([whole[name] for name in names]), {name: whole.missing[name] for name in names if name in whole.missing})
 
 
 def asked(screener: Screener, recording: Recording) -> Timeline:
-    """Return the timeline of a recording, gated or not."""
+    """Return the timeline of a recording, towards its most probable class."""
     analysis = audio.analyse(recording)
-    target = screener.model.task.classes[-1]
-    return timeline_of(screener.model, Contours(recording, analysis), vector_of(screener, recording, analysis), analysis, target=target)
+    whole, contours = extract_with_contours(recording, analysis)
+    vector = model_vector(screener, whole)
+    target = screener.model.task.classes[int(screener.model.answer(vector.values).probabilities.argmax())]
+    return timeline_of(screener.model, contours, vector, analysis, target=target)
 
 
 def cut(screener: Screener, recording: Recording, found: Timeline) -> NDArray[np.float64]:
     """Return the effect of each window when the file is really cut and analysed anew."""
-    whole = screener.model.answer(vector_of(screener, recording).values).probabilities[1]
+    target = screener.model.task.classes.index(found.target)
     effects = []
     for window in found.windows:
         first, last = (round(at * SAMPLE_RATE_HZ) for at in (window.start_s, window.end_s))
         rest = audio.from_samples(np.concatenate([recording.samples[:first], recording.samples[last:]]), SAMPLE_RATE_HZ)
-        effects.append(whole - screener.model.answer(vector_of(screener, rest).values).probabilities[1])
+        vector = model_vector(screener, extraction.extract(rest))
+        effects.append(found.probability - screener.model.answer(vector.values).probabilities[target])
     return np.array(effects)
 
 
@@ -151,7 +153,7 @@ def timed(screener: Screener, clips: pd.DataFrame) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", default="depression-simulated")
+    parser.add_argument("--model", default="emotion-emodb")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
     screener = Screener.load(given.model)

@@ -571,7 +571,8 @@ def _timeline_finding(timeline: Timeline) -> str:
 
 def _when(timeline: Timeline, window: Window) -> str:
     decimals = int(timeline.window_s < 10)
-    return f"{clock(window.start_s, decimals)} to {clock(window.end_s, decimals)}"
+    start_s, end_s = (timeline.offset_s + at for at in (window.start_s, window.end_s))
+    return f"{clock(start_s, decimals)} to {clock(end_s, decimals)}"
 
 
 def _timeline_table(timeline: Timeline) -> Table:
@@ -601,7 +602,7 @@ def _timeline_drawing(timeline: Timeline) -> Drawing:
     _pauses(drawing, x, timeline.tracks, (f0_top, f0_top + _F0), (level_top, floor))
     _pitch(drawing, x, f0_top, timeline.tracks)
     _level(drawing, x, level_top, timeline.tracks)
-    _time_axis(drawing, x, floor)
+    _time_axis(drawing, x, floor, timeline.offset_s)
     return drawing
 
 
@@ -720,11 +721,11 @@ def _track(drawing: Drawing, x: Scale, y: Scale, spans: Sequence[_Span | None]) 
         drawing.path([(x.clipped(span.at_s), y(span.middle)) for span in part], width=1.25)
 
 
-def _time_axis(drawing: Drawing, x: Scale, floor: float) -> None:
+def _time_axis(drawing: Drawing, x: Scale, floor: float, offset_s: float) -> None:
     step = next((step for step in _TIME_STEPS if x.high / step <= _MOST_TIMES), _TIME_STEPS[-1])
     for i in range(math.floor(x.high / step) + 1):
         at = x(i * step)
         drawing.line(at, floor, at, floor + 5, stroke=QUIET)
-        drawing.text(at, floor + 19, clock(i * step), anchor="middle", size=SMALL, fill=QUIET)
+        drawing.text(at, floor + 19, clock(offset_s + i * step), anchor="middle", size=SMALL, fill=QUIET)
     drawing.line(x.start, floor, x.end, floor, stroke=QUIET)
     drawing.text((x.start + x.end) / 2, floor + 42, "Time (minutes:seconds)", anchor="middle", size=TEXT_SIZE)

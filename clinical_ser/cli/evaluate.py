@@ -92,7 +92,7 @@ def evaluate(
             others=others,
             learned_from=asked.bundle.manifest.cohort_digest if asked.bundle else None,
             learning_curve=_read_curve(curve) if curve else None,
-            explanation=asked.explained(options),
+            explanation=asked.explained(options, prevalence),
             options=options,
         )
     results = judge_gates(gates, evidence)
@@ -149,12 +149,20 @@ class _Asked:
         bundle, asked = read_bundle(find_model(model)), read_table(table)
         return cls(_predictions_of(bundle, asked), asked, bundle)
 
-    def explained(self, options: EvaluationOptions) -> CohortExplanation | None:
+    def explained(self, options: EvaluationOptions, prevalence: float | None) -> CohortExplanation | None:
         """Explain the model in this cohort, where both it and the features are there."""
         if self.bundle is None or self.table is None:
             return None
-        model = TrainedModel.from_bundle(self.bundle)
-        return explain_cohort(model, self.table, inside=False, replicates=options.replicates, level=options.level, seed=options.seed)
+        predictions = self.predictions
+        return explain_cohort(
+            TrainedModel.from_bundle(self.bundle),
+            self.table,
+            inside=self.bundle.manifest.cohort_digest == cohort_digest(predictions.frame["recording"], predictions.target),
+            prevalence=prevalence,
+            replicates=options.replicates,
+            level=options.level,
+            seed=options.seed,
+        )
 
     def of_another(self, name: str) -> Predictions:
         """Ask another model about the same table."""

@@ -34,6 +34,7 @@ def explain(
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
     task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words.")] = None,
     device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words.")] = None,
+    explained: Annotated[str | None, typer.Option("--class", help="The class to explain, of several; the most probable one otherwise.")] = None,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult, with its timeline and tracks.")] = False,
 ) -> None:
@@ -41,7 +42,7 @@ def explain(
     if picture:
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
-    of_recording |= {"task": task, "device": device, "interpretable": interpretable or None}
+    of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
     result = _read(source)
     if result is None:
         screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
@@ -57,6 +58,7 @@ def explain(
             task=task,
             device=device,
             timeline=True,
+            explained=explained,
         )
     elif given := [f"--{name}" for name, value in of_recording.items() if value is not None]:
         raise InvalidValueError(given[0], "given with a result", "a recording: a result is explained as it was answered")

@@ -51,7 +51,8 @@ def show_timeline(timeline: Timeline) -> None:
     if not out:
         output.print("    no moment stands out: the score comes from the recording as a whole")
     for window in out[:_MOMENTS_SHOWN]:
-        output.print(f"    {_clock(window.start_s)} to {_clock(window.end_s)}: changed the score by {_points(window.effect)} points")
+        when = f"{_clock(timeline.offset_s + window.start_s)} to {_clock(timeline.offset_s + window.end_s)}"
+        output.print(f"    {when}: changed the score by {_points(window.effect)} points")
 
 
 def words(label: str) -> str:
@@ -65,7 +66,7 @@ def with_unit(number: str, unit: str) -> str:
 
 
 def _family(name: str) -> str:
-    return name.replace("_", " ")
+    return literal(name.replace("_", " "))
 
 
 def _points(share: float) -> str:

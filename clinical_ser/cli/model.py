@@ -179,7 +179,10 @@ def rerecord(
     check_output_folder(output_folder)
     bundle = read_bundle(find_model(model))
     screener = Screener(bundle)
-    screener.check_options()
+    if screener.model.uses_baseline:
+        raise InvalidValueError(
+            "MODEL", "one that takes each person's baseline", "one that does not: their earlier recordings would have to change too"
+        )
     spoken = spoken_in(read_manifest(manifest), most=most)
     with progress("Recording again") as report:
         found = measure(screener, spoken, progress=lambda done: report(done, len(spoken)))

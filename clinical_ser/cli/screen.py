@@ -99,7 +99,8 @@ def show(result: ScreeningResult, title: str) -> None:
         show_timeline(result.timeline)
     signature = result.model.signature
     output.print(
-        f"  [dim]Model {result.model.name} {result.model.version}, {result.model.digest[:12]} ({signature} signature). {result.intended_use}[/dim]"
+        f"  [dim]Model {literal(result.model.name)} {literal(result.model.version)}, {literal(result.model.digest[:12])} ({signature} signature). "
+        f"{literal(result.intended_use)}[/dim]"
     )
 
 

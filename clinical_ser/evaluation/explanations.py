@@ -98,7 +98,7 @@ class Rerecorded(Strict):
     change: str
     """In words: `6 dB softer`."""
     probability: Figure
-    """Mean absolute change of the probability."""
+    """Mean absolute change of the probability of the class that was explained before."""
     effect: Figure
     """Mean absolute change of a family's effect on the probability."""
     correlation: Figure
@@ -112,7 +112,14 @@ class Rerecorded(Strict):
 
 
 def explain_cohort(
-    model: TrainedModel, table: FeatureTable, *, inside: bool, replicates: int = 1000, level: float = 0.95, seed: int = 0
+    model: TrainedModel,
+    table: FeatureTable,
+    *,
+    inside: bool,
+    prevalence: float | None = None,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> CohortExplanation:
     """Explain every recording of a cohort, and sum up.
 
@@ -124,6 +131,8 @@ def explain_cohort(
         The cohort; its usable, labelled rows are explained, those that the model is evaluated on.
     inside
         Whether the model learned from them.
+    prevalence
+        What probabilities are stated for; None takes the model's.
     replicates, level, seed
         Of the bootstrap over subjects.
 
@@ -138,10 +147,11 @@ def explain_cohort(
     people = [_person(row) for row in rows.frame.to_dict("records")]
     groups = [model.reference.for_person(person) for person in people]
     targets = _targets(model, rows.X)
-    effects = explainer.table(rows.X, targets=targets, groups=groups)
+    effects = explainer.table(rows.X, targets=targets, groups=groups, prevalence=prevalence)
     probability, log_odds = (np.array([getattr(one, name)[0] for one in effects]) for name in ("probability", "features"))
     some = np.sort(np.random.default_rng([seed, 3]).permutation(len(targets))[:RELIABILITY_RECORDINGS])
-    again = explainer.table(rows.X[some], targets=[targets[i] for i in some], groups=[groups[i] for i in some], refits=True)
+    # One by one: all refits of many recordings at once would take gigabytes with thousands of features.
+    again = [explainer.effects(rows.X[i], target=targets[i], group=groups[i], prevalence=prevalence) for i in some]
     summed = _Summed(rows.subjects, subjects_count=model.binary, replicates=replicates, level=level, seed=seed)
     sizes, firsts = summed.figures(np.abs(probability)), summed.figures(_is_first(probability), share=True)
     reliable = _Summed(rows.subjects[some], subjects_count=model.binary, replicates=replicates, level=level, seed=seed)

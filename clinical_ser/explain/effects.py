@@ -13,10 +13,12 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from clinical_ser.explain.explanation import MAIN_DRIVER_AGREEMENT, MAIN_DRIVER_POINTS
-from clinical_ser.explain.shapley import centred, probability_values, shapley_matrix
+from clinical_ser.explain.shapley import centred, probability_values, shapley_matrix, sums_of_others
 from clinical_ser.models.trained import Terms, TrainedModel, with_margins
 
 Array = NDArray[np.float64]
+MOST_BACKGROUNDS = 16
+"""Groups that are kept ready: 1 MB each for two classes, 6 for seven."""
 REFIT_SAMPLES = 64
 """Background samples for refits: their spread is what is wanted, and it is the same with fewer."""
 
@@ -94,6 +96,8 @@ class Explainer:
     def background(self, place: int | None) -> "_Background":
         """Return a reference group's background by its place in `model.reference`; None, the average training recording."""
         if place not in self._backgrounds:
+            if len(self._backgrounds) == MOST_BACKGROUNDS:
+                self._backgrounds.pop(next(iter(self._backgrounds)))
             self._backgrounds[place] = _Background.of(self.model, place)
         return self._backgrounds[place]
 
@@ -132,8 +136,8 @@ class Explainer:
         own, usual = terms.families[:, row], background.families[:versions]
         values = np.concatenate(
             [
-                probability_values(constant[:1], own[:1], background.members[:1], target),
-                probability_values(constant[1:], own[1:], background.fewer_members[1:versions], target),
+                probability_values(constant[:1], own[:1], background.others, target),
+                probability_values(constant[1:], own[1:], background.others_of_refits[: versions - 1], target),
             ]
         )
         return Effects(
@@ -164,8 +168,10 @@ class _Background:
     """Shape (families,): the model's SD, of the first margin."""
     members: Array
     """Shape (1, members, families, margins)."""
-    fewer_members: Array
-    """Shape (versions, fewer members, families, margins)."""
+    others: Array
+    """Shape (1, coalitions, members, margins): `sums_of_others` of the members."""
+    others_of_refits: Array
+    """Shape (refits, coalitions, fewer members, margins)."""
     features: Array
     """Shape (versions, features, margins): means."""
 
@@ -173,11 +179,13 @@ class _Background:
     def of(cls, model: TrainedModel, place: int | None) -> "_Background":
         moments = model.background(place)
         scale = model.scales[:, None, None]
+        members = scale[:1, None] * moments.draw()[:1]
         return cls(
             families=scale * moments.means,
             spread=np.asarray(model.scales[0] * moments.sds[0, :, 0]),
-            members=scale[:1, None] * moments.draw()[:1],
-            fewer_members=scale[:, None] * moments.draw(REFIT_SAMPLES),
+            members=members,
+            others=sums_of_others(members),
+            others_of_refits=sums_of_others(scale[1:, None] * moments.draw(REFIT_SAMPLES)[1:]),
             features=scale * _feature_means(model, np.array(moments.features), np.array(moments.z_mean), moments.means),
         )
 

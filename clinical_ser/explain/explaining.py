@@ -146,7 +146,7 @@ def _feature(
         band=FeatureBand(low=band[0], high=band[1]) if band else None,
         published=None if relative else _published(spec),
         stands_out=percentile is not None and not wording.TAIL_PERCENT < percentile < 100 - wording.TAIL_PERCENT,
-        sentence=wording.feature_sentence(spec, percentile),
+        sentence=wording.feature_sentence(spec, percentile, relative=relative),
     )
 
 

@@ -139,7 +139,8 @@ class Move(Strict):
     percentile_then: float | None
     """Of the reference group; None for several classes."""
     within_reference: bool
-    """Whether at least 5 % of the reference group lie as far out."""
+    """Whether at least 5 % of the reference group lie as far out. Of several classes always: a family is moved no further than to the group's mean,
+    so that moves away from it are not looked for."""
 
 
 class WithoutEmbedding(Strict):

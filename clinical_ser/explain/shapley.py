@@ -46,7 +46,22 @@ def shapley_matrix(players: int) -> Array:
     return np.where(members.T, joining, -waiting)
 
 
-def probability_values(constant: Array, families: Array, background: Array, target: int) -> Array:
+def sums_of_others(background: Array) -> Array:
+    """Return what the families outside each coalition add in members of the reference group; the same for every recording.
+
+    Parameters
+    ----------
+    background
+        Shape (versions, members, families, margins).
+
+    Returns
+    -------
+    ndarray of shape (versions, 2**families, members, margins)
+    """
+    return np.einsum("cf,vnfk->vcnk", (~coalitions(background.shape[2])).astype(float), background, optimize=True)
+
+
+def probability_values(constant: Array, families: Array, others: Array, target: int) -> Array:
     """Return the probability of a class for every coalition of families; the others are those of the reference group.
 
     A coalition's value is the mean, over members of the group, of the probability that a recording with the coalition's families from here and
@@ -58,8 +73,8 @@ def probability_values(constant: Array, families: Array, background: Array, targ
         Shape (versions, margins): one margin for two classes (the log-odds of the second), else one a class.
     families
         Shape (versions, families, margins), what each family of this recording adds.
-    background
-        Shape (versions, members, families, margins), what they add in members of the reference group.
+    others
+        From `sums_of_others`.
     target
         Number of the class, for several classes.
 
@@ -68,10 +83,7 @@ def probability_values(constant: Array, families: Array, background: Array, targ
     ndarray of shape (versions, 2**families)
         In the order of `coalitions`.
     """
-    here = coalitions(families.shape[1])
-    there = ~here
-    own = constant[:, None] + np.einsum("cf,vfk->vck", here, families)
-    others = np.einsum("cf,vnfk->vcnk", there, background, optimize=True)
+    own = constant[:, None] + np.einsum("cf,vfk->vck", coalitions(families.shape[1]).astype(float), families)
     margins = own[:, :, None] + others
     if margins.shape[-1] == 1:
         return np.asarray(expit(margins[..., 0]).mean(axis=2))

@@ -34,6 +34,8 @@ TAIL_FREEDOM = 5
 """Effects of windows have heavier tails than the normal distribution. With the t of so few degrees of freedom, a window stands out in 2 % of 50
 recordings made of one speaker's neutral speech in mixed pieces; with 6 in 6 %."""
 MAD_TO_SD = 1.4826
+LEAST_EFFECT = 0.005
+"""Half a point of percent: a smaller effect is no moment to listen to, however steady the rest of the recording is."""
 LEAST_WINDOWS = 4
 """Of a recording that is cut into fewer, a window is most of it."""
 
@@ -48,7 +50,7 @@ class Window(Strict):
     effect: float
     """Probability of the recording less that without the window: above 0, the window raised it."""
     stands_out: bool
-    """The effect lies outside the band."""
+    """The effect lies outside the band, and is worth `LEAST_EFFECT`."""
 
 
 class Tracks(Strict):
@@ -75,6 +77,8 @@ class Timeline(Strict):
     target: str
     probability: float = Field(ge=0, le=1)
     """Of the whole recording."""
+    offset_s: float = Field(default=0.0, ge=0)
+    """Where in the file the recording began that was screened; all times count from there."""
     window_s: float
     windows: tuple[Window, ...] = Field(min_length=1)
     band_low: float
@@ -92,7 +96,14 @@ class Timeline(Strict):
 
 
 def timeline_of(
-    model: TrainedModel, contours: Contours, vector: FeatureVector, analysis: SpeechAnalysis, *, target: str, prevalence: float | None = None
+    model: TrainedModel,
+    contours: Contours,
+    vector: FeatureVector,
+    analysis: SpeechAnalysis,
+    *,
+    target: str,
+    prevalence: float | None = None,
+    offset_s: float = 0.0,
 ) -> Timeline:
     """Leave out one window after the other.
 
@@ -108,6 +119,8 @@ def timeline_of(
         The recording's shared analysis.
     target, prevalence
         The class, and what its probability is stated for.
+    offset_s
+        Where in its file the recording begins.
 
     Returns
     -------
@@ -129,6 +142,7 @@ def timeline_of(
     return Timeline(
         target=target,
         probability=float(whole),
+        offset_s=offset_s,
         window_s=round((windows[0][1] - windows[0][0]) * FRAME_STEP_S, 2),
         windows=tuple(
             Window(start_s=round(start * FRAME_STEP_S, 2), end_s=round(stop * FRAME_STEP_S, 2), effect=float(e), stands_out=bool(e < low or e > high))
@@ -206,6 +220,7 @@ def _at_random(frames: int, length: int) -> list[Mask]:
 def _band(effects: NDArray[np.float64], windows: int) -> tuple[float, float]:
     """Return the range that all windows together keep to (Bonferroni), from the median and its absolute deviation: a special moment moves neither."""
     centre = float(np.median(effects))
-    spread = MAD_TO_SD * float(np.median(np.abs(effects - centre)))
+    # Trees answer in steps, and most windows may change nothing: then the few that do are the measure of what windows do.
+    spread = MAD_TO_SD * float(np.median(np.abs(effects - centre))) or float(effects.std(ddof=1))
     half = float(student_t.ppf(1 - (1 - LEVEL) / 2 / windows, min(windows - 1, TAIL_FREEDOM))) * spread
     return centre - half, centre + half

@@ -76,23 +76,21 @@ def _limits(model: TrainedModel) -> list[float]:
 
 
 def _classes(model: TrainedModel, effects: Effects, logits: Array) -> Iterator[Move]:
-    """Of several classes a family adds to each; it is moved on the straight way to what it adds in the group on average."""
-    here = _answer(model, logits)
+    """Of several classes a family adds to each; it is moved on the straight way to what it adds in the group on average, and no further."""
+    parts = np.arange(1, _STEPS + 1) / _STEPS
+    here = model.statuses(logits[None])[0], logits.argmax()
     for i, family in enumerate(effects.families):
-        for part in np.arange(1, _STEPS + 1) / _STEPS:
-            there = _answer(model, logits - part * effects.margins[i])
-            if there != here:
-                yield Move(
-                    family=family,
-                    to_status=there[0],
-                    to_class=there[1],
-                    log_odds=float(-part * effects.log_odds[0, i]),
-                    percentile_now=None,
-                    percentile_then=None,
-                    within_reference=True,
-                )
-                break
-
-
-def _answer(model: TrainedModel, logits: Array) -> tuple[str, str]:
-    return str(model.statuses(logits[None])[0]), model.task.classes[int(logits.argmax())]
+        moved = logits - parts[:, None] * effects.margins[i]
+        statuses, classes = model.statuses(moved), moved.argmax(axis=1)
+        changed = np.flatnonzero((statuses != here[0]) | (classes != here[1]))
+        if len(changed):
+            first = changed[0]
+            yield Move(
+                family=family,
+                to_status=str(statuses[first]),
+                to_class=model.task.classes[classes[first]],
+                log_odds=float(-parts[first] * effects.log_odds[0, i]),
+                percentile_now=None,
+                percentile_then=None,
+                within_reference=True,
+            )

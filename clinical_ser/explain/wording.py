@@ -12,23 +12,34 @@ TAIL_PERCENT = 10.0
 USUAL = (25.0, 75.0)
 """Within the middle half of the group nothing is remarkable."""
 _STEPS = (95, 90, 75)
+_MOST_ADJECTIVES = 2
+_LINKS = {"of", "in", "the", "to", "and", "or", "from"}
+"""A phrase that holds one is more than adjectives and a noun."""
 NO_GROUP = Words(en="No reference group to compare with.", zh="没有可比较的参考组。")
 USUAL_WORDS = Words(en="As usual in the reference group.", zh="与参考组相当。")
 PATTERN = Words(en="A learned pattern, which has no name.", zh="学习所得的模式，无法命名。")
 OWN_BASELINE = Words(en="Compared with the person's own earlier recordings.", zh="与本人先前的录音相比。")
 
 
-def feature_sentence(spec: catalogue.FeatureSpec, percentile: float | None) -> Words:
-    """Return what one value is like in the group, such as "Longer pauses than in at least 90 % of the reference group"."""
+def feature_sentence(spec: catalogue.FeatureSpec, percentile: float | None, *, relative: bool = False) -> Words:
+    """Return what one value is like in the group, such as "Longer pauses than in at least 90 % of the reference group".
+
+    Parameters
+    ----------
+    spec, percentile
+        The feature, and where the value stands; None without a group.
+    relative
+        The value is a difference from the person's own earlier recordings, and so is what it is compared with.
+    """
     if percentile is None:
-        return NO_GROUP
+        return OWN_BASELINE if relative else NO_GROUP
     if USUAL[0] <= percentile <= USUAL[1]:
         return USUAL_WORDS
-    return _compared([_direction(spec, percentile)], _reach(percentile))
+    return _compared([_direction(spec, percentile)], _reach(percentile), relative=relative)
 
 
 def family_sentence(family: str, features: Sequence[FeatureContribution], *, relative: bool) -> Words:
-    """Return what stands out in a family: its shown features beyond the middle half of the group, joined where they share a noun."""
+    """Return what stands out in a family: its shown features beyond the middle half of the group, those with the largest effects first."""
     if family == "embedding":
         return PATTERN
     known = [feature for feature in features if feature.percentile is not None]
@@ -38,8 +49,24 @@ def family_sentence(family: str, features: Sequence[FeatureContribution], *, rel
     said = out or [feature for feature in known if feature.percentile is not None and not USUAL[0] <= feature.percentile <= USUAL[1]]
     if not said:
         return USUAL_WORDS
-    directions = [_direction(catalogue.get(feature.name), feature.percentile or 0.0) for feature in said]
-    return _compared(list(dict.fromkeys(directions)), min(_reach(feature.percentile or 0.0) for feature in said))
+    directions, reach = _without_contradiction([(catalogue.get(feature.name), feature.percentile or 0.0) for feature in said])
+    return _compared(directions, reach, relative=relative)
+
+
+def _without_contradiction(said: Sequence[tuple[catalogue.FeatureSpec, float]]) -> tuple[list[tuple[str, str]], int]:
+    """Return each direction once, and what all of them reach, without what says the opposite of one before it (two measures of pitch)."""
+    directions: list[tuple[str, str]] = []
+    opposites: set[str] = set()
+    reach = _STEPS[0]
+    for spec, percentile in said:
+        direction = _direction(spec, percentile)
+        if direction[0] in opposites:
+            continue
+        opposites |= {spec.higher_en, spec.lower_en} - {direction[0]}
+        reach = min(reach, _reach(percentile))
+        if direction not in directions:
+            directions.append(direction)
+    return directions, reach
 
 
 def _direction(spec: catalogue.FeatureSpec, percentile: float) -> tuple[str, str]:
@@ -52,9 +79,14 @@ def _reach(percentile: float) -> int:
     return next((step for step in _STEPS if beyond >= step - 1e-9), round(beyond))
 
 
-def _compared(directions: Sequence[tuple[str, str]], percent: int) -> Words:
+def _compared(directions: Sequence[tuple[str, str]], percent: int, *, relative: bool) -> Words:
     english = _joined([en for en, _ in directions])
     chinese = "、".join(zh for _, zh in directions)
+    if relative:
+        return Words(
+            en=f"Against the person's own earlier recordings: {english}, a larger change than in at least {percent} % of the reference group.",
+            zh=f"与本人先前的录音相比：{chinese}；变化大于参考组中至少 {percent} % 的人。",
+        )
     return Words(
         en=f"{english[:1].upper()}{english[1:]} than in at least {percent} % of the reference group.",
         zh=f"与参考组中至少 {percent} % 的人相比：{chinese}。",
@@ -63,9 +95,10 @@ def _compared(directions: Sequence[tuple[str, str]], percent: int) -> Words:
 
 def _joined(phrases: Sequence[str]) -> str:
     """Join phrases, naming a noun that they share once: `longer pauses`, `more irregular pauses` to `longer and more irregular pauses`."""
-    nouns = [phrase.rpartition(" ") for phrase in phrases]
-    if len(phrases) > 1 and len({noun for _, _, noun in nouns}) == 1 and all(before for before, _, _ in nouns):
-        return f"{_listed([before for before, _, _ in nouns])} {nouns[0][2]}"
+    parts = [phrase.rpartition(" ") for phrase in phrases]
+    short = all(before and len(before.split()) <= _MOST_ADJECTIVES and not _LINKS & set(before.split()) for before, _, _ in parts)
+    if len(phrases) > 1 and short and len({noun for _, _, noun in parts}) == 1:
+        return f"{_listed([before for before, _, _ in parts])} {parts[0][2]}"
     return _listed(phrases)
 
 

@@ -4,7 +4,7 @@ The one idea: openSMILE, Praat and the speech analysis run once; leaving a stret
 what was before and after it become neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from clinical_ser.audio.analysis import SpeechAnalysis
 from clinical_ser.audio.recording import Recording
 from clinical_ser.errors import InvalidValueError
-from clinical_ser.features import praat, timing
+from clinical_ser.features import extraction, praat, timing
 from clinical_ser.features.egemaps import EGEMAPS_NAMES
 from clinical_ser.features.egemaps_contours import EgemapsContours
+from clinical_ser.features.vector import FeatureVector
 
-SETS = ("egemaps", "praat", "timing")
+_NAMES: Mapping[str, tuple[str, ...]] = {"egemaps": EGEMAPS_NAMES, "praat": praat.NAMES, "timing": timing.NAMES}
+SETS = tuple(_NAMES)
 """Feature sets that can be summed up again."""
 
 
-class Contours:
-    """The contours of one recording.
+def extract_with_contours(recording: Recording, analysis: SpeechAnalysis, *, sets: Sequence[str] = SETS) -> tuple[FeatureVector, "Contours"]:
+    """Measure the features of one recording, and its contours, side by side.
 
     Parameters
     ----------
@@ -31,24 +33,41 @@ class Contours:
     sets
         Some of `SETS`.
 
+    Returns
+    -------
+    vector
+        As `extraction.extract` gives it, bit for bit.
+    contours
+        What the vector sums up.
+
     Raises
     ------
     InvalidValueError
         A feature set that cannot be summed up without frames.
     """
+    if unknown := sorted(set(sets) - set(SETS)):
+        raise InvalidValueError("sets", unknown, SETS)
+    # openSMILE frees Python's lock: its two passes, and Praat, run beside each other. Praat's tracks serve the features and the contours.
+    with ThreadPoolExecutor(2) as helpers:
+        tracks = helpers.submit(praat.measure, analysis) if "praat" in sets else None
+        descriptors = helpers.submit(EgemapsContours.of, recording) if "egemaps" in sets else None
+        vector = extraction.extract(recording, sets=sets, analysis=analysis, tracks=tracks.result if tracks else None)
+        return vector, Contours(analysis, sets, descriptors.result() if descriptors else None, tracks.result() if tracks else None)
 
-    def __init__(self, recording: Recording, analysis: SpeechAnalysis, *, sets: Sequence[str] = SETS):
-        if unknown := sorted(set(sets) - set(SETS)):
-            raise InvalidValueError("sets", unknown, SETS)
+
+class Contours:
+    """The contours of one recording; made by `extract_with_contours`.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Features, in the order of what is summed up.
+    """
+
+    def __init__(self, analysis: SpeechAnalysis, sets: Sequence[str], egemaps: EgemapsContours | None, tracks: praat.PraatTracks | None):
+        self._analysis, self._egemaps, self._praat = analysis, egemaps, tracks
         self._sets = [name for name in SETS if name in sets]
-        self._analysis = analysis
-        known = {"egemaps": EGEMAPS_NAMES, "praat": praat.NAMES, "timing": timing.NAMES}
-        self.names: tuple[str, ...] = tuple(name for one in self._sets for name in known[one])
-        # openSMILE frees Python's lock, so that Praat can work beside it; it stays in this thread, where its objects are warm.
-        with ThreadPoolExecutor(1) as helper:
-            tracks = helper.submit(praat.measure, analysis) if "praat" in self._sets else None
-            self._egemaps = EgemapsContours.of(recording) if "egemaps" in self._sets else None
-            self._praat = tracks.result() if tracks else None
+        self.names: tuple[str, ...] = tuple(name for one in self._sets for name in _NAMES[one])
 
     def leaving_out(self, keep: NDArray[np.bool_] | None) -> NDArray[np.float64]:
         """Sum up the frames that stay.

@@ -17,7 +17,7 @@ from scipy.stats import qmc
 
 from clinical_ser.models.heads import Head
 from clinical_ser.models.reference import Cut
-from clinical_ser.models.rounding import rounded
+from clinical_ser.models.rounding import coarse, rounded
 from clinical_ser.models.state import Matrix, State, Vector
 from clinical_ser.models.weights import subject_weights
 
@@ -54,6 +54,9 @@ class Background(State):
             raise ValueError("one row a feature and one column a margin are needed")
         if any(value < 0 for matrix in (self.sd, *self.refit_sd) for row in matrix for value in row):
             raise ValueError("a spread is negative")
+        found = np.array(self.correlation)
+        if size and not ((np.diag(found) == 1).all() and (np.abs(found) <= 1).all() and (found == found.T).all()):
+            raise ValueError("a correlation is 1 with itself, at most 1 with others, and the same both ways")
         return self
 
     @classmethod
@@ -121,7 +124,7 @@ class BackgroundLearner:
     Parameters
     ----------
     groups
-        The groups' rows, as positions within all rows learned from.
+        The groups' rows, as positions within all rows learned from; each of them is tested once.
     subjects
         Shape (rows,), the subject of each row.
     """
@@ -130,6 +133,7 @@ class BackgroundLearner:
     subjects: NDArray[np.str_]
     _families: Array = field(init=False)
     _features: list[Array] = field(init=False)
+    _squares: list[Array] = field(init=False)
     _weights: list[Array] = field(init=False)
     _tested: NDArray[np.bool_] = field(init=False)
 
@@ -144,10 +148,11 @@ class BackgroundLearner:
         families, features = _two_sided(head.family_margins(Z), 2), _two_sided(head.feature_margins(Z), 2)
         if not self._tested.any():
             self._families = np.zeros((len(self.subjects), *families.shape[1:]))
-            self._features = [np.zeros(features.shape[1:]) for _ in self.groups]
+            self._features, self._squares = ([np.zeros(features.shape[1:]) for _ in self.groups] for _ in range(2))
         self._families[rows], self._tested[rows] = families, True
         for i, weight in enumerate(self._weights):
             self._features[i] += np.einsum("n,nfk->fk", weight[rows], features)
+            self._squares[i] += np.einsum("n,nfk->fk", weight[rows], features**2)
 
     def summarise(self, head: Head, Z: Array, refits: Sequence[tuple[Head, Array]]) -> Backgrounds:
         """Return every group's moments.
@@ -166,20 +171,23 @@ class BackgroundLearner:
 
     def _group(self, i: int, own: Array, again: Sequence[tuple[Array, Array]], Z: Array) -> Background:
         everyone = self._weights[i]
-        weight = everyone * self._tested
+        weight = everyone
         mean, sd = _moments(self._families, weight)
         # Refits are compared with the model where both have heard the people; what that adds to the reading is in both, and cancels.
         own_mean, own_sd = _moments(own, everyone)
         moved = [_moments(values, everyone * drawn if (everyone * drawn).any() else everyone) for values, drawn in again]
         widened = [np.divide(s, own_sd, out=np.ones_like(s), where=own_sd > 0) for _, s in moved]
+        people = self.groups[i].subjects
+        z_mean, z_sd = _moments(Z, everyone)
+        features = self._features[i] / weight.sum()
         return Background(
-            mean=_matrix(mean),
+            mean=_matrix(coarse(mean, sd, people)),
             sd=_matrix(sd),
             correlation=_matrix(np.round(_correlation(self._families, weight), 3)),
-            refit_mean=tuple(_matrix(mean + m - own_mean) for m, _ in moved),
+            refit_mean=tuple(_matrix(coarse(mean + m - own_mean, sd, people)) for m, _ in moved),
             refit_sd=tuple(_matrix(sd * ratio) for ratio in widened),
-            features=_matrix(self._features[i] / weight.sum()),
-            z_mean=tuple(rounded(everyone @ Z / everyone.sum()).tolist()),
+            features=_matrix(coarse(features, np.sqrt(self._squares[i] / weight.sum() - features**2), people)),
+            z_mean=tuple(coarse(z_mean, z_sd, people).tolist()),
         )
 
 
@@ -198,7 +206,7 @@ def _correlation(values: Array, weight: Array) -> Array:
     flat = (np.divide(values - mean, sd, out=np.zeros_like(values), where=sd > 0)).reshape(len(values), -1)
     found = (flat.T * weight) @ flat / weight.sum()
     np.fill_diagonal(found, 1.0)
-    return np.asarray(found)
+    return np.asarray(np.clip((found + found.T) / 2, -1, 1))
 
 
 def _matrix(values: Array) -> Matrix:

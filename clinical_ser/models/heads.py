@@ -127,7 +127,10 @@ class Head(ABC):
     def _fit(self, rows: TrainingRows) -> None:
         """Set the learned attributes, `intercept_` among them."""
 
-    @abstractmethod
+    def prepare(self, Z: ArrayLike) -> Any:
+        """Return rows as heads of this kind and features read them; a model and its refits can share what is prepared once."""
+        return self._matrix(Z)
+
     def family_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Split the margins by family.
 
@@ -142,8 +145,8 @@ class Head(ABC):
             In the order of `families_`; `intercept_` plus the sum over families is `margins(Z)`. The zero of a family is its training mean: of
             the features in a linear head, of the family's own margin in a boosted one.
         """
+        return self.family_margins_of(self.prepare(Z))
 
-    @abstractmethod
     def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Split the margins by feature; those of a family's features sum to the family's margin.
 
@@ -160,6 +163,15 @@ class Head(ABC):
         ndarray of shape (rows, features) or (rows, features, classes)
             In column order, with the same zero as `family_margins`.
         """
+        return self.feature_margins_of(self.prepare(Z))
+
+    @abstractmethod
+    def family_margins_of(self, prepared: Any) -> NDArray[np.float64]:
+        """As `family_margins`, of rows that `prepare` returned."""
+
+    @abstractmethod
+    def feature_margins_of(self, prepared: Any) -> NDArray[np.float64]:
+        """As `feature_margins`, of rows that `prepare` returned."""
 
     @abstractmethod
     def settled(self) -> Self:

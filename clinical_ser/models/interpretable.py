@@ -87,7 +87,10 @@ def reproduction(Z: NDArray[np.float64], added: ArrayLike, subjects: NDArray[Any
         predicted[test] = RidgeCV(PENALTIES).fit(Z[train], target[train]).predict(Z[test]).reshape(len(test), -1)
     weight = subject_weights(subjects, len(Z))
     missed, spread = (np.bincount(people, weight * (values**2).sum(axis=1)) for values in (target - predicted, target - target.mean(axis=0)))
+    if not spread.sum():  # the embedding adds nothing, of which nothing can be reproduced
+        return Reproduced(r2=0.0, low=0.0, high=0.0, subjects=len(missed))
     drawn = np.random.default_rng([seed, 2]).multinomial(len(missed), np.full(len(missed), 1 / len(missed)), size=REPLICATES)
     r2 = 1 - missed.sum() / spread.sum()
-    half = _NORMAL_95 * float(np.std(1 - (drawn @ missed) / (drawn @ spread), ddof=1))
+    varied = drawn @ spread > 0
+    half = _NORMAL_95 * float(np.std(1 - (drawn[varied] @ missed) / (drawn[varied] @ spread), ddof=1))
     return Reproduced(r2=float(r2), low=float(r2 - half), high=float(min(r2 + half, 1.0)), subjects=len(missed))

@@ -112,15 +112,13 @@ class LinearHead(Head):
         """Return the log-odds of the second of two classes, shape (rows,), or the logits of several, shape (rows, classes)."""
         return np.asarray(self._matrix(Z) @ self.coef_ + self.intercept_)
 
-    def family_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+    def family_margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum coefficient times feature over each family's columns; see `Head.family_margins`."""
-        matrix = self._matrix(Z)
-        return np.stack([matrix[:, columns] @ self.coef_[columns] for columns in self._family_columns()], axis=1)
+        return np.stack([prepared[:, columns] @ self.coef_[columns] for columns in self._family_columns()], axis=1)
 
-    def feature_margins(self, Z: ArrayLike) -> NDArray[np.float64]:
+    def feature_margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
         """Coefficient times feature; see `Head.feature_margins`."""
-        matrix = self._matrix(Z)
-        return matrix * self.coef_ if self.coef_.ndim == 1 else matrix[:, :, None] * self.coef_
+        return prepared * self.coef_ if self.coef_.ndim == 1 else prepared[:, :, None] * self.coef_
 
     def settled(self) -> Self:
         """Return an unfitted head with this one's strength."""

@@ -227,12 +227,12 @@ class TrainedModel:
 
     def terms(self, X: ArrayLike, *, refits: bool = True) -> Terms:
         """Take the calibrated log-odds of rows X (rows, features) apart; without `refits`, the model's alone."""
-        Z = self.preprocessor.transform(X)
+        prepared = self.head.prepare(self.preprocessor.transform(X))
         versions = (self._as_refit, *(self.refits if refits else ()))
         return Terms(
             constant=np.array([self._constant(version) for version in versions]),
-            families=np.array([scaled(version, with_margins(version.head.family_margins(Z))) for version in versions]),
-            features=np.array([scaled(version, with_margins(version.head.feature_margins(Z))) for version in versions]),
+            families=np.array([scaled(version, with_margins(version.head.family_margins_of(prepared))) for version in versions]),
+            features=np.array([scaled(version, with_margins(version.head.feature_margins_of(prepared))) for version in versions]),
         )
 
     @property

@@ -5,7 +5,7 @@ from heads that never heard the subject; then the head is fitted again on everyo
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from clinical_ser.models.heads import Head, probabilities
 from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
-from clinical_ser.models.reference import Conditions, Cut, cuts, summarise
+from clinical_ser.models.reference import Cut, cuts, summarise
 from clinical_ser.models.rows import Rows, Selection, select_rows
 from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, answer_statuses, at_answering_shares
 from clinical_ser.models.weights import subject_weights
@@ -160,8 +160,8 @@ class _Halves:
 def _train_on(table: FeatureTable, selected: Selection, options: TrainingOptions, report: Progress) -> Training:
     rows, task = selected.rows, selected.task
     folds = _folds(rows, options)
-    healthy, found, common = _reference_cuts(rows, task)
-    background = BackgroundLearner([Cut(cut.conditions, healthy[cut.rows], cut.subjects) for cut in found], rows.subjects)
+    healthy, found = _reference_cuts(rows, task, folds)
+    background = BackgroundLearner([replace(cut, rows=healthy[cut.rows]) for cut in found], rows.subjects)
     total = len(folds) + 1 + options.refits
     margins, fold_of = np.empty(0), np.full(len(rows.target), -1)
     for i, fold in enumerate(folds):
@@ -191,7 +191,7 @@ def _train_on(table: FeatureTable, selected: Selection, options: TrainingOptions
         conformal=ConformalSets(options.coverage).fit(probabilities(log_odds), rows.target, groups=rows.subjects),
         operating_point=_operating_point(rows, log_odds, task) if binary else None,
         refits=tuple(refits),
-        reference=summarise(everyone.X[healthy], rows.names, everyone.subjects[healthy], found, common, _reference_title(task)),
+        reference=summarise(everyone.X[healthy], rows.names, everyone.subjects[healthy], found, _reference_title(task)),
         class_shares=_class_shares(rows, task),
         uses_baseline=options.use_baseline,
         backgrounds=background.summarise(head, preprocessor.transform(everyone.X), again),
@@ -337,11 +337,12 @@ def _class_shares(rows: Rows, task: Task) -> tuple[float, ...]:
     return tuple((totals / totals.sum()).tolist())
 
 
-def _reference_cuts(rows: Rows, task: Task) -> tuple[NDArray[np.intp], list[Cut], Conditions]:
-    """Return the rows that are the reference (of two classes, the negative), and the groups among them."""
-    healthy = np.flatnonzero(rows.target == 0) if task.kind is TaskKind.BINARY else np.arange(len(rows.target))
-    found, common = cuts(rows.frame.iloc[healthy].assign(subject=rows.subjects[healthy]))
-    return healthy, found, common
+def _reference_cuts(rows: Rows, task: Task, folds: Sequence[Fold]) -> tuple[NDArray[np.intp], list[Cut]]:
+    """Return the rows that are the reference (of two classes, the negative; of an official split, those tested), and the groups among them."""
+    tested = np.zeros(len(rows.target), bool)
+    tested[np.concatenate([fold.test for fold in folds])] = True
+    healthy = np.flatnonzero(tested & (rows.target == 0) if task.kind is TaskKind.BINARY else tested)
+    return healthy, cuts(rows.frame.iloc[healthy].assign(subject=rows.subjects[healthy]), len(rows.names))
 
 
 def _reference_title(task: Task) -> str:

@@ -42,6 +42,8 @@ class Spoken:
     subject: str
     sex: str | None = None
     age: float | None = None
+    task: str | None = None
+    device: str | None = None
 
 
 def spoken_in(manifest: Manifest, *, most: int) -> list[Spoken]:
@@ -53,8 +55,9 @@ def spoken_in(manifest: Manifest, *, most: int) -> list[Spoken]:
 
 def _spoken(row: Mapping[Hashable, Any]) -> Spoken:
     start, end, age = (float(value) if isinstance(value := row.get(name), float) and np.isfinite(value) else None for name in ("start", "end", "age"))
-    sex = row.get("sex")
-    return Spoken(partial(audio.load, row["path"], start=start, end=end), str(row["subject"]), sex=sex if sex in SEXES else None, age=age)
+    sex, task, device = (value if isinstance(value := row.get(name), str) else None for name in ("sex", "task", "device"))
+    load = partial(audio.load, row["path"], start=start, end=end)
+    return Spoken(load, str(row["subject"]), sex=sex if sex in SEXES else None, age=age, task=task, device=device)
 
 
 def softer(samples: Samples) -> Samples:
@@ -122,14 +125,15 @@ def rerecord(screener: Screener, spoken: Iterable[Spoken], *, progress: Callable
     return tuple(_summary(change, np.array(found[change]), np.array(subjects[change]), usable) for change in CHANGES)
 
 
-def _ask(screener: Screener, one: Spoken, samples: Samples) -> ScreeningResult:
-    return screener.screen(audio.from_samples(samples, SAMPLE_RATE_HZ), sex=one.sex, age=one.age)
+def _ask(screener: Screener, one: Spoken, samples: Samples, explained: str | None = None) -> ScreeningResult:
+    recording = audio.from_samples(samples, SAMPLE_RATE_HZ)
+    return screener.screen(recording, sex=one.sex, age=one.age, task=one.task, device=one.device, explained=explained)
 
 
 def _compared(screener: Screener, one: Spoken, samples: Samples, before: ScreeningResult) -> Iterator[tuple[str, tuple[float, ...]]]:
     """Yield, for each change after which the recording is usable, the figures in the order of `_COLUMNS`."""
     for change, apply in CHANGES.items():
-        after = _ask(screener, one, apply(samples))
+        after = _ask(screener, one, apply(samples), before.explanation.target if before.explanation else None)
         if after.explanation is not None:
             yield change, _differences(before, after)
 
@@ -141,13 +145,12 @@ def _differences(before: ScreeningResult, after: ScreeningResult) -> tuple[float
     assert after.probability is not None
     effects, again = ({family.family: family.probability.value for family in result.families} for result in (before.explanation, after.explanation))
     here, there = (np.array([values[family] for family in effects]) for values in (effects, again))
-    same_class = before.probability.label == after.probability.label
     return (
-        abs(after.probability.value - before.probability.value) if same_class else 1.0,
+        abs(after.explanation.probability - before.explanation.probability),
         float(np.abs(there - here).mean()),
         float(spearmanr(here, there).statistic) if np.ptp(here) and np.ptp(there) else 1.0,
         float(before.explanation.families[0].family == after.explanation.families[0].family),
-        float(before.status is after.status and same_class),
+        float((before.status, before.probability.label) == (after.status, after.probability.label)),
     )
 
 

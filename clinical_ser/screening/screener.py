@@ -18,9 +18,9 @@ from clinical_ser.evaluation.figure import Figure
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
 from clinical_ser.explain.explanation import Explanation
-from clinical_ser.explain.timeline import Timeline, timeline_of, too_short
+from clinical_ser.explain.timeline import timeline_of, too_short
 from clinical_ser.features import catalogue, extraction
-from clinical_ser.features.contours import SETS, Contours
+from clinical_ser.features.contours import SETS, Contours, extract_with_contours
 from clinical_ser.features.extraction import FEATURE_SETS
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_features, read_bundle
@@ -69,6 +69,8 @@ class Screener:
         check_features(needed, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
         self._bundle = bundle
         whole = TrainedModel.from_bundle(bundle)
+        if interpretable and not needed.features:
+            raise InvalidValueError("interpretable", "asked of a model of embeddings alone", "a model with other features too")
         self.model = whole.interpretable if interpretable and whole.interpretable else whole
         self._interpretable = self.model is not whole
         # The card's shares were counted with the embedding.
@@ -113,6 +115,7 @@ class Screener:
         task: str | None = None,
         device: str | None = None,
         timeline: bool = False,
+        explained: str | None = None,
     ) -> ScreeningResult:
         """Screen one recording of one speaker.
 
@@ -134,6 +137,8 @@ class Screener:
             What was spoken and what recorded it, in the words of the training cohort; they choose the reference group too.
         timeline
             Also say when in the recording the score came about; takes about as long again. Where that cannot be had, a notice says why.
+        explained
+            The class to explain, of several; None explains the most probable one.
 
         Returns
         -------
@@ -147,19 +152,23 @@ class Screener:
             If an option is out of its range, or a baseline is missing or given where the model has no use for it.
         """
         context = self.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline), task=task, device=device)
+        self._check_explained(explained)
         recording = _recording(source, start, end)
         analysis = audio.analyse(recording)
-        quality, vector = self._measure(recording, analysis)
+        why_not = self._why_no_timeline(recording)
+        quality, vector, contours = self._measure(recording, analysis, contours=timeline and why_not is None)
         if vector is None:
             return self._refusal(recording, quality, context)
         if self.model.uses_baseline:
             vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
-        result = self._result(recording, quality, vector, context, prevalence)
+        result = self._result(recording, quality, vector, context, prevalence, explained)
         if not timeline:
             return result
-        if reason := self._why_no_timeline(recording):
-            return result.model_copy(update={"notices": (*result.notices, f"No timeline: {reason}.")})
-        return result.model_copy(update={"timeline": self._timeline(recording, analysis, vector, result, prevalence)})
+        if contours is None:
+            return result.model_copy(update={"notices": (*result.notices, f"No timeline: {why_not}.")})
+        assert result.explanation is not None
+        found = timeline_of(self.model, contours, vector, analysis, target=result.explanation.target, prevalence=prevalence, offset_s=start or 0.0)
+        return result.model_copy(update={"timeline": found})
 
     def check_options(
         self,
@@ -183,18 +192,29 @@ class Screener:
             raise InvalidValueError("baseline", f"{baselines} recordings", "none: this model was trained without")
         return SubjectContext(sex=sex, age=age, task=task, device=device, baseline_recordings=baselines)
 
-    def _measure(self, recording: Recording, analysis: SpeechAnalysis) -> tuple[QualityReport, FeatureVector | None]:
-        """Gate a recording and, if it is usable, extract the model's features."""
+    def _check_explained(self, explained: str | None) -> None:
+        known = self.model.task.classes[1:] if self.model.binary else self.model.task.classes
+        if explained is not None and explained not in known:
+            raise InvalidValueError("explained", explained, known)
+
+    def _measure(
+        self, recording: Recording, analysis: SpeechAnalysis, *, contours: bool = False
+    ) -> tuple[QualityReport, FeatureVector | None, Contours | None]:
+        """Gate a recording and, if it is usable, extract the model's features, with or without their contours."""
         quality = audio.assess(recording, self.limits, analysis)
         if not quality.usable:
-            return quality, None
-        vector = extraction.apply_gate(extraction.extract(recording, sets=self._sets, analysis=analysis), quality)
-        return quality, _select(vector, self.model.features)
+            return quality, None, None
+        found: Contours | None = None
+        if contours:
+            vector, found = extract_with_contours(recording, analysis, sets=self._sets)
+        else:
+            vector = extraction.extract(recording, sets=self._sets, analysis=analysis)
+        return quality, _select(extraction.apply_gate(vector, quality), self.model.features), found
 
     def _baseline(self, source: Source, place: int, of: int) -> FeatureVector:
         try:
             recording = _recording(source, None, None)
-            quality, vector = self._measure(recording, audio.analyse(recording))
+            quality, vector, _ = self._measure(recording, audio.analyse(recording))
         except AudioError as error:
             raise BaselineError(f"Baseline recording {place} of {of}: {error}") from None
         if vector is None:
@@ -215,7 +235,13 @@ class Screener:
         )
 
     def _result(
-        self, recording: Recording, quality: QualityReport, vector: FeatureVector, context: SubjectContext, prevalence: float | None
+        self,
+        recording: Recording,
+        quality: QualityReport,
+        vector: FeatureVector,
+        context: SubjectContext,
+        prevalence: float | None,
+        explained: str | None,
     ) -> ScreeningResult:
         answer = self.model.answer(vector.values, prevalence=prevalence)
         status = Status(answer.status)
@@ -232,7 +258,7 @@ class Screener:
             operating_point=self._operating_point(prevalence),
             answers=self._answers,
             quality=quality,
-            explanation=self._explanation(vector, chosen.label, context, prevalence),
+            explanation=self._explanation(vector, explained or chosen.label, context, prevalence),
             missing=tuple(MissingFeature(name=name, reason=reason) for name, reason in vector.missing.items()),
             context=context,
             model=self._identity(),
@@ -276,13 +302,6 @@ class Screener:
         if others := sorted(set(self._sets) - set(SETS)):
             return f"features of {', '.join(others)} cannot be summed up with a window left out"
         return too_short(recording.duration_s)
-
-    def _timeline(
-        self, recording: Recording, analysis: SpeechAnalysis, vector: FeatureVector, result: ScreeningResult, prevalence: float | None
-    ) -> Timeline:
-        assert result.probability is not None
-        contours = Contours(recording, analysis, sets=self._sets)
-        return timeline_of(self.model, contours, vector, analysis, target=result.probability.label, prevalence=prevalence)
 
     def _identity(self) -> ModelIdentity:
         manifest = self._bundle.manifest

@@ -124,11 +124,39 @@ def test_several_classes_are_explained_towards_the_class_asked_for():
         (["longer pauses", "more irregular pauses"], "longer and more irregular pauses"),
         (["longer pauses", "faster speech"], "longer pauses and faster speech"),
         (["longer pauses", "more irregular pauses", "more pauses"], "longer, more irregular and more pauses"),
+        (["longer gaps in the voice", "more uniform runs of voice"], "longer gaps in the voice and more uniform runs of voice"),
+        (["steadier pitch", "wider range of pitch"], "steadier pitch and wider range of pitch"),
         (["louder"], "louder"),
     ],
 )
 def test_phrases_that_share_a_noun_name_it_once(phrases, joined):
     assert wording._joined(phrases) == joined
+
+
+def test_no_pair_of_catalogue_phrases_loses_its_grammar():
+    """Joined, two phrases are either both there in full, or adjectives before a noun that both end with."""
+    specs = [catalogue.get(name) for name in catalogue.names("egemaps", "praat", "timing")]
+    phrases = sorted({phrase for spec in specs for phrase in (spec.higher_en, spec.lower_en)})
+    for first in phrases:
+        for second in phrases:
+            joined = wording._joined([first, second])
+            noun = first.rpartition(" ")[2]
+            adjectives = joined.removesuffix(f" {noun}").replace(" and ", " ").split()
+            whole = joined == f"{first} and {second}"
+            assert whole or (second.endswith(f" {noun}") and not {"of", "in", "the"} & set(adjectives)), joined
+
+
+def test_two_measures_that_disagree_are_not_said_in_one_breath(explainer, table):
+    """Median pitch far up and its low end far down: the one with the larger effect is said."""
+    explanation = told(explainer, table, 0, **{"praat.f0_median_hz": 9.0, "praat.f0_mean_hz": -9.0, "praat.f0_p95_hz": -9.0})
+    sentence = next(family.sentence.en for family in explanation.families if family.family == "pitch")
+    assert not ("igher pitch" in sentence and "ower pitch" in sentence)
+
+
+def test_a_change_from_the_own_baseline_is_said_as_a_change():
+    said = wording.feature_sentence(catalogue.get("praat.f0_mean_hz"), 95, relative=True)
+    assert said.en.startswith("Against the person's own earlier recordings: higher pitch")
+    assert "本人先前的录音" in said.zh
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from clinical_ser.explain.shapley import MOST_PLAYERS, centred, coalitions, probability_values, shapley_matrix
+from clinical_ser.explain.shapley import MOST_PLAYERS, centred, coalitions, probability_values, shapley_matrix, sums_of_others
 
 
 def by_orders(players, value):
@@ -51,7 +51,7 @@ def test_the_probability_of_every_coalition_is_that_of_a_brute_force_mixture(cla
     """For each coalition: give each member of the group this recording's families of it, ask the model, take the mean."""
     rng = np.random.default_rng(1)
     constant, own, group = rng.normal(size=(1, classes)), rng.normal(size=(1, 3, classes)), rng.normal(size=(1, 50, 3, classes))
-    found = probability_values(constant, own, group, 2)[0]
+    found = probability_values(constant, own, sums_of_others(group), 2)[0]
     for here, value in zip(coalitions(3), found, strict=True):
         asked = [constant[0] + np.where(here[:, None], own[0], member).sum(axis=0) for member in group[0]]
         answers = [expit(logits[0]) if classes == 1 else softmax(logits)[2] for logits in asked]

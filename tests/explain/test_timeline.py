@@ -13,7 +13,7 @@ from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.explain.timeline import DRAWS, LEAST_WINDOWS, MOST_WINDOWS, SHORTEST_WINDOW_S, Timeline, timeline_of, too_short, tracks
 from clinical_ser.features import extraction
-from clinical_ser.features.contours import Contours
+from clinical_ser.features.contours import extract_with_contours
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.training import TrainingOptions, train
 from tests import signals
@@ -52,11 +52,11 @@ def model():
 
 def ask(model, recording, **options):
     analysis = audio.analyse(recording)
-    vector = extraction.extract(recording, sets=SETS, analysis=analysis)
+    vector, contours = extract_with_contours(recording, analysis, sets=SETS)
     place = {name: i for i, name in enumerate(vector.names)}
     missing = {name: vector.missing[name] for name in model.features if name in vector.missing}
     own = FeatureVector(model.features, vector.values[[place[name] for name in model.features]], missing)
-    return timeline_of(model, Contours(recording, analysis, sets=SETS), own, analysis, target="depressed", **options), analysis
+    return timeline_of(model, contours, own, analysis, target="depressed", **options), analysis
 
 
 def test_a_planted_moment_stands_out_where_it_is(model):
@@ -98,7 +98,7 @@ def test_leaving_out_a_window_is_screening_the_file_without_it(model):
     """The planted stretch is cut out of the samples, and the whole analysed anew."""
     recording, starts = spoken((130, 9), (220, 3), (130, 9))
     analysis = audio.analyse(recording)
-    contours = Contours(recording, analysis, sets=SETS)
+    contours = extract_with_contours(recording, analysis, sets=SETS)[1]
     first, last = (round(at * 100) for at in starts[1:3])
     keep = np.ones(len(analysis.level_dbfs), bool)
     keep[first:last] = False
@@ -121,7 +121,7 @@ def test_what_was_missing_stays_missing_and_a_persons_baseline_is_kept(model):
     missing = {name: vector.missing[name] for name in model.features if name in vector.missing}
     values[gone] = np.nan
     moved = FeatureVector(model.features, values, {**missing, "praat.cpps_db": "noise"})
-    contours = Contours(recording, analysis, sets=SETS)
+    contours = extract_with_contours(recording, analysis, sets=SETS)[1]
     plain = timeline_of(model, contours, moved, analysis, target="depressed")
     lower = FeatureVector(model.features, np.where(np.arange(len(values)) == model.features.index(PITCH), values - 2, values), moved.missing)
     baseline = timeline_of(model, contours, lower, analysis, target="depressed")
@@ -155,7 +155,7 @@ def test_a_short_recording_has_no_timeline_and_says_why(model, seconds):
     with pytest.raises(InvalidValueError, match="windows"):
         timeline_of(
             model,
-            Contours(recording, audio.analyse(recording), sets=SETS),
+            extract_with_contours(recording, audio.analyse(recording), sets=SETS)[1],
             FeatureVector(model.features, np.zeros(len(model.features)), {}),
             audio.analyse(recording),
             target="depressed",
@@ -171,4 +171,14 @@ def test_a_timeline_without_windows_is_none(model):
 def test_feature_sets_that_cannot_be_summed_up_are_named():
     recording, _ = spoken((130, 2))
     with pytest.raises(InvalidValueError, match="compare"):
-        Contours(recording, audio.analyse(recording), sets=("compare", "praat"))
+        extract_with_contours(recording, audio.analyse(recording), sets=("compare", "praat"))
+
+
+def test_features_measured_beside_their_contours_are_the_same_bit_for_bit():
+    recording, _ = spoken((130, 8))
+    analysis = audio.analyse(recording)
+    beside, contours = extract_with_contours(recording, analysis)
+    alone = extraction.extract(recording)
+    assert beside.names == alone.names == contours.names
+    assert beside.values.tobytes() == alone.values.tobytes()
+    assert contours.leaving_out(None) == pytest.approx(alone.values, rel=1e-4, abs=1e-5, nan_ok=True)

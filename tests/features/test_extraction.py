@@ -53,7 +53,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, call)
 
-    for module, name in [(audio, "load"), (audio, "analyse"), (egemaps, "functionals"), (praat, "compute"), (timing, "compute")]:
+    for module, name in [(audio, "load"), (audio, "analyse"), (egemaps, "functionals"), (praat, "measure"), (timing, "compute")]:
         counted(module, name)
     return counter
 
@@ -106,7 +106,7 @@ def test_an_analysis_that_was_made_is_not_made_again(recording, calls):
 
 def test_a_file_is_decoded_and_analysed_once(tmp_path, calls):
     extract_file(save(tmp_path / "a.wav", spoken()))
-    assert calls == {"load": 1, "analyse": 1, "functionals": 1, "compute": 1, "timing": 1}
+    assert calls == {"load": 1, "analyse": 1, "functionals": 1, "measure": 1, "timing": 1}
 
 
 def test_a_file_gives_what_its_samples_give(tmp_path):
@@ -238,7 +238,7 @@ def test_values_of_another_version_of_an_extractor_are_not_used(tmp_path, cache,
     monkeypatch.setattr(extraction, "_ENGINES", {**extraction._ENGINES, "praat": newer})
     calls.clear()
     extract_file(source, cache=cache)
-    assert (calls["compute"], calls["functionals"]) == (1, 0)
+    assert (calls["measure"], calls["functionals"]) == (1, 0)
 
 
 def test_damaged_entries_are_measured_again(tmp_path, cache, calls):
