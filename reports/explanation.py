@@ -13,16 +13,17 @@ from pathlib import Path
 from clinical_ser.audio import QualityCheck
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.explain.explanation import Explanation, FamilyContribution, Move, WithoutEmbedding
-from clinical_ser.screening.result import AnswerRates, ClassProbability, OutOfFold, RateStatement, ScreeningResult, Status
+from clinical_ser.screening.result import AnswerRates, ClassProbability, OutOfFold, ScreeningResult, Status
 from reports import explanation_figures, rendering, wording
 from reports.document import Block, Column, Document, Notice, Paragraph, Picture, Section, Table, Terms
 from reports.drawing import INK, PAPER, QUIET, SMALL, Drawing, shortened
-from reports.explanation_figures import WIDTH, measured, percent, points_range, signed, spoken
+from reports.explanation_figures import WIDTH, measured, percent, points, points_range, signed, spoken
 from reports.wording import name, number, plain, several, share, spaced
 
 SIMULATED = "SIMULATED MODEL"
 SIMULATED_WORDS = "The model learned from simulated speech. Its answers show what a report looks like; they mean nothing for a real person."
 NO_DIAGNOSIS = "Screening aid, never a diagnosis."
+PERSONAL = "Personal data: keep it as you keep the recording."
 STATUS = {
     Status.FLAGGED: "flagged",
     Status.NOT_FLAGGED: "not flagged",
@@ -120,7 +121,9 @@ def _stacked(result: ScreeningResult, pictures: Sequence[Picture]) -> Drawing:
     page.box(0, 0, page.width, height, fill=PAPER)
     page.text(_PICTURE_MARGIN, 34, shortened(f"Screening result: {_answer(result)}", WIDTH, 17, bold=True), size=17, bold=True)
     learned = ", which learned from simulated speech" if result.model.simulated else ""
-    model = f"Model {plain(result.model.name)} {plain(result.model.version)}{learned}"
+    group = result.explanation.reference if result.explanation else None
+    people = f"; compared with {plain(group.group)}{f' ({group.subjects} people)' if group.subjects else ''}" if group else ""
+    model = f"Model {plain(result.model.name)} {plain(result.model.version)}{learned}{people}"
     page.text(_PICTURE_MARGIN, 54, shortened(model, WIDTH, SMALL), size=SMALL, fill=QUIET)
     y = head
     for picture in pictures:
@@ -128,7 +131,7 @@ def _stacked(result: ScreeningResult, pictures: Sequence[Picture]) -> Drawing:
         page.place(picture.drawing, _PICTURE_MARGIN, y + _PICTURE_GAP)
         y += _PICTURE_GAP + picture.drawing.height
     mark = f"{SIMULATED}: its answers mean nothing for a real person. " if result.model.simulated else ""
-    page.text(_PICTURE_MARGIN, height - 16, f"{mark}{NO_DIAGNOSIS}", size=SMALL, fill=INK, bold=bool(mark))
+    page.text(_PICTURE_MARGIN, height - 16, f"{mark}{NO_DIAGNOSIS} {PERSONAL}", size=SMALL, fill=INK, bold=bool(mark))
     return page
 
 
@@ -170,7 +173,7 @@ def _notices(result: ScreeningResult) -> Iterable[Notice]:
     """Yield what has to be read before any number."""
     if result.model.simulated:
         yield Notice("fail", SIMULATED, (SIMULATED_WORDS,))
-    yield Notice("calm", NO_DIAGNOSIS, (plain(result.intended_use),))
+    yield Notice("calm", NO_DIAGNOSIS, (plain(result.intended_use), PERSONAL))
     if result.notices:
         yield Notice("warn", "To be known before this result is used", tuple(map(plain, result.notices)))
     without = result.explanation.without_embedding if result.explanation else None
@@ -219,27 +222,17 @@ def _answer_terms(result: ScreeningResult) -> Iterable[tuple[str, str]]:
     for one in result.classes:
         if result.probability is None or one.label != result.probability.label:
             yield f"Probability of {spoken(one.label)}", _probability(one)
-    if result.prediction_coverage is not None:
-        members = ", ".join(map(spoken, result.prediction_set)) or "none"
-        yield (
-            "Classes that cannot be ruled out",
-            f"{members}. Of people the model had not heard, {percent(result.prediction_coverage)} have the true class in their set.",
-        )
+    if result.prediction_coverage is not None and len(result.classes) > 2:
+        members = ", ".join(map(spoken, result.prediction_set)) or "none of the classes"
+        yield "Could be", f"{members}: sets like this one hold the true class for {percent(result.prediction_coverage)} of people of each class"
     if point := result.operating_point:
-        yield (
-            "Threshold",
-            f"a probability of {percent(point.probability)}; sensitivity {_rate(point.sensitivity)}, specificity {_rate(point.specificity)}, out of "
-            f"fold{'. ' + plain(point.note) if point.note else ''}",
-        )
+        note = f". {plain(point.note)}" if point.note else ""
+        yield "Threshold", f"a probability of {percent(point.probability)}; an answer also needs the prediction set to rule one class out{note}"
 
 
 def _probability(one: ClassProbability) -> str:
     interval = f"{100 * one.interval.level:g} % interval {percent(one.interval.low)} to {percent(one.interval.high)}"
     return f"{percent(one.value)} ({interval}; stated for a prevalence of {share(one.prevalence)})"
-
-
-def _rate(rate: RateStatement) -> str:
-    return f"{percent(rate.value)} (90 % interval {percent(rate.low)} to {percent(rate.high)}; {several(rate.subjects, 'subject')})"
 
 
 def _rates(answers: Sequence[AnswerRates]) -> Table:
@@ -274,10 +267,11 @@ def _said(family: FamilyContribution) -> str:
     """Return what stands out in a family, and what that did to the probability."""
     effect = family.probability
     moved = "changes the probability by" if not effect.value else "raises the probability by" if effect.value > 0 else "lowers the probability by"
-    size = explanation_figures.points(abs(effect.value)).replace("+", "")
-    unsure = "" if family.stable else " Unstable: the direction is not sure."
+    size = points(abs(effect.value)).replace("+", "")
     interval = f"95 % interval {points_range(effect.low, effect.high)}"
-    return f"{plain(family.sentence.en)} It {moved} {size} points of percent ({interval}).{unsure}"
+    if not family.stable:
+        return f"{plain(family.sentence.en)} What it does to the probability is not sure: {points(effect.value)} points of percent ({interval})."
+    return f"{plain(family.sentence.en)} It {moved} {size} points of percent ({interval})."
 
 
 def _features(explanation: Explanation) -> Iterable[Block]:
@@ -303,8 +297,8 @@ def _reference(result: ScreeningResult, explanation: Explanation) -> Iterable[Bl
     unmatched = ", ".join(map(name, group.unmatched))
     terms = [
         ("Compared with", f"{name(group.group)} ({people})"),
-        ("Known of the person", told or "nothing"),
-        ("Could not be matched", f"{unmatched}: too few people like that were recorded" if unmatched else "nothing that is known"),
+        ("Known of the person", told or "nothing was said of sex, age, task or device"),
+        *([("Could not be matched", f"{unmatched}: too few people like that were recorded")] if unmatched else []),
         ("Mean probability there", percent(explanation.base_probability)),
     ]
     if explanation.relative_to_baseline:

@@ -217,6 +217,11 @@ def _remark(family: FamilyContribution) -> str:
     return "" if family.stable else UNSTABLE
 
 
+def _start(explanation: Explanation) -> str:
+    """Return what the probability is counted from."""
+    return "Reference group, mean" if explanation.reference.subjects else "Average recording"
+
+
 def _families_table(explanation: Explanation) -> Table:
     columns = [
         Column("Family"),
@@ -225,7 +230,7 @@ def _families_table(explanation: Explanation) -> Table:
         Column("Same place in refits"),
         Column("Remark"),
     ]
-    rows = [["Reference group, mean", percent(explanation.base_probability), signed(explanation.base_log_odds), "", ""]]
+    rows = [[_start(explanation), percent(explanation.base_probability), signed(explanation.base_log_odds), "", ""]]
     for family in explanation.families:
         numbers = [bracketed(family.probability, points), bracketed(family.log_odds, signed)]
         rows.append([family.label_en, *numbers, percent(family.rank_agreement), _remark(family)])
@@ -277,7 +282,7 @@ def _waterfall(explanation: Explanation) -> Drawing:
     draw_key(drawing, _FAMILY_KEY)
     drawing.text(_POINTS, top - 8, "points", anchor="end", size=SMALL, fill=QUIET)
     _probability_axis(drawing, x, top, floor, explanation.target)
-    _end_row(drawing, x, top + _ROW / 2, "Reference group, mean", explanation.base_probability, final=False)
+    _end_row(drawing, x, top + _ROW / 2, _start(explanation), explanation.base_probability, final=False)
     for i, family in enumerate(explanation.families):
         middle = top + _ROW * (i + 1.5)
         drawing.line(x.clipped(sums[i]), middle - _ROW + 5, x.clipped(sums[i]), middle + 8, stroke=QUIET)

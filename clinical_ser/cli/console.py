@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from clinical_ser.cohorts.table import RowProblem
-from clinical_ser.errors import InvalidValueError
+from clinical_ser.errors import BundleWriteError, InvalidValueError
 
 FAILED, WRONG_USAGE, NOT_USABLE, INTERRUPTED = 1, 2, 3, 130
 """Exit codes besides 0: failed, wrong usage, a recording that cannot be used, stopped by Ctrl-C (128 + SIGINT, as shells have it)."""
@@ -103,3 +103,10 @@ def check_output_folder(path: Path, option: str = "--output") -> None:
         raise InvalidValueError(
             option, f"a folder that cannot be written ({error.strerror})", "a folder of yours, or the name of a new one"
         ) from None
+
+
+def check_bundle_folder(folder: Path, *, replace: bool) -> None:
+    """Refuse before the training what `save` would refuse after it."""
+    check_output_folder(folder)
+    if not replace and folder.is_dir() and os.listdir(folder):
+        raise BundleWriteError("Something is in the bundle's folder already; choose another place, or replace a bundle with --replace.")

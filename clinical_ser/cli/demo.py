@@ -12,8 +12,8 @@ from clinical_ser.cli.evidence import write_report
 from clinical_ser.cli.model import show_card
 from clinical_ser.cli.screen import show
 from clinical_ser.cli.train import own_key, publish
-from clinical_ser.cohorts.simulation import SimulatedCohort, simulate, simulate_visits
-from clinical_ser.cohorts.table import write_table
+from clinical_ser.cohorts.simulation import SimulatedCohort, SimulatedVisit, simulate, simulate_visits
+from clinical_ser.cohorts.table import replaced, write_table
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.models.training import train
 from clinical_ser.screening.screener import Screener
@@ -42,7 +42,7 @@ def demo(
         write_report(published.evidence, folder / "evaluation")
     show_card(published.card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
-    _screen_three(folder, cohort)
+    first = _screen_three(folder, cohort)
     output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {literal(folder)}/:")
     for name, what in (
         ("cohort/manifest.csv", "who was recorded (simulated)"),
@@ -53,7 +53,8 @@ def demo(
         ("visits/", "three new recordings, their results (.json), and what moved them (.html)"),
     ):
         output.print(f"  {name:<22} {what}")
-    output.print(f"Try: {program()} explain {literal(folder)}/visits/high-risk.flac --model {literal(folder / MODEL)} -o explained.pdf")
+    about = f"--sex {first.sex.value} --age {first.age} --model {literal(folder / MODEL)}"
+    output.print(f"Try: {program()} explain {literal(folder)}/visits/{first.name}.flac {about} -o explained.pdf")
 
 
 def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
@@ -61,15 +62,19 @@ def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
         return simulate(subjects, folder, speech_s=speech_s, workers=processors(), progress=report)
 
 
-def _screen_three(folder: Path, cohort: SimulatedCohort) -> None:
+def _screen_three(folder: Path, cohort: SimulatedCohort) -> SimulatedVisit:
+    """Screen new recordings, and return the first visit."""
     from reports.explanation import html_report
 
     screener = Screener.load(folder / MODEL)
-    for visit in simulate_visits(folder / "visits", design=cohort.design):
+    visits = simulate_visits(folder / "visits", design=cohort.design)
+    for visit in visits:
         result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age, timeline=True)
-        (folder / "visits" / f"{visit.name}.json").write_text(result.model_dump_json(indent=2), encoding="utf-8")
-        (folder / "visits" / f"{visit.name}.html").write_text(html_report(result), encoding="utf-8")
+        for ending, text in (("json", result.model_dump_json(indent=2)), ("html", html_report(result))):
+            with replaced(folder / "visits" / f"{visit.name}.{ending}") as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         show(
             result,
             f"New recording '{visit.name}' (a simulated speaker; true score {visit.score}, true probability {percent(visit.true_probability)})",
         )
+    return visits[0]

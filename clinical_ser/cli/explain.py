@@ -1,5 +1,6 @@
 """`clinical-ser explain`: a recording, or a result, in; what moved the score, how surely and when, out."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +13,10 @@ from clinical_ser.cli.screen import load_baselines, show
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import AudioNotFoundError, InvalidValueError
 from clinical_ser.screening import DEFAULT_MODEL
-from clinical_ser.screening.result import ScreeningResult, Status
+from clinical_ser.screening.result import SCHEMA, ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
 
+_UNVOUCHED = "Read from a file, which nothing vouches for: a result is not signed, and what it says of its model's signature is its own word."
 FORMATS = (".svg", ".html", ".pdf")
 LARGEST_RESULT_BYTES = 64 * 1024**2
 """Two hours of tracks are some 20 MB."""
@@ -32,18 +34,21 @@ def explain(
     baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable).")] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the recording at which to start.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
-    task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words.")] = None,
-    device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words.")] = None,
+    task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words: chooses the reference group too.")] = None,
+    device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words: chooses the reference group too.")] = None,
     explained: Annotated[str | None, typer.Option("--class", help="The class to explain, of several; the most probable one otherwise.")] = None,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult, with its timeline and tracks.")] = False,
+    what_if: Annotated[bool, typer.Option("--what-if", help="Also print which family would have to move for another answer.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The whole ScreeningResult, with timeline and tracks: personal data, to be kept as the recording is.")
+    ] = False,
 ) -> None:
     """Explain an answer: families first, with intervals; features beside a reference group; and when in the recording."""
     if picture:
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
     of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
-    result = _read(source)
+    told = result = _read(source)
     if result is None:
         screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
         screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
@@ -71,10 +76,12 @@ def explain(
         print_line(result.model_dump_json(indent=2, ensure_ascii=True))
     else:
         show(result, "Explanation")
-        if result.explanation:
+        if told:
+            output.print(f"  [yellow]![/yellow] {_UNVOUCHED}" + ("" if result.timeline else " It has no timeline: `screen --timeline` makes one."))
+        if what_if and result.explanation:
             show_moves(result.explanation)
         if drawn:
-            output.print(f"Written: {literal(drawn)}")
+            output.print(f"Written: {literal(drawn)}. It draws the person's voice: keep it as you keep the recording.")
     if result.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
 
@@ -94,7 +101,20 @@ def _read(source: Path) -> ScreeningResult | None:
     try:
         return ScreeningResult.model_validate_json(content)
     except ValidationError:
-        raise InvalidValueError("SOURCE", "JSON that is no result of this version", "a recording, or a result of `screen --json`") from None
+        raise InvalidValueError("SOURCE", _what(content), "a recording, or one result of `screen --json` or `explain --json`") from None
+
+
+def _what(content: bytes) -> str:
+    """Say what JSON that is no result seems to be."""
+    try:
+        first = json.loads(content.split(b"\n", 1)[0] if b'"position"' in content[:64] else content)
+    except (ValueError, RecursionError):
+        return "JSON that ends early or is damaged"
+    if "result" in first:
+        return "a line of several results (take what stands under `result` in one of them)"
+    if str(first.get("schema_id", "")).startswith("clinical-ser/result/") and first["schema_id"] != SCHEMA:
+        return "a result of another version (screen the recording again)"
+    return "JSON that is no result, or whose numbers contradict each other"
 
 
 def _check_picture(path: Path) -> None:

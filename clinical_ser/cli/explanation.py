@@ -32,12 +32,13 @@ def show_moves(explanation: Explanation) -> None:
     if not explanation.moves:
         output.print("  What-if: no family alone changes the answer.")
         return
-    table = Table(box=None, padding=(0, 2, 0, 2), title="What-if, for engineers: one family alone, moved", title_justify="left")
-    for column in ("family", "answer then", "log-odds", "percentile now", "then", ""):
-        table.add_column(column, no_wrap=True)
+    output.print("  What-if, for engineers: one family alone, moved; percentiles of the reference group")
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    for column in ("family", "answer then", "log-odds", "now", "then", ""):
+        table.add_column(column)
     for move in explanation.moves:
-        now, then = ("" if value is None else f"{value:.0f}" for value in (move.percentile_now, move.percentile_then))
-        seen = "" if move.within_reference else "[dim]beyond the reference group[/dim]"
+        now, then = ("" if value is None else percent(value / 100) for value in (move.percentile_now, move.percentile_then))
+        seen = "" if move.within_reference else "[dim]beyond it[/dim]"
         answer = words(" ".join(filter(None, (move.to_status, move.to_class))))
         table.add_row(_family(move.family), answer, f"{move.log_odds:+.2f}", now, then, seen)
     output.print(table)
@@ -46,13 +47,14 @@ def show_moves(explanation: Explanation) -> None:
 def show_timeline(timeline: Timeline) -> None:
     """Print the moments that stand out."""
     out = timeline.standing_out
-    band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points for windows at random places"
+    band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points ({100 * timeline.level:g} %) for windows at random places"
     output.print(f"  Timeline: {len(timeline.windows)} windows of {timeline.window_s:g} s, each left out in turn; {band}")
     if not out:
         output.print("    no moment stands out: the score comes from the recording as a whole")
     for window in out[:_MOMENTS_SHOWN]:
         when = f"{_clock(timeline.offset_s + window.start_s)} to {_clock(timeline.offset_s + window.end_s)}"
-        output.print(f"    {when}: changed the score by {_points(window.effect)} points")
+        did = "raised" if window.effect > 0 else "lowered"
+        output.print(f"    {when}: {did} the probability by {_points(abs(window.effect)).removeprefix('+')} points")
 
 
 def words(label: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from clinical_ser.cli.console import FAILED, check_output_folder, literal, output, print_json, print_line, program, progress
+from clinical_ser.cli.console import FAILED, check_bundle_folder, check_output_folder, literal, output, print_json, print_line, program, progress
 from clinical_ser.cohorts.manifest import read_manifest
 from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import InvalidValueError
@@ -15,6 +15,7 @@ from clinical_ser.evaluation.card_facts import MAIN_FIGURES
 from clinical_ser.evaluation.card_fields import about_template, item_list, label_of, read_about
 from clinical_ser.evaluation.card_text import card_markdown
 from clinical_ser.evaluation.evidence import Evidence
+from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle, sign_bundle, write_bundle
 from clinical_ser.models.registry import find_model, list_models
@@ -84,6 +85,12 @@ def card(
         show_card(shown)
         if digest:
             output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
+
+
+def _percents(figure: Figure) -> str:
+    if figure.value is None or figure.low is None or figure.high is None:
+        return str(figure)
+    return f"{100 * figure.value:.1f} ({100 * figure.low:.1f} to {100 * figure.high:.1f})"
 
 
 def _evidence_of(path: Path, bundle: VerifiedBundle) -> Evidence:
@@ -176,7 +183,7 @@ def rerecord(
     from clinical_ser.screening.rerecording import spoken_in
     from clinical_ser.screening.screener import Screener
 
-    check_output_folder(output_folder)
+    check_bundle_folder(output_folder, replace=False)
     bundle = read_bundle(find_model(model))
     screener = Screener(bundle)
     if screener.model.uses_baseline:
@@ -189,9 +196,9 @@ def rerecord(
     shown = Card.from_json(bundle.files["card.json"]).extended(rerecorded=found)
     digest = _write(bundle, shown, output_folder)
     for one in found:
-        moved = f"probability moves by {one.probability}, a family's effect by {one.effect}"
-        kept = f"same family first {one.same_first}, same answer {one.same_status}"
-        output.print(f"  {literal(one.change)}: {moved}; {kept}; {one.refused} refused")
+        moved = f"the probability moves by {_percents(one.probability)} points, a family's effect by {_percents(one.effect)}"
+        kept = f"same family first in {_percents(one.same_first)} %, same answer in {_percents(one.same_status)} %"
+        output.print(f"  {literal(one.change)}: {moved}; {kept}; {one.refused} refused  [dim](95 % intervals over subjects)[/dim]")
     output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
 
 

@@ -32,7 +32,9 @@ def screen(
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
     task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words: chooses the reference group too.")] = None,
     device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words: chooses the reference group too.")] = None,
-    timeline: Annotated[bool, typer.Option("--timeline", help="Also say when in the recording the score came about.")] = False,
+    timeline: Annotated[
+        bool, typer.Option("--timeline", help="Also say when in the recording the score came about; its tracks are a voice's melody, personal data.")
+    ] = False,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult; one line each when there are several.")] = False,
 ) -> None:

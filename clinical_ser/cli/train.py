@@ -1,6 +1,5 @@
 """`clinical-ser train`: a feature table in, a signed bundle with its card out."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import (
+    check_bundle_folder,
     check_output_file,
     check_output_folder,
     complain,
@@ -26,7 +26,7 @@ from clinical_ser.cli.evidence import write_report
 from clinical_ser.cli.model import show_card
 from clinical_ser.cohorts.table import FeatureTable, read_table
 from clinical_ser.cohorts.tasks import Task, get_task, read_task
-from clinical_ser.errors import BundleWriteError, InvalidValueError
+from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.card_fields import read_about
 from clinical_ser.evaluation.evaluating import EvaluationOptions
@@ -74,7 +74,7 @@ def train(
     name = _model_name(name, output_folder)
     _check_version(version)
     wanted = task_named(task)
-    _check_place(output_folder, replace=replace)
+    check_bundle_folder(output_folder, replace=replace)
     if predictions:
         check_output_file(predictions, "--predictions")
     if report:
@@ -149,13 +149,6 @@ def _fitting(kind: Any, value: str, option: str, given: str | None, expected: st
         return TypeAdapter[str](kind).validate_python(value)
     except ValidationError:
         raise InvalidValueError(option, given, expected) from None
-
-
-def _check_place(folder: Path, *, replace: bool) -> None:
-    """Refuse before the training what `save` would refuse after it."""
-    check_output_folder(folder)
-    if not replace and folder.is_dir() and os.listdir(folder):
-        raise BundleWriteError("Something is in the bundle's folder already; choose another place, or replace a bundle with --replace.")
 
 
 def task_named(name: str) -> Task:

@@ -63,8 +63,9 @@ class Effects:
 
     @property
     def stable(self) -> NDArray[np.bool_]:
-        """Shape (families,): whether the 95 % interval of the effect on the probability does not cross zero."""
-        return np.asarray(np.abs(self.probability[0]) > half_widths(self.probability))
+        """Shape (families,): whether neither 95 % interval of the effect crosses zero, that on the probability and that on the log-odds."""
+        scales = (self.probability, self.log_odds)
+        return np.all([np.abs(effect[0]) > half_widths(effect) for effect in scales], axis=0)
 
     @property
     def main_driver(self) -> int | None:

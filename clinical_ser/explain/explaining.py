@@ -102,7 +102,7 @@ def _families(
                 main_driver=i == effects.main_driver,
                 percentile=None if percentiles is None else float(percentiles[i]),
                 features=features,
-                sentence=wording.family_sentence(name, features, relative=model.uses_baseline),
+                sentence=wording.family_sentence(name, features, raises=probability[i].value > 0, relative=model.uses_baseline),
             )
         )
     return tuple(found)
@@ -111,8 +111,9 @@ def _families(
 def _features(
     model: TrainedModel, effects: Effects, family: int, vector: FeatureVector, reference: ReferenceGroup | None
 ) -> tuple[FeatureContribution, ...]:
-    """Return the measured features of a family with the largest contributions."""
-    members = np.flatnonzero((model.family_columns == family) & np.isfinite(vector.values))
+    """Return the measured features of a family with the largest contributions, of those that a reader can make something of."""
+    readable = np.array([catalogue.get(name).readable for name in vector.names])
+    members = np.flatnonzero((model.family_columns == family) & np.isfinite(vector.values) & readable)
     if not len(members):
         return ()
     sizes = np.abs(effects.features[:, members])

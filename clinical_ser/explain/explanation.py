@@ -105,7 +105,7 @@ class FamilyContribution(Strict):
     """Shapley value of the calibrated probability; 0.05 is five points of percent."""
     log_odds: Estimate
     stable: bool
-    """The interval of `probability` does not cross zero; what does is to be shown in grey."""
+    """Neither interval crosses zero; what does is to be shown in grey."""
     rank: int = Field(ge=1)
     """By size of `probability`, from 1."""
     rank_agreement: Share = Field(ge=0, le=1)

@@ -12,6 +12,7 @@ TAIL_PERCENT = 10.0
 USUAL = (25.0, 75.0)
 """Within the middle half of the group nothing is remarkable."""
 _STEPS = (95, 90, 75)
+_MOST_SAID = 2
 _MOST_ADJECTIVES = 2
 _LINKS = {"of", "in", "the", "to", "and", "or", "from"}
 """A phrase that holds one is more than adjectives and a noun."""
@@ -38,17 +39,21 @@ def feature_sentence(spec: catalogue.FeatureSpec, percentile: float | None, *, r
     return _compared([_direction(spec, percentile)], _reach(percentile), relative=relative)
 
 
-def family_sentence(family: str, features: Sequence[FeatureContribution], *, relative: bool) -> Words:
-    """Return what stands out in a family: its shown features beyond the middle half of the group, those with the largest effects first."""
+def family_sentence(family: str, features: Sequence[FeatureContribution], *, raises: bool, relative: bool) -> Words:
+    """Return what stands out in a family: at most two of its shown features beyond the middle half of the group.
+
+    Those whose own effect is sure and goes the family's way come first, since a reader will take them for what the family's effect is made of.
+    """
     if family == "embedding":
         return PATTERN
     known = [feature for feature in features if feature.percentile is not None]
     if not known:
         return OWN_BASELINE if relative else NO_GROUP
-    out = [feature for feature in known if feature.stands_out]
-    said = out or [feature for feature in known if feature.percentile is not None and not USUAL[0] <= feature.percentile <= USUAL[1]]
-    if not said:
+    unusual = [feature for feature in known if feature.percentile is not None and not USUAL[0] <= feature.percentile <= USUAL[1]]
+    if not unusual:
         return USUAL_WORDS
+    sure = [feature for feature in unusual if feature.stable and (feature.log_odds.value > 0) == raises]
+    said = sorted(sure or unusual, key=lambda feature: not feature.stands_out)[:_MOST_SAID]
     directions, reach = _without_contradiction([(catalogue.get(feature.name), feature.percentile or 0.0) for feature in said])
     return _compared(directions, reach, relative=relative)
 
@@ -60,13 +65,17 @@ def _without_contradiction(said: Sequence[tuple[catalogue.FeatureSpec, float]]) 
     reach = _STEPS[0]
     for spec, percentile in said:
         direction = _direction(spec, percentile)
-        if direction[0] in opposites:
+        if direction[0] in opposites or any(_content(direction[0]) == _content(other) for other, _ in directions):
             continue
         opposites |= {spec.higher_en, spec.lower_en} - {direction[0]}
         reach = min(reach, _reach(percentile))
-        if direction not in directions:
-            directions.append(direction)
+        directions.append(direction)
     return directions, reach
+
+
+def _content(phrase: str) -> set[str]:
+    """Return the words that carry meaning: `narrower pitch range` says what `narrower range of pitch` says."""
+    return set(phrase.split()) - _LINKS
 
 
 def _direction(spec: catalogue.FeatureSpec, percentile: float) -> tuple[str, str]:

@@ -76,6 +76,8 @@ class FeatureSpec:
     caveats: tuple[Caveat, ...] = ()
     reference: Mapping[str, ReferenceRange] = field(default_factory=dict, hash=False)
     """By sex: `female`, `male`, or `any`."""
+    readable: bool = True
+    """False for the spread over the mean of something whose mean may be near zero, or negative: such a number says nothing to a reader."""
     voiced_only: bool = False
     """Taken over voiced frames: an exact 0 from openSMILE means there were none, and becomes missing."""
 
@@ -229,6 +231,7 @@ def _egemaps_spec(own_name: str) -> FeatureSpec:
         meaning_zh=contour["about_zh"] + statistic["text_zh"].format(**words),
         sources=file["sources"],
         caveats=[*statistic.get("caveats", ()), *contour["caveats"]],
+        readable=statistic_key != "stddevNorm" or sign == "positive",
         voiced_only=frames_key == "voiced",
     )
 

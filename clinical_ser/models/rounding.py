@@ -33,7 +33,9 @@ def coarse(values: ArrayLike, spread: ArrayLike, people: int) -> NDArray[np.floa
     >>> coarse([0.123456, 0.0004], [1.0, 1.0], 100).tolist()
     [0.12, 0.0]
     """
-    least = 2 * np.maximum(np.asarray(spread, dtype=np.float64), np.finfo(float).tiny) / people
+    mean, sd = np.broadcast_arrays(np.asarray(values, dtype=np.float64), np.asarray(spread, dtype=np.float64))
+    least = 2 * np.where(sd > 0, sd, 1.0) / people
     power = 10.0 ** np.floor(np.log10(least))
     steps = np.select([least <= power, least <= 2 * power, least <= 5 * power], [power, 2 * power, 5 * power], 10 * power)
-    return rounded(np.round(np.asarray(values, dtype=np.float64) / steps) * steps)
+    # Without spread it is everybody's value, and nobody's.
+    return rounded(np.where(sd > 0, np.round(mean / steps) * steps, mean))

@@ -13,10 +13,15 @@ from clinical_ser.audio.quality import QualityReport
 from clinical_ser.explain.explanation import Explanation
 from clinical_ser.explain.timeline import Timeline
 
+SCHEMA = "clinical-ser/result/2"
 INTENDED_USE = (
     "Screening aid for trained health workers, never a diagnosis. A result describes how similar this recording is to recordings the "
     "model was trained on. A result that is not flagged does not rule out illness or risk; decide with the person, not with the number."
 )
+
+
+_SAME = 1e-6
+"""What rounding may put two statements of one probability apart by."""
 
 
 class _Strict(BaseModel):
@@ -162,6 +167,21 @@ class ScreeningResult(_Strict):
         scored = self.probability is not None
         if scored == (self.status is Status.NOT_USABLE):
             raise ValueError("a result has a probability exactly when its recording is usable")
+        self._check_answer()
         if self.status is Status.CLASSIFIED and (self.probability is None or self.prediction_set != (self.probability.label,)):
             raise ValueError("a classified recording has the most probable class, and no other, in its set")
         return self
+
+    def _check_answer(self) -> None:
+        """Make sure that probability, status, prediction set and explanation speak of one answer."""
+        if self.probability is None:
+            return
+        told = self.explanation
+        if told and told.target == self.probability.label and abs(told.probability - self.probability.value) > _SAME:
+            raise ValueError("the explanation is of another probability")
+        if self.status in {Status.FLAGGED, Status.NOT_FLAGGED} and self.operating_point is not None:
+            above = self.probability.value >= self.operating_point.probability - _SAME
+            below = self.probability.value <= self.operating_point.probability + _SAME
+            alone = (self.probability.label in self.prediction_set) == (self.status is Status.FLAGGED) and len(self.prediction_set) == 1
+            if not alone or not (above if self.status is Status.FLAGGED else below):
+                raise ValueError("the status does not follow from threshold and prediction set")

@@ -359,7 +359,8 @@ def _doubt(members: tuple[str, ...], of: int) -> str:
         return "the threshold and the prediction set disagree"
     if len(members) == of and of > 2:
         return "it can rule out none of the classes"
-    return f"it can rule out neither of {', '.join(member.replace('_', ' ') for member in members)}"
+    named = [member.replace("_", " ") for member in members]
+    return f"it cannot tell {', '.join(named[:-1])} and {named[-1]} apart"
 
 
 def _identity_of(recording: Recording) -> RecordingIdentity:

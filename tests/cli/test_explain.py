@@ -10,6 +10,7 @@ import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cli import main
+from clinical_ser.cohorts.simulation import simulate_visits
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.evaluating import EvaluationOptions
@@ -56,8 +57,9 @@ def pattern_bundle(tmp_path_factory):
 
 
 def test_a_recording_is_explained_with_families_features_moments_and_what_if(run, bundle, speech_wav):
-    code, out, err = run("explain", speech_wav, "--model", bundle, "--sex", "female")
+    code, out, err = run("explain", speech_wav, "--model", bundle, "--sex", "female", "--what-if")
     assert code == 0, err
+    assert "What-if" not in run("explain", speech_wav, "--model", bundle)[1]
     for words in (
         "on average in the reference group (not depressed, female",
         "95 % interval",
@@ -143,15 +145,39 @@ def test_a_truncated_result_is_refused(run, result_json, tmp_path):
     path.write_bytes(result_json.read_bytes()[:-100])
     code, _, err = run("explain", path)
     assert code == 2
-    assert "no result of this version" in " ".join(err.split())
+    assert "ends early or is damaged" in " ".join(err.split())
 
 
-def test_a_result_whose_numbers_were_changed_is_refused(run, result_json, tmp_path):
+@pytest.mark.parametrize("which", ["family", "probability", "status", "set"])
+def test_a_result_that_contradicts_itself_is_refused(run, result_json, tmp_path, which):
     said = json.loads(result_json.read_text())
-    said["explanation"]["families"][0]["probability"]["value"] += 0.2
+    if which == "family":
+        said["explanation"]["families"][0]["probability"]["value"] += 0.001
+    elif which == "probability":
+        said["probability"].update(value=0.9, interval=said["probability"]["interval"] | {"high": 0.95})
+    elif which == "status":
+        said["status"] = "flagged" if said["status"] == "not_flagged" else "not_flagged"
+    else:
+        said.update(status="flagged", prediction_set=["not_depressed"])
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(said))
-    assert run("explain", path)[0] == 2
+    code, _, err = run("explain", path)
+    assert code == 2
+    assert "contradict each other" in " ".join(err.split())
+
+
+def test_a_result_from_a_file_is_said_to_be_vouched_for_by_nothing(run, result_json, bundle, speech_wav):
+    assert "nothing vouches for" in run("explain", result_json)[1]
+    assert "nothing vouches for" not in run("explain", speech_wav, "--model", bundle)[1]
+
+
+def test_a_line_of_several_results_and_an_older_one_are_called_what_they_are(run, result_json, tmp_path):
+    several, older = tmp_path / "several.json", tmp_path / "older.json"
+    result = json.loads(result_json.read_text())
+    several.write_text("".join(json.dumps({"position": i, "result": result}) + "\n" for i in (1, 2)))
+    older.write_text(json.dumps(result | {"schema_id": "clinical-ser/result/1"}))
+    assert "under `result`" in " ".join(run("explain", several)[2].split())
+    assert "another version" in " ".join(run("explain", older)[2].split())
 
 
 def test_an_unusable_recording_gets_advice_a_document_and_no_score(run, bundle, tmp_path):
@@ -224,3 +250,43 @@ def test_rerecording_too_few_is_refused(run, bundle, speech_wav, tmp_path):
     assert code == 1
     assert "at least 5" in err
     assert not (tmp_path / "again").exists()
+
+
+def test_names_in_a_result_are_shown_and_never_obeyed(run, result_json, tmp_path):
+    """A result may come from anyone: markup and terminal codes in it are text."""
+    said = json.loads(result_json.read_text())
+    for where in (said["model"], said["explanation"]["families"][0]):
+        for key in ("name", "version", "family", "label_en"):
+            if key in where:
+                where[key] = "a[/b]\x1b[31m"
+    said["intended_use"] = "[bold]x[/nothing]"
+    path = tmp_path / "hostile.json"
+    path.write_text(json.dumps(said))
+    code, out, err = run("explain", path)
+    assert code == 0, err
+    assert "a[/b]" in out
+    assert "\x1b[31m" not in out
+
+
+def test_times_count_from_the_start_of_the_file(run, bundle, speech_wav):
+    """Who opens the file at the time that is named hears the window that is meant."""
+    _, out, err = run("explain", speech_wav, "--model", bundle, "--start", 3, "--json")
+    timeline = json.loads(out)["timeline"]
+    assert timeline["offset_s"] == 3, err
+    assert timeline["windows"][0]["start_s"] == 0
+
+
+def test_a_class_that_the_model_does_not_explain_is_refused(run, bundle, speech_wav):
+    code, _, err = run("explain", speech_wav, "--model", bundle, "--class", "not_depressed")
+    assert code == 2
+    assert "depressed" in err
+
+
+def test_any_class_of_several_can_be_explained(run, tmp_path):
+    visit = simulate_visits(tmp_path)[0].path
+    code, out, err = run("explain", visit, "--model", "emotion-emodb", "--class", "sadness", "--json")
+    assert code == 0, err
+    result = ScreeningResult.model_validate_json(out)
+    assert result.explanation.target == result.timeline.target == "sadness"
+    stated = {one.label: one.value for one in result.classes}
+    assert result.explanation.probability == pytest.approx(stated["sadness"], abs=1e-6)

@@ -246,3 +246,14 @@ def test_a_model_of_an_embedding_alone_has_no_interpretable_twin():
     model = model_of(alone, refits=2)
     assert model.interpretable is None
     assert explain(Explainer(model), vector_of(alone, 0, model), target="depressed").families[0].family == "embedding"
+
+
+@pytest.mark.parametrize("head", ["linear", "xgboost"])
+def test_an_embedding_that_adds_nothing_can_be_learned_and_explained(head):
+    table = with_embedding(table_of(120))
+    frame = table.frame.assign(**dict.fromkeys(EMBEDDING, 1.0))
+    still = type(table)(frame, table.feature_names, table.extractors)
+    model = model_of(still, head=head, refits=2)
+    assert model.reproduced.r2 == 0
+    family = next(f for f in explain(Explainer(model), vector_of(still, 0, model), target="depressed").families if f.family == "embedding")
+    assert family.probability.value == pytest.approx(0, abs=1e-9)

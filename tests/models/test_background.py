@@ -82,8 +82,11 @@ def test_it_goes_to_a_bundle_and_back_bit_for_bit(model):
         {"features": ((0.0,),)},
         {"refit_sd": ()},
         {"mean": ((float("nan"),),) * 5},
+        {"correlation": ((0.0,) * 5,) * 5},
+        {"correlation": tuple(tuple(1.0 if i == j else 2.0 for j in range(5)) for i in range(5))},
+        {"correlation": tuple(tuple(1.0 if i == j else 0.5 * (i < j) for j in range(5)) for i in range(5))},
     ],
-    ids=["correlation", "mean", "negative", "features", "refits", "nan"],
+    ids=["correlation", "mean", "negative", "features", "refits", "nan", "no diagonal", "beyond 1", "one way"],
 )
 def test_parts_that_do_not_fit_are_refused(model, change):
     with pytest.raises(BundleSchemaError):
@@ -97,3 +100,24 @@ def test_a_cohort_without_a_group_is_compared_with_its_average_recording():
     average = model.background(None)
     assert not average.means.any()
     assert not average.draw().any()
+
+
+def test_people_who_were_never_tested_are_in_no_group():
+    """An official split whose women are all trained on: a group of them would be heard by models that learned from them, or not at all."""
+    table = table_of(160)
+    women = (table.frame["sex"] == "female").to_numpy()
+    order = np.cumsum(~women) % 2
+    table.frame["split"] = np.where(women, "train", np.where(order == 0, "dev", "test"))
+    model = train(table, DEPRESSION, TrainingOptions(refits=3, split="split")).model
+    assert all(group.shared.sex == "male" for group in model.reference.groups)
+    well = (table.frame["label"] == "not_depressed").to_numpy() & ~women
+    assert model.reference.groups[0].subjects == well.sum()
+    assert model.background(0).sds[0].min() > 0
+
+
+def test_means_are_too_coarse_to_tell_one_person(model):
+    """A step of a mean is at least two people's worth of SD over n."""
+    background, people = model.backgrounds.groups[0], model.reference.groups[0].subjects
+    steps = np.array(background.z_mean) / (2 / people)
+    coarse = np.abs(steps[np.abs(steps) > 1e-9]).min()
+    assert coarse > 0.45

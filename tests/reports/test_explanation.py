@@ -447,7 +447,7 @@ def test_every_family_has_its_sentence_and_what_it_did():
     told = dict(blocks[-1].rows)
     for family in samples.explanation().families:
         assert told[family.label_en].startswith(family.sentence.en)
-        assert ("Unstable" in told[family.label_en]) is not family.stable
+        assert ("is not sure" in told[family.label_en]) is not family.stable
     assert "lowers the probability by 2.8 points of percent (95 % interval −4.9 to −0.7)" in told["Voice quality"]
 
 
