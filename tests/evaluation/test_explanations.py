@@ -11,6 +11,8 @@ from clinical_ser.evaluation.evidence import Evidence
 from clinical_ser.evaluation.explanations import BINS, RELIABILITY, CohortExplanation, Rerecorded, explain_cohort
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.release import card_of
+from clinical_ser.explain.effects import Explainer
+from clinical_ser.models.reference import Person
 from clinical_ser.models.training import TrainingOptions, train
 from tests.explain.made import model_of, three_classes, with_embedding
 from tests.tables import table_of
@@ -34,6 +36,17 @@ def test_families_come_by_size_with_intervals_over_subjects(explained):
         assert family.size.low <= family.size.value <= family.size.high
         assert family.size.subjects == 200
     assert sum(family.first.value for family in explained.families) == pytest.approx(1)
+
+
+def test_a_family_comes_first_where_its_effect_is_largest_whichever_way(table, explained):
+    model = model_of(table)
+    explainer = Explainer(model)
+    groups = [model.reference.for_person(Person(sex=sex)) for sex in table.frame["sex"]]
+    effects = explainer.table(table.features, targets=["depressed"] * len(groups), groups=groups)
+    first = [model.head.families_[int(np.abs(one.probability[0]).argmax())] for one in effects]
+    for family in explained.families:
+        assert family.first.value == pytest.approx(np.mean([name == family.family for name in first]))
+        assert family.size.value == pytest.approx(np.mean([abs(one.probability[0][one.families.index(family.family)]) for one in effects]))
 
 
 def test_the_features_that_made_the_labels_come_first(explained):
