@@ -7,6 +7,7 @@ a constant. Probability, interval, prediction set, threshold and explanation are
 import base64
 import binascii
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,9 @@ HEADS: dict[str, type[LinearHead] | type[BoostedHead]] = {"linear": LinearHead, 
 NORMAL_95 = 1.959964
 MINIMUM_PREVALENCE = 1e-4
 """One in ten thousand; screening for anything rarer by voice would answer with noise."""
+
+TREE_THREADS = 2
+"""Two halve the time of 41 forests nearly; each is asked by one thread at a time, so that the answer does not depend on their number."""
 
 Calibrator = MarginPlatt | MulticlassPlatt
 
@@ -229,11 +233,22 @@ class TrainedModel:
         """Take the calibrated log-odds of rows X (rows, features) apart; without `refits`, the model's alone."""
         prepared = self.head.prepare(self.preprocessor.transform(X))
         versions = (self._as_refit, *(self.refits if refits else ()))
-        return Terms(
-            constant=np.array([self._constant(version) for version in versions]),
-            families=np.array([scaled(version, with_margins(version.head.family_margins_of(prepared))) for version in versions]),
-            features=np.array([scaled(version, with_margins(version.head.feature_margins_of(prepared))) for version in versions]),
-        )
+
+        def parts(version: Refit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            head = version.head
+            return (
+                scaled(version, with_margins(head.family_margins_of(prepared))),
+                scaled(version, with_margins(head.feature_margins_of(prepared))),
+            )
+
+        if isinstance(self.head, BoostedHead):
+            # Forests of many classes take milliseconds each, without Python's lock.
+            with ThreadPoolExecutor(TREE_THREADS) as threads:
+                found = list(threads.map(parts, versions))
+        else:
+            found = list(map(parts, versions))
+        families, features = zip(*found, strict=True)
+        return Terms(np.array([self._constant(version) for version in versions]), np.array(families), np.array(features))
 
     @property
     def _as_refit(self) -> Refit:

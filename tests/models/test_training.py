@@ -358,10 +358,8 @@ def test_exact_sums_of_overlapping_groups_cannot_be_subtracted():
     table = table_of(101)
     table.frame.loc[100, "sex"] = "other"
     table.frame["label"] = np.where(np.arange(101) < 30, "depressed", "not_depressed")
-    groups = {g.name.split(", ")[1]: g for g in train(table, DEPRESSION, FAST).model.reference.groups}
-    name = "timing.pause_mean_s"
-    left = groups["all"].subjects * groups["all"].mean[name] - sum(groups[sex].subjects * groups[sex].mean[name] for sex in ("female", "male"))
-    assert abs(left - table.frame.loc[100, name]) > 1e-3
+    model = train(table, DEPRESSION, FAST).model
+    assert [group.name for group in model.reference.groups if group.conditions.sex] in (["not depressed, female"], ["not depressed, male"])
 
 
 def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
