@@ -11,7 +11,18 @@ from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.errors import InvalidValueError
-from clinical_ser.explain.timeline import DRAWS, LEAST_WINDOWS, MOST_WINDOWS, SHORTEST_WINDOW_S, Timeline, timeline_of, too_short, tracks
+from clinical_ser.explain.timeline import (
+    DRAWS,
+    LEAST_WINDOWS,
+    MOST_WINDOWS,
+    SHORTEST_WINDOW_S,
+    Timeline,
+    _band,
+    _window,
+    timeline_of,
+    too_short,
+    tracks,
+)
 from clinical_ser.features import extraction
 from clinical_ser.features.contours import extract_with_contours
 from clinical_ser.features.vector import FeatureVector
@@ -73,6 +84,22 @@ def test_a_planted_moment_stands_out_where_it_is(model):
 def test_a_recording_alike_throughout_has_hardly_a_moment(model):
     found, _ = ask(model, spoken((130, 20))[0])
     assert len(found.standing_out) <= 1
+
+
+@pytest.mark.parametrize(
+    ("effects", "outside"),
+    [
+        ([0.0] * 39 + [0.004], []),  # surely more than nothing, and less than half a point
+        ([0.0] * 39 + [0.2], [39]),
+        ([0.0] * 30 + [0.02, -0.02] * 5, []),  # trees answer in steps: what a quarter of the windows do is no moment
+        ([*np.linspace(-0.01, 0.01, 39), 0.2], [39]),
+    ],
+    ids=["tiny", "one", "steps", "spread"],
+)
+def test_a_window_stands_out_beyond_the_band_and_beyond_half_a_point(effects, outside):
+    low, high = _band(np.array(effects), len(effects))
+    found = [_window((100 * i, 100 * i + 100), effect, low, high) for i, effect in enumerate(effects)]
+    assert [i for i, window in enumerate(found) if window.stands_out] == outside
 
 
 def test_windows_cover_the_recording_without_gap(model):
