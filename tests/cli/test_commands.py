@@ -17,27 +17,12 @@ import pytest
 import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
-from clinical_ser.cli import main
 from clinical_ser.cli.console import output
 from clinical_ser.cohorts.table import read_table, write_table
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.screening import ScreeningResult
 from tests import signals
 from tests.tables import table_of
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["clinical-ser", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return typed
 
 
 def test_screen_prints_status_probability_and_quality(run, bundle, speech_wav):

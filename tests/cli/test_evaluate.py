@@ -2,32 +2,16 @@
 
 import json
 import stat
-import sys
 
 import numpy as np
 import pytest
 
-from clinical_ser.cli import main
 from clinical_ser.cohorts.table import read_table, write_table
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.evidence import Evidence
 from clinical_ser.evaluation.predictions import write_predictions
 from tests.evaluation.made import two_classes
 from tests.tables import table_of
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["clinical-ser", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return typed
 
 
 @pytest.fixture

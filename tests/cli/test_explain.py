@@ -2,14 +2,12 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
-from clinical_ser.cli import main
 from clinical_ser.cohorts.simulation import simulate_visits
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.evaluation.card import Card
@@ -22,20 +20,6 @@ from clinical_ser.screening import ScreeningResult
 from clinical_ser.screening.screener import Screener
 from tests.explain.made import with_embedding
 from tests.tables import table_of
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["clinical-ser", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return typed
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """`clinical-ser model card`: show, check, fill, extend; the exit code is what a release script reads."""
 
 import json
-import sys
 import tomllib
 
 import pytest
 
-from clinical_ser.cli import main
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.evaluation.card import Card, make_card
 from clinical_ser.evaluation.card_facts import TrainingFacts
@@ -21,20 +19,6 @@ from tests.tables import table_of
 
 QUICK = EvaluationOptions(replicates=20)
 ANSWERS = "".join(f'{key} = "what a person says of {key}"\n' for key in KEYS)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["clinical-ser", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return typed
 
 
 @pytest.fixture(scope="module")
