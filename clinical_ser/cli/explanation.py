@@ -94,16 +94,16 @@ def _show_families(explanation: Explanation) -> None:
         cells = (_family(family.family), _points(family.probability.value), _interval(family.probability), f"{family.rank_agreement:.0%}")
         table.add_row(*(f"{style}{cell}[/]" for cell in cells), _note(family))
     output.print(table)
+    for family in explanation.families:
+        output.print(f"  {_family(family.family).capitalize()}: {literal(family.sentence.en)}")
     output.print(
-        "  [dim]points of percent added to the probability; unstable: the interval over refits on other people crosses zero; same rank: share of "
-        "those refits[/dim]"
+        "  [dim]points of percent added to the probability; unstable: the interval over refits on other people crosses zero, here or on the "
+        "log-odds; same rank: share of those refits[/dim]"
     )
 
 
 def _note(family: FamilyContribution) -> str:
-    driver = "[bold]main driver[/bold]. " if family.main_driver else ""
-    unstable = "" if family.stable else "[dim]unstable.[/dim] "
-    return f"{driver}{unstable}{literal(family.sentence.en)}"
+    return "[bold]main driver[/bold]" if family.main_driver else "" if family.stable else "[dim]unstable[/dim]"
 
 
 def _show_features(explanation: Explanation) -> None:
