@@ -8,7 +8,6 @@ time a recording.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from benchmarks.simulated_truth import cohort
-from benchmarks.tables import markdown
+from benchmarks.tables import publish
 from clinical_ser.cohorts.building import build_table
 from clinical_ser.cohorts.corpora import get_corpus
 from clinical_ser.cohorts.manifest import Manifest
@@ -64,15 +63,9 @@ def everyone(model: TrainedModel) -> int:
     return next(i for i, group in enumerate(model.reference.groups) if not group.conditions.words())
 
 
-def people(rows: Rows) -> list[Person]:
-    """Return who was recorded, row by row."""
-    columns = ("sex", "age", "task", "device")
-    return [Person(**{str(name): value for name, value in row.items()}) for row in rows.frame[list(columns)].to_dict("records")]
-
-
 def privacy(model: TrainedModel, own: Rows, fresh: Rows) -> dict[str, object]:
     """Compare Shapley values of the probability, in points, against three references: moments of the bundle, the rows learned from, fresh people."""
-    explainer, terms = Explainer(model), model.terms(fresh.X, refits=False)
+    terms = model.terms(fresh.X, refits=False)
     matrix = shapley_matrix(terms.families.shape[2])
     constant = terms.constant + model.prevalence_shift(None)
 
@@ -85,7 +78,7 @@ def privacy(model: TrainedModel, own: Rows, fresh: Rows) -> dict[str, object]:
     healthy = fresh.target == 0
     truth = against(terms.families[0][healthy])
     people = terms.families[0][healthy]
-    ours = against(explainer.background(everyone(model)).members[0])
+    ours = against(model.scales[0] * model.background(everyone(model)).draw()[0])
     rows = against(model.terms(own.X[own.target == 0], refits=False).families[0])
     more = against(model.scales[0] * model.background(everyone(model)).draw(MORE_SAMPLES)[0])
     normal = against(people.mean(axis=0) + (ours_like(people) if len(people) else people))
@@ -205,7 +198,7 @@ def main() -> None:
     for head in ("linear", "xgboost"):
         model = train(table, DEPRESSION, TrainingOptions(head=head)).model
         own, fresh = rows_of(table, model), rows_of(unseen, model)
-        groups = [model.reference.for_person(person) for person in people(fresh)]
+        groups = [model.reference.for_person(Person.of_row(row)) for row in fresh.frame.to_dict("records")]
         effects = Explainer(model).table(fresh.X, targets=["depressed"] * len(fresh.X), groups=groups, refits=True)
         for title, row in (
             ("What the private reference costs", privacy(model, own, fresh)),
@@ -223,10 +216,7 @@ def main() -> None:
             model = train(acted, EMOTION, TrainingOptions(head=head, refits=40)).model
             row = milliseconds(model, rows_of(acted, model).X, model.task.classes[0])
             found["Time"].append({"head": f"{head}, {len(model.task.classes)} classes", **row})
-    for title, rows in found.items():
-        print(f"\n### {title}\n\n{markdown(rows)}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    publish(found, given.json)
 
 
 if __name__ == "__main__":

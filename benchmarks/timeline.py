@@ -7,7 +7,6 @@ model, not how good that is.
 """
 
 import argparse
-import json
 import resource
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.tables import markdown
+from benchmarks.tables import publish
 from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.cohorts.corpora import get_corpus
@@ -164,10 +163,7 @@ def main() -> None:
         "Leaving out and cutting": agreement(screener, speakers),
         "Planted moments": planted(screener, speakers),
     }
-    for title, rows in found.items():
-        print(f"\n### {title}\n\n{markdown(rows)}")
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
+    publish(found, given.json)
 
 
 if __name__ == "__main__":

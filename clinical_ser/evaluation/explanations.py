@@ -3,11 +3,9 @@
 No row of a person is in it: effects of families are means with intervals over subjects, effects of features are counted in bins.
 """
 
-from collections.abc import Mapping
 from typing import Literal, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import model_validator
 
@@ -144,8 +142,7 @@ def explain_cohort(
     """
     rows = select_rows(table, model.task, model.features, use_baseline=model.uses_baseline, used_as="explained").rows
     explainer = Explainer(model)
-    people = [_person(row) for row in rows.frame.to_dict("records")]
-    groups = [model.reference.for_person(person) for person in people]
+    groups = [model.reference.for_person(Person.of_row(row)) for row in rows.frame.to_dict("records")]
     targets = _targets(model, rows.X)
     effects = explainer.table(rows.X, targets=targets, groups=groups, prevalence=prevalence)
     probability, log_odds = (np.array([getattr(one, name)[0] for one in effects]) for name in ("probability", "features"))
@@ -169,15 +166,6 @@ def explain_cohort(
         reliability=dict(zip(RELIABILITY, reliable.figures(np.array([_reliability(one) for one in again]), share=True), strict=True)),
         inside=inside,
     )
-
-
-def _person(row: Mapping[object, object]) -> Person:
-    def said(name: str) -> str | None:
-        value = row.get(name)
-        return value if isinstance(value, str) else None
-
-    age = pd.to_numeric(row.get("age"), errors="coerce")  # type: ignore[call-overload]
-    return Person(sex=said("sex"), age=float(age) if pd.notna(age) else None, task=said("task"), device=said("device"))
 
 
 def _targets(model: TrainedModel, X: Array) -> list[str]:

@@ -14,7 +14,8 @@ from scipy.stats import t as student_t
 
 from clinical_ser.explain.explanation import MAIN_DRIVER_AGREEMENT, MAIN_DRIVER_POINTS
 from clinical_ser.explain.shapley import centred, probability_values, shapley_matrix, sums_of_others
-from clinical_ser.models.trained import Terms, TrainedModel, with_margins
+from clinical_ser.models.heads import with_margins
+from clinical_ser.models.trained import Terms, TrainedModel
 
 Array = NDArray[np.float64]
 MOST_BACKGROUNDS = 16
@@ -167,10 +168,8 @@ class _Background:
     """Shape (versions, families, margins): means."""
     spread: Array
     """Shape (families,): the model's SD, of the first margin."""
-    members: Array
-    """Shape (1, members, families, margins)."""
     others: Array
-    """Shape (1, coalitions, members, margins): `sums_of_others` of the members."""
+    """Shape (1, coalitions, members, margins): `sums_of_others` of members drawn from the group."""
     others_of_refits: Array
     """Shape (refits, coalitions, fewer members, margins)."""
     features: Array
@@ -180,12 +179,10 @@ class _Background:
     def of(cls, model: TrainedModel, place: int | None) -> "_Background":
         moments = model.background(place)
         scale = model.scales[:, None, None]
-        members = scale[:1, None] * moments.draw()[:1]
         return cls(
             families=scale * moments.means,
             spread=np.asarray(model.scales[0] * moments.sds[0, :, 0]),
-            members=members,
-            others=sums_of_others(members),
+            others=sums_of_others(scale[:1, None] * moments.draw()[:1]),
             others_of_refits=sums_of_others(scale[1:, None] * moments.draw(REFIT_SAMPLES)[1:]),
             features=scale * _feature_means(model, np.array(moments.features), np.array(moments.z_mean), moments.means),
         )

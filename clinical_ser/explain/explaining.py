@@ -84,11 +84,13 @@ def _families(
     model: TrainedModel, effects: Effects, vector: FeatureVector, reference: ReferenceGroup | None, percentiles: Array | None
 ) -> tuple[FamilyContribution, ...]:
     probability, log_odds, agreement = estimates(effects.probability), estimates(effects.log_odds), effects.rank_agreement
+    stable, driver = effects.stable, effects.main_driver
+    readable = np.array([catalogue.get(name).readable for name in vector.names]) & np.isfinite(vector.values)
     found = []
     for rank, i in enumerate(np.argsort(-np.abs(effects.probability[0]), kind="stable").tolist(), start=1):
         name = effects.families[i]
         texts = catalogue.get_family(name)
-        features = () if name == EMBEDDING else _features(model, effects, i, vector, reference)
+        features = () if name == EMBEDDING else _features(model, effects, np.flatnonzero((model.family_columns == i) & readable), vector, reference)
         found.append(
             FamilyContribution(
                 family=name,
@@ -96,10 +98,10 @@ def _families(
                 label_zh=texts.label_zh,
                 probability=probability[i],
                 log_odds=log_odds[i],
-                stable=bool(effects.stable[i]),
+                stable=bool(stable[i]),
                 rank=rank,
                 rank_agreement=float(agreement[i]),
-                main_driver=i == effects.main_driver,
+                main_driver=i == driver,
                 percentile=None if percentiles is None else float(percentiles[i]),
                 features=features,
                 sentence=wording.family_sentence(name, features, raises=probability[i].value > 0, relative=model.uses_baseline),
@@ -109,11 +111,9 @@ def _families(
 
 
 def _features(
-    model: TrainedModel, effects: Effects, family: int, vector: FeatureVector, reference: ReferenceGroup | None
+    model: TrainedModel, effects: Effects, members: NDArray[np.intp], vector: FeatureVector, reference: ReferenceGroup | None
 ) -> tuple[FeatureContribution, ...]:
-    """Return the measured features of a family with the largest contributions, of those that a reader can make something of."""
-    readable = np.array([catalogue.get(name).readable for name in vector.names])
-    members = np.flatnonzero((model.family_columns == family) & np.isfinite(vector.values) & readable)
+    """Return the features with the largest contributions among `members`: a family's, measured, and such as a reader can make something of."""
     if not len(members):
         return ()
     sizes = np.abs(effects.features[:, members])

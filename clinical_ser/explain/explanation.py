@@ -16,7 +16,6 @@ MAIN_DRIVER_AGREEMENT = 0.80
 MAIN_DRIVER_POINTS = 0.01
 """And it has to move the probability by a point of percent: less would be written as nothing, however surely it is so."""
 
-Share = float
 Scale = Literal["calibrated_log_odds", "calibrated_centred_logit"]
 
 
@@ -83,7 +82,7 @@ class FeatureContribution(Strict):
     log_odds: Estimate
     stable: bool
     """The interval of `log_odds` does not cross zero; what does is to be shown in grey."""
-    rank_agreement: Share = Field(ge=0, le=1)
+    rank_agreement: float = Field(ge=0, le=1)
     """Share of refits in which it is among the family's features that are shown."""
     percentile: float | None
     """Share of the reference group below this value, in percent; between 5 and 95, since only quantiles of the group are kept."""
@@ -108,7 +107,7 @@ class FamilyContribution(Strict):
     """Neither interval crosses zero; what does is to be shown in grey."""
     rank: int = Field(ge=1)
     """By size of `probability`, from 1."""
-    rank_agreement: Share = Field(ge=0, le=1)
+    rank_agreement: float = Field(ge=0, le=1)
     """Share of refits in which it has this rank."""
     main_driver: bool
     """First, stable, first in at least 80 % of refits, and worth a point of percent."""

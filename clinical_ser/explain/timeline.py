@@ -137,9 +137,10 @@ def timeline_of(
         raise InvalidValueError("timeline", "a recording of this length", reason)
     windows = _windows(frames)
     asked = _Asked(model, contours, vector, target, prevalence)
-    whole, *without = asked.probabilities([np.ones(frames, bool), *(_all_but(frames, [span]) for span in windows)])
-    effects = whole - np.array(without)
-    low, high = _band(whole - asked.probabilities(_at_random(frames, windows[0][1] - windows[0][0])), len(windows))
+    left_out = [_all_but(frames, span) for span in (*windows, *_at_random(frames, windows[0][1] - windows[0][0]))]
+    whole, *without = asked.probabilities([np.ones(frames, bool), *left_out])
+    effects, at_random = np.split(whole - np.array(without), [len(windows)])
+    low, high = _band(at_random, len(windows))
     return Timeline(
         target=target,
         probability=float(whole),
@@ -207,17 +208,16 @@ def _window(span: tuple[int, int], effect: float, low: float, high: float) -> Wi
     return Window(start_s=start_s, end_s=end_s, effect=effect, stands_out=not low <= effect <= high and abs(effect) >= LEAST_EFFECT)
 
 
-def _all_but(frames: int, spans: Sequence[tuple[int, int]]) -> Mask:
+def _all_but(frames: int, span: tuple[int, int]) -> Mask:
     keep = np.ones(frames, bool)
-    for start, stop in spans:
-        keep[start:stop] = False
+    keep[slice(*span)] = False
     return keep
 
 
-def _at_random(frames: int, length: int) -> list[Mask]:
-    """Return what stays when a window of this length is taken out at a random place, again and again."""
+def _at_random(frames: int, length: int) -> list[tuple[int, int]]:
+    """Return windows of this length at random places."""
     starts = np.random.default_rng(0).integers(0, frames - length + 1, DRAWS)
-    return [_all_but(frames, [(start, start + length)]) for start in starts.tolist()]
+    return [(start, start + length) for start in starts.tolist()]
 
 
 def _band(effects: NDArray[np.float64], windows: int) -> tuple[float, float]:

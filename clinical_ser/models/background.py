@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 from scipy.stats import qmc
 
-from clinical_ser.models.heads import Head
+from clinical_ser.models.heads import Head, with_margins
 from clinical_ser.models.reference import Cut
 from clinical_ser.models.rounding import coarse, rounded
 from clinical_ser.models.state import Matrix, State, Vector
@@ -131,25 +131,23 @@ class BackgroundLearner:
 
     groups: Sequence[Cut]
     subjects: NDArray[np.str_]
-    _families: Array = field(init=False)
+    _families: Array | None = field(init=False, default=None)
     _features: list[Array] = field(init=False)
     _squares: list[Array] = field(init=False)
     _weights: list[Array] = field(init=False)
-    _tested: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._tested = np.zeros(len(self.subjects), bool)
         self._weights = [np.zeros(len(self.subjects)) for _ in self.groups]
         for weight, cut in zip(self._weights, self.groups, strict=True):
             weight[cut.rows] = subject_weights(self.subjects[cut.rows], len(cut.rows))
 
     def hear(self, rows: NDArray[np.intp], head: Head, Z: Array) -> None:
         """Take in what a head that never heard them says of some rows."""
-        families, features = _two_sided(head.family_margins(Z), 2), _two_sided(head.feature_margins(Z), 2)
-        if not self._tested.any():
+        families, features = with_margins(head.family_margins(Z)), with_margins(head.feature_margins(Z))
+        if self._families is None:
             self._families = np.zeros((len(self.subjects), *families.shape[1:]))
             self._features, self._squares = ([np.zeros(features.shape[1:]) for _ in self.groups] for _ in range(2))
-        self._families[rows], self._tested[rows] = families, True
+        self._families[rows] = families
         for i, weight in enumerate(self._weights):
             self._features[i] += np.einsum("n,nfk->fk", weight[rows], features)
             self._squares[i] += np.einsum("n,nfk->fk", weight[rows], features**2)
@@ -165,20 +163,20 @@ class BackgroundLearner:
             The heads fitted on bootstrap samples, and how often each row was drawn, shape (rows,). A refit's mean is that of the people it drew:
             who is in the reference group is part of the doubt.
         """
-        own = _two_sided(head.family_margins(Z), 2)
-        again = [(_two_sided(refit.family_margins(Z), 2), drawn) for refit, drawn in refits]
+        own = with_margins(head.family_margins(Z))
+        again = [(with_margins(refit.family_margins(Z)), drawn) for refit, drawn in refits]
         return Backgrounds(groups=tuple(self._group(i, own, again, Z) for i in range(len(self.groups))))
 
     def _group(self, i: int, own: Array, again: Sequence[tuple[Array, Array]], Z: Array) -> Background:
-        everyone = self._weights[i]
-        weight = everyone
+        assert self._families is not None
+        weight = self._weights[i]
         mean, sd = _moments(self._families, weight)
         # Refits are compared with the model where both have heard the people; what that adds to the reading is in both, and cancels.
-        own_mean, own_sd = _moments(own, everyone)
-        moved = [_moments(values, everyone * drawn if (everyone * drawn).any() else everyone) for values, drawn in again]
+        own_mean, own_sd = _moments(own, weight)
+        moved = [_moments(values, weight * drawn if (weight * drawn).any() else weight) for values, drawn in again]
         widened = [np.divide(s, own_sd, out=np.ones_like(s), where=own_sd > 0) for _, s in moved]
         people = self.groups[i].subjects
-        z_mean, z_sd = _moments(Z, everyone)
+        z_mean, z_sd = _moments(Z, weight)
         features = self._features[i] / weight.sum()
         return Background(
             mean=_matrix(coarse(mean, sd, people)),
@@ -189,11 +187,6 @@ class BackgroundLearner:
             features=_matrix(coarse(features, np.sqrt(self._squares[i] / weight.sum() - features**2), people)),
             z_mean=tuple(coarse(z_mean, z_sd, people).tolist()),
         )
-
-
-def _two_sided(values: Array, ndim: int) -> Array:
-    """Give the margins of two classes, one number each, a last axis of their own."""
-    return values[..., None] if values.ndim == ndim else values
 
 
 def _moments(values: Array, weight: Array) -> tuple[Array, Array]:

@@ -205,6 +205,11 @@ def probabilities(margins: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(softmax(margins, axis=1))
 
 
+def with_margins(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give margins of two classes, shape (rows, parts), the last axis that those of several have."""
+    return values[..., None] if values.ndim == 2 else values
+
+
 def log_loss_total(margins: NDArray[np.float64], target: NDArray[np.int64], weight: NDArray[np.float64]) -> float:
     """Return the weighted sum of -log p(target), in nats."""
     logits = margins if margins.ndim == 2 else np.column_stack([np.zeros_like(margins), margins])

@@ -4,10 +4,10 @@ A result is read against people like the one recorded: healthy, of the same sex 
 enough of them. Only summaries over groups are kept, quantiles rounded, and no extreme (minimum, maximum): each would be one person's value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,14 @@ class Person:
     age: float | None = None
     task: str | None = None
     device: str | None = None
+
+    @classmethod
+    def of_row(cls, row: Mapping[Any, Any]) -> Self:
+        """Read a row of a manifest or a feature table; what is no text, or no number of years, is not known."""
+        said = {name: value for name in ("sex", "task", "device") if isinstance(value := row.get(name), str)}
+        given: Any = row.get("age")
+        age = pd.to_numeric(given, errors="coerce")
+        return cls(age=float(age) if pd.notna(age) else None, **said)
 
 
 class Conditions(State):

@@ -24,7 +24,7 @@ from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, payload_json
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
-from clinical_ser.models.heads import Head, probabilities
+from clinical_ser.models.heads import Head, probabilities, with_margins
 from clinical_ser.models.interpretable import EMBEDDING, InterpretableFile, Reproduced
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
@@ -348,11 +348,6 @@ def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float
         return log_odds
     n = len(class_shares)
     return shift_logits(log_odds, class_shares, [1 / n] * n)
-
-
-def with_margins(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give margins of two classes, shape (rows, parts), the last axis that those of several have."""
-    return values[..., None] if values.ndim == 2 else values
 
 
 def scaled(version: Refit, margins: NDArray[np.float64]) -> NDArray[np.float64]:

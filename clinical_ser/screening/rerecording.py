@@ -4,7 +4,7 @@ What a listener would not notice should not change what moved a score; how much 
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from clinical_ser.errors import TrainingError
 from clinical_ser.evaluation.explanations import Rerecorded
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.intervals import bootstrap
+from clinical_ser.models.reference import Person
 from clinical_ser.screening.result import ScreeningResult
-from clinical_ser.screening.screener import SEXES, Screener
+from clinical_ser.screening.screener import Screener
 
 Samples = NDArray[np.float32]
 GAIN_DB = -6.0
@@ -40,10 +41,7 @@ class Spoken:
 
     load: Callable[[], Recording]
     subject: str
-    sex: str | None = None
-    age: float | None = None
-    task: str | None = None
-    device: str | None = None
+    person: Person
 
 
 def spoken_in(manifest: Manifest, *, most: int) -> list[Spoken]:
@@ -54,10 +52,8 @@ def spoken_in(manifest: Manifest, *, most: int) -> list[Spoken]:
 
 
 def _spoken(row: Mapping[Hashable, Any]) -> Spoken:
-    start, end, age = (float(value) if isinstance(value := row.get(name), float) and np.isfinite(value) else None for name in ("start", "end", "age"))
-    sex, task, device = (value if isinstance(value := row.get(name), str) else None for name in ("sex", "task", "device"))
-    load = partial(audio.load, row["path"], start=start, end=end)
-    return Spoken(load, str(row["subject"]), sex=sex if sex in SEXES else None, age=age, task=task, device=device)
+    start, end = (float(value) if isinstance(value := row.get(name), float) and np.isfinite(value) else None for name in ("start", "end"))
+    return Spoken(partial(audio.load, row["path"], start=start, end=end), str(row["subject"]), Person.of_row(row))
 
 
 def softer(samples: Samples) -> Samples:
@@ -127,7 +123,7 @@ def rerecord(screener: Screener, spoken: Iterable[Spoken], *, progress: Callable
 
 def _ask(screener: Screener, one: Spoken, samples: Samples, explained: str | None = None) -> ScreeningResult:
     recording = audio.from_samples(samples, SAMPLE_RATE_HZ)
-    return screener.screen(recording, sex=one.sex, age=one.age, task=one.task, device=one.device, explained=explained)
+    return screener.screen(recording, **asdict(one.person), explained=explained)
 
 
 def _compared(screener: Screener, one: Spoken, samples: Samples, before: ScreeningResult) -> Iterator[tuple[str, tuple[float, ...]]]:

@@ -6,6 +6,7 @@ import pytest
 from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.errors import TrainingError
+from clinical_ser.models.reference import Person
 from clinical_ser.screening import Screener
 from clinical_ser.screening.rerecording import CHANGES, Spoken, _differences, later, noisier, rerecord, softer
 from tests import signals
@@ -50,7 +51,7 @@ def test_every_change_is_counted_and_refused_recordings_are_left_out_of_figures(
     """Five of six recordings are usable; white noise makes none of them better."""
     hush = np.zeros(SAMPLE_RATE_HZ * 20, np.float32)
     spoken = [
-        Spoken(lambda part=part: audio.from_samples(part, SAMPLE_RATE_HZ), f"s{i}", sex="female")
+        Spoken(lambda part=part: audio.from_samples(part, SAMPLE_RATE_HZ), f"s{i}", Person(sex="female"))
         for i, part in enumerate([*(np.roll(samples, 3000 * k) for k in range(5)), hush])
     ]
     done = []
