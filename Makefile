@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BROWSER_STAMP := $(VENV)/.browser
 DEMO := demo
 DATA ?=
 
-.PHONY: setup demo test lint bench models docs clean
+.PHONY: setup demo test browser lint bench models docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +23,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# Chromium has to be there (Debian: apt-get install chromium); without it these tests fail here and are skipped by `make test`.
+browser: $(BROWSER_STAMP)
+	CLINICAL_SER_BROWSER=required $(BIN)/python -m pytest tests/reports/test_in_browser.py
+
+$(BROWSER_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -129,3 +129,7 @@ class GateError(ClinicalSerError):
 
 class ReportError(ClinicalSerError):
     """A report cannot be made: a font, a glyph or a text alternative is missing; the message says which."""
+
+
+class SiteError(ReportError):
+    """What a site configured for its reports cannot be used (site.toml, a logo, a language); the message names the field."""

@@ -12,7 +12,9 @@ from clinical_ser.evaluation.figure import Figure
 from reports import wording
 from reports.document import Block, Column, Notice, Paragraph, Picture, Section, Table
 from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, SMALL, Drawing, Scale, shortened, tick, ticks
-from reports.explanation_figures import WIDTH, Sample, draw_key, key_height, percent, spoken, two_lines, whisker
+from reports.explanation_figures import spoken
+from reports.marks import WIDTH, Sample, draw_key, key_height, two_lines, whisker
+from reports.numbers import percent
 from reports.wording import bounds, count, name, number, plain, several, spaced
 
 _MOST_FEATURES = 15

@@ -109,9 +109,10 @@ def _check_tables(pictures: Sequence[Picture]) -> None:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Running text."""
+    """Running text; a quiet one is small print."""
 
     text: str
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,25 @@ class Notice:
     lines: tuple[str, ...] = ()
 
 
-Block = Paragraph | Terms | Notice | Table | Picture | Plate
+@dataclass(frozen=True)
+class Headline:
+    """The one thing to take away, and what belongs to it."""
+
+    text: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Blocks with others to their right, where there is room."""
+
+    left: tuple["Block", ...]
+    right: tuple["Block", ...]
+    narrow: bool = False
+    """Whether what stands to the right is small."""
+
+
+Block = Paragraph | Terms | Notice | Headline | Table | Picture | Plate | Beside
 
 
 @dataclass(frozen=True)
@@ -161,58 +180,83 @@ class Document:
 
     def as_data(self, font: str) -> dict[str, Any]:
         """Return the document as plain data for a template: figures and tables are numbered through, drawings are SVG text set in `font`."""
-        numbered = _Numbered(font)
+        data = BlockData(font)
         return {
             "title": self.title,
             "subtitle": self.subtitle,
-            "notices": [numbered.block(notice) for notice in self.notices],
+            "notices": [data.of(notice) for notice in self.notices],
             "sections": [
-                {"id": f"section-{i}", "number": i, "title": section.title, "blocks": [numbered.block(block) for block in section.blocks]}
+                {"id": f"section-{i}", "number": i, "title": section.title, "blocks": list(map(data.of, section.blocks))}
                 for i, section in enumerate(self.sections, 1)
             ],
         }
 
 
-class _Numbered:
-    """Counts figures and tables while they are turned into data."""
+class BlockData:
+    """Turns blocks into plain data for a template.
 
-    def __init__(self, font: str):
-        self._font = font
+    Parameters
+    ----------
+    font
+        That drawings are set in.
+    table_words
+        What the table of a figure is called where figures bear no number; None numbers figures and tables through.
+    """
+
+    def __init__(self, font: str, table_words: str | None = None):
+        self._font, self._table_words = font, table_words
         self._figures = self._tables = 0
 
-    def block(self, block: Block) -> dict[str, Any]:
+    def of(self, block: Block) -> dict[str, Any]:
+        """Return one block."""
+        data: dict[str, Any]
         match block:
-            case Paragraph(text):
-                return {"kind": "paragraph", "text": text}
+            case Paragraph(text, quiet):
+                data = {"kind": "paragraph", "text": text, "quiet": quiet}
             case Terms(rows):
-                return {"kind": "terms", "rows": [list(row) for row in rows]}
+                data = {"kind": "terms", "rows": [list(row) for row in rows]}
             case Notice(tone, title, lines):
-                return {"kind": "notice", "tone": tone, "title": title, "lines": list(lines)}
+                data = {"kind": "notice", "tone": tone, "title": title, "lines": list(lines)}
+            case Headline(text, lines):
+                data = {"kind": "headline", "text": text, "lines": list(lines)}
+            case Beside(left, right, narrow):
+                data = {"kind": "beside", "left": list(map(self.of, left)), "right": list(map(self.of, right)), "narrow": narrow}
             case Table():
-                return {"kind": "table", **self._numbered_table(block)}
+                data = {"kind": "table", "label": self._label("Table"), **_table_data(block)}
             case Plate():
-                pictures = [self.block(picture) for picture in block.pictures]
-                joint = None if block.table is None else self._numbered_table(block.table)
-                return {"kind": "plate", "pictures": pictures, "table": joint, "note": block.note}
+                pictures = [self.of(picture) for picture in block.pictures]
+                joint = None if block.table is None else {"label": self._label("Table"), **_table_data(block.table)}
+                data = {"kind": "plate", "pictures": pictures, "table": joint, "note": block.note}
             case Picture():
-                self._figures += 1
-                return {
-                    "kind": "picture",
-                    "label": f"Figure {self._figures}",
-                    "title": block.title,
-                    "note": block.note,
-                    "finding": block.finding,
-                    "svg": block.svg(self._font),
-                    "width": block.drawing.width,
-                    "height": block.drawing.height,
-                    "table": None if block.table is None else self._table(block.table),
-                }
+                data = self._picture(block)
+        return data
 
-    def _numbered_table(self, table: Table) -> dict[str, Any]:
+    def _picture(self, picture: Picture) -> dict[str, Any]:
+        label = self._label("Figure")
+        return {
+            "kind": "picture",
+            "name": picture.name,
+            "label": label,
+            "title": picture.title,
+            "note": picture.note,
+            "finding": picture.finding,
+            "svg": picture.svg(self._font),
+            "width": picture.drawing.width,
+            "height": picture.drawing.height,
+            "table": None if picture.table is None else _table_data(picture.table),
+            "table_words": self._table_words or f"{label} as a table",
+        }
+
+    def _label(self, kind: Literal["Figure", "Table"]) -> str:
+        if self._table_words is not None:
+            return ""
+        if kind == "Figure":
+            self._figures += 1
+            return f"Figure {self._figures}"
         self._tables += 1
-        return {"label": f"Table {self._tables}", **self._table(table)}
+        return f"Table {self._tables}"
 
-    @staticmethod
-    def _table(table: Table) -> dict[str, Any]:
-        columns = [{"title": column.title, "kind": column.kind, "wide": column.wide} for column in table.columns]
-        return {"caption": table.caption, "columns": columns, "rows": [list(row) for row in table.rows], "note": table.note}
+
+def _table_data(table: Table) -> dict[str, Any]:
+    columns = [{"title": column.title, "kind": column.kind, "wide": column.wide} for column in table.columns]
+    return {"caption": table.caption, "columns": columns, "rows": [list(row) for row in table.rows], "note": table.note}

@@ -13,11 +13,13 @@ from pathlib import Path
 from clinical_ser.audio import QualityCheck
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.explain.explanation import Explanation, FamilyContribution, Move, WithoutEmbedding
-from clinical_ser.screening.result import AnswerRates, ClassProbability, OutOfFold, ScreeningResult, Status
+from clinical_ser.screening.result import AnswerRates, ClassProbability, ScreeningResult, Share, Status
 from reports import explanation_figures, rendering, wording
 from reports.document import Block, Column, Document, Notice, Paragraph, Picture, Section, Table, Terms
 from reports.drawing import INK, PAPER, QUIET, SMALL, Drawing, shortened
-from reports.explanation_figures import WIDTH, measured, percent, points, points_range, signed, spoken
+from reports.explanation_figures import spoken
+from reports.marks import WIDTH
+from reports.numbers import measured, percent, points, points_range, signed
 from reports.wording import name, number, plain, several, share, spaced
 
 SIMULATED = "SIMULATED MODEL"
@@ -241,7 +243,7 @@ def _rates(answers: Sequence[AnswerRates]) -> Table:
     return Table.of("What people of each class were answered, whom the model had not heard: share [95 % interval]", columns, rows)
 
 
-def _out_of_fold(rate: OutOfFold) -> str:
+def _out_of_fold(rate: Share) -> str:
     if rate.value is None:
         return wording.NOT_DEFINED
     interval = wording.NO_INTERVAL if rate.low is None or rate.high is None else f"{percent(rate.low)} to {percent(rate.high)}"

@@ -4,117 +4,42 @@ The one idea: what is not sure looks unsure (hatched, hollow, named so), and wha
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clinical_ser.explain.explanation import Estimate, Explanation, FamilyContribution, FeatureBand, FeatureContribution
+from clinical_ser.explain.explanation import Explanation, FamilyContribution, FeatureBand, FeatureContribution
 from clinical_ser.explain.timeline import Timeline, Tracks, Window
 from reports.document import Column, Picture, Table
-from reports.drawing import ACCENT, DASHED, FAINT, INK, PAPER, QUIET, SMALL, TEXT_SIZE, WASH, Drawing, Scale, shortened, text_width, tick, ticks
+from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, SMALL, TEXT_SIZE, WASH, Drawing, Scale, shortened, text_width, tick, ticks
+from reports.marks import (
+    PLAIN_BAR,
+    WIDTH,
+    Sample,
+    bar,
+    bar_sample,
+    chance,
+    draw_key,
+    key_height,
+    kind_of,
+    line_scale,
+    time_step,
+    two_lines,
+    whisker,
+    whisker_sample,
+    window_bars,
+)
+from reports.numbers import UNITS, bracketed, clock, measured, percent, percentile, points, points_range, signed
 from reports.wording import name, plain, several
 
-WIDTH = 700.0
-"""Of a drawing over the whole width of a page: its text is then as large as that beside it."""
 UNSTABLE = "unstable"
 MAIN_DRIVER = "main driver"
-_MINUS = "\u2212"
-_LEAST, _LEAST_POINTS = 0.1, 0.01
-"""Percent, and points of percent, below which a number is not written out."""
-_LINE = 20.0
-_UNITS = {"1": "", "us": "µs"}
-"""Units as they are written beside a value; the others as they are."""
-
-Kind = Literal["raises", "lowers", "unstable"]
-Sample = tuple[str, Callable[[Drawing, float, float], None]]
-"""An entry of a key: its words, and what draws its sample around a point."""
 
 
 # --- Numbers in words ---------------------------------------------------------------------------------------------------------------------
-
-
-def percent(share: float) -> str:
-    """Write a probability in percent, with at most two significant digits, and no false certainty.
-
-    Examples
-    --------
-    >>> [percent(p) for p in (0.234, 0.0432, 0.9967, 0.0002, 1.0)]
-    ['23 %', '4.3 %', '> 99 %', '< 0.1 %', '100 %']
-    """
-    value = 100 * share
-    if 0 < value < _LEAST:
-        return f"< {_LEAST} %"
-    return "> 99 %" if 99 < value < 100 else f"{_two_digits(value)} %"
-
-
-def points(effect: float) -> str:
-    """Write a change of a probability in points of percent, with its sign and at most two significant digits.
-
-    Examples
-    --------
-    >>> [points(e) for e in (0.0312, -0.127, 0.0004, 0.00002, 0.0)]
-    ['+3.1', '−13', '+0.04', '< +0.01', '0']
-    """
-    value = 100 * effect
-    if not value:
-        return "0"
-    sign = "+" if value > 0 else _MINUS
-    if abs(value) < _LEAST_POINTS:
-        return f"{'<' if value > 0 else '>'} {sign}{_LEAST_POINTS}"
-    return f"{sign}{abs(value):.2f}" if abs(value) < _LEAST else f"{sign}{_two_digits(abs(value))}"
-
-
-def points_range(low: float, high: float) -> str:
-    """Write an interval of changes: `−0.4 to +6.6`."""
-    return f"{points(low)} to {points(high)}"
-
-
-def signed(value: float) -> str:
-    """Write a log-odds with its sign and two decimals, which is as much as is worth reading."""
-    rounded = round(value, 2)
-    return f"{'+' if rounded > 0 else _MINUS if rounded < 0 else ''}{abs(rounded):.2f}"
-
-
-def bracketed(estimate: Estimate, write: Callable[[float], str]) -> str:
-    """Write an estimate with its interval in the least room."""
-    return f"{write(estimate.value)} [{write(estimate.low)}, {write(estimate.high)}]"
-
-
-def measured(value: float, unit: str = "1") -> str:
-    """Write a feature's value with three significant digits and its unit.
-
-    Examples
-    --------
-    >>> [measured(112.38, "Hz"), measured(-0.31234), measured(0.000412, "s")]
-    ['112 Hz', '−0.312', '0.000412 s']
-    """
-    rounded = float(f"{value:.3g}")
-    decimals = max(0, 2 - math.floor(math.log10(abs(rounded)))) if rounded else 0
-    text = f"{abs(rounded):,.{decimals}f}"
-    return f"{_MINUS if rounded < 0 else ''}{text} {_UNITS.get(unit, plain(unit))}".rstrip()
-
-
-def percentile(value: float | None) -> str:
-    """Write where a value stands in the reference group, in percent; beyond 5 and 95 it is not known how far."""
-    if value is None:
-        return "not known"
-    return "≤ 5" if value <= 5 else "≥ 95" if value >= 95 else f"{value:.0f}"
-
-
-def clock(seconds: float, decimals: int = 0) -> str:
-    """Write a time within a recording: `1:05`.
-
-    Examples
-    --------
-    >>> clock(65), clock(2.5, 1), clock(119.99, 1)
-    ('1:05', '0:02.5', '2:00.0')
-    """
-    minutes, rest = divmod(round(seconds, decimals), 60)
-    return f"{minutes:.0f}:{rest:0{3 + decimals if decimals else 2}.{decimals}f}"
 
 
 def spoken(identifier: str) -> str:
@@ -122,42 +47,7 @@ def spoken(identifier: str) -> str:
     return name(identifier.replace("_", " "))
 
 
-def _two_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 9.95 or not value else f"{value:.1f}"
-
-
-def kind_of(family: FamilyContribution | FeatureContribution, effect: Estimate) -> Kind:
-    """Return how an effect is to be drawn and named."""
-    if not family.stable or not effect.value:
-        return "unstable"
-    return "raises" if effect.value > 0 else "lowers"
-
-
 # --- Keys ---------------------------------------------------------------------------------------------------------------------------------
-
-
-def key_height(samples: Sequence[Sample], width: float = WIDTH) -> float:
-    """Return the room that a key takes."""
-    return _LINE * (1 + max(line for line, _ in _places(samples, width))) + 8
-
-
-def draw_key(drawing: Drawing, samples: Sequence[Sample]) -> None:
-    """Draw at the top of a drawing what each sign on it is called."""
-    for (words, sample), (line, x) in zip(samples, _places(samples, drawing.width), strict=True):
-        sample(drawing, x + 14, _LINE * line + 12)
-        drawing.text(x + 34, _LINE * line + 16, words, size=SMALL)
-
-
-def _places(samples: Sequence[Sample], width: float) -> list[tuple[int, float]]:
-    """Return the line and the left end of each entry of a key."""
-    places, line, x = [], 0, 0.0
-    for words, _ in samples:
-        room = 34 + text_width(words, SMALL)
-        if x and x + room > width:
-            line, x = line + 1, 0.0
-        places.append((line, x))
-        x += room + 18
-    return places
 
 
 # --- Families -----------------------------------------------------------------------------------------------------------------------------
@@ -238,38 +128,11 @@ def _families_table(explanation: Explanation) -> Table:
     return Table.of("Families by size of their effect on the probability", columns, rows)
 
 
-def bar(drawing: Drawing, x: float, y: float, width: float, height: float, kind: Kind) -> None:
-    """Draw a bar; kinds differ in lightness and hatching."""
-    if kind == "unstable":
-        drawing.hatched(x, y, width, height)
-    else:
-        drawing.box(x, y, width, height, fill=ACCENT if kind == "raises" else WASH, stroke=ACCENT)
-
-
-def whisker(drawing: Drawing, x: Scale, y: float, low: float, high: float) -> None:
-    """Draw an interval as a thin line with ends; where it leaves the scale, it ends in an arrowhead."""
-    drawing.line(x.clipped(low), y, x.clipped(high), y, width=1.25)
-    for value, way in ((low, -1), (high, 1)):
-        at = x.clipped(value)
-        if x.holds(value):
-            drawing.line(at, y - 3, at, y + 3, width=1.25)
-        else:
-            drawing.area([(at, y), (at - 6 * way, y - 3.5), (at - 6 * way, y + 3.5)], fill=INK)
-
-
-def _bar_sample(kind: Kind) -> Callable[[Drawing, float, float], None]:
-    return lambda drawing, x, y: bar(drawing, x - 14, y - 5, 28, 10, kind)
-
-
-def _whisker_sample(drawing: Drawing, x: float, y: float) -> None:
-    whisker(drawing, Scale(0, 1, x - 13, x + 13), y, 0, 1)
-
-
 _FAMILY_KEY: tuple[Sample, ...] = (
-    ("raises the probability", _bar_sample("raises")),
-    ("lowers it", _bar_sample("lowers")),
-    ("unstable", _bar_sample("unstable")),
-    ("95 % interval", _whisker_sample),
+    ("raises the probability", bar_sample("raises")),
+    ("lowers it", bar_sample("lowers")),
+    ("unstable", bar_sample("unstable")),
+    ("95 % interval", whisker_sample),
 )
 
 
@@ -341,8 +204,6 @@ def _family_row(drawing: Drawing, x: Scale, y: float, family: FamilyContribution
 
 _NAMES, _TRACK, _VALUE, _STANDS, _EFFECT = 222.0, (236.0, 446.0), 462.0, 566.0, 640.0
 _FEATURE_ROW, _HEADING_ROW = 44.0, 30.0
-_BANDS_SEEN = 1.5
-"""Widths of the middle half that a line shows on either side of its centre: two SD of a normal distribution."""
 
 
 def features(explanation: Explanation) -> Picture | None:
@@ -394,7 +255,7 @@ def _feature_cells(feature: FeatureContribution) -> list[str]:
     return [
         feature.label_en,
         measured(feature.value),
-        _UNITS.get(feature.unit, feature.unit),
+        UNITS.get(feature.unit, feature.unit),
         _band_words(feature.band),
         percentile(feature.percentile),
         bracketed(feature.log_odds, signed),
@@ -458,7 +319,7 @@ def _middle_half(drawing: Drawing, left: float, right: float, y: float) -> None:
 
 def _feature_row(drawing: Drawing, y: float, feature: FeatureContribution) -> None:
     assert feature.band is not None
-    x = _line_scale(feature.band, feature.value)
+    x = line_scale(feature.band, feature.value, _TRACK)
     drawing.line(*(x.start, y), *(x.end, y), stroke=QUIET)
     _middle_half(drawing, x(feature.band.low), x(feature.band.high), y)
     _band_ends(drawing, x, y + 20, feature.band)
@@ -479,13 +340,6 @@ def _feature_row(drawing: Drawing, y: float, feature: FeatureContribution) -> No
     drawing.text(_EFFECT, y + 4, _effect_words(feature), size=SMALL, fill=fill)
 
 
-def _line_scale(band: FeatureBand, value: float) -> Scale:
-    """Return a scale on which the band takes the same place on every line; one without width is a point in the middle."""
-    centre, width = (band.low + band.high) / 2, band.high - band.low
-    half = _BANDS_SEEN * width or 1.5 * abs(value - centre) or 1.0
-    return Scale(centre - half, centre + half, *_TRACK)
-
-
 def _band_ends(drawing: Drawing, x: Scale, y: float, band: FeatureBand) -> None:
     low, high = measured(band.low), measured(band.high)
     if band.low == band.high:
@@ -495,15 +349,6 @@ def _band_ends(drawing: Drawing, x: Scale, y: float, band: FeatureBand) -> None:
     drawing.text(x(band.high) - 8, y, high, size=11, fill=QUIET)
 
 
-def two_lines(text: str, room: float) -> list[str]:
-    """Break a name into at most two lines, the second cut where it has to be."""
-    words, first = text.split(" "), ""
-    while words and text_width(f"{first} {words[0]}".strip(), SMALL) <= room:
-        first = f"{first} {words.pop(0)}".strip()
-    rest = " ".join(words)
-    return [line for line in (first, shortened(rest, room, SMALL)) if line]
-
-
 # --- Timeline -----------------------------------------------------------------------------------------------------------------------------
 
 _TIME = (74.0, 676.0)
@@ -511,11 +356,8 @@ _UPPER, _F0, _LEVEL, _GAP = 150.0, 104.0, 84.0, 30.0
 _COLUMNS = 300
 """Points that a track is drawn with: a ten-minute track has 60,000 frames, and a page about 600 pixels."""
 _F0_TICKS = (50, 75, 100, 150, 200, 300, 400, 600)
-_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200)
-_MOST_TIMES = 9
 _NAMED = 5
 """Windows that a finding names."""
-_PLAIN_BAR = "#b9c3cc"
 _QUIETEST_DB = 60.0
 """Levels further below the loudest are drawn at the foot: digital silence has none."""
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -589,8 +431,8 @@ def _timeline_table(timeline: Timeline) -> Table:
 
 _TIMELINE_KEY: tuple[Sample, ...] = (
     ("stands out, numbered by size", lambda drawing, x, y: drawing.box(x - 5, y - 6, 10, 12, fill=ACCENT)),
-    ("within what chance gives", lambda drawing, x, y: drawing.box(x - 5, y - 6, 10, 12, fill=_PLAIN_BAR)),
-    ("band of chance", lambda drawing, x, y: _chance(drawing, x - 14, x + 14, y - 5, y + 5)),
+    ("within what chance gives", lambda drawing, x, y: drawing.box(x - 5, y - 6, 10, 12, fill=PLAIN_BAR)),
+    ("band of chance", lambda drawing, x, y: chance(drawing, x - 14, x + 14, y - 5, y + 5)),
     ("pause", lambda drawing, x, y: drawing.box(x - 12, y - 6, 24, 12, fill=FAINT)),
 )
 
@@ -611,30 +453,16 @@ def _timeline_drawing(timeline: Timeline) -> Drawing:
     return drawing
 
 
-def _chance(drawing: Drawing, left: float, right: float, high: float, low: float) -> None:
-    drawing.box(left, high, right - left, low - high, fill=WASH)
-    for y in (high, low):
-        drawing.line(left, y, right, y, stroke=ACCENT, dash=DASHED)
-
-
 def _windows(drawing: Drawing, x: Scale, top: float, timeline: Timeline) -> None:
     """Draw the upper panel: the band, a bar each, and a number at those that stand out."""
     y = _effect_scale(timeline, top)
-    _chance(drawing, x.start, x.end, y(timeline.band_high), y(timeline.band_low))
+    chance(drawing, x.start, x.end, y(timeline.band_high), y(timeline.band_low))
     marked = ticks(100 * y.low, 100 * y.high, 4)
     _panel(drawing, x, y, [(value / 100, tick(value, marked)) for value in marked], "Points of percent")
     for end, words in ((y.end, "raises"), (y.start, "lowers")):
         if abs(end - y(0)) > text_width(words, SMALL):
             drawing.text(30, (end + y(0)) / 2, words, anchor="middle", size=SMALL, fill=QUIET, turned=True)
-    places = {window.start_s: place for place, window in enumerate(timeline.standing_out, start=1)}
-    for window in timeline.windows:
-        left, right = x(window.start_s) + 0.75, x(window.end_s) - 0.75
-        up, down = sorted((y(window.effect), y(0)))
-        drawing.box(left, up, right - left, max(down - up, 0.5), fill=ACCENT if window.stands_out else _PLAIN_BAR)
-        if window.stands_out:
-            at = up - 5 if window.effect > 0 else down + 14
-            drawing.text((left + right) / 2, at, str(places[window.start_s]), anchor="middle", size=SMALL, bold=True)
-    drawing.line(x.start, y(0), x.end, y(0), stroke=INK)
+    window_bars(drawing, x, y, timeline)
 
 
 def _effect_scale(timeline: Timeline, top: float) -> Scale:
@@ -722,12 +550,12 @@ def _track(drawing: Drawing, x: Scale, y: Scale, spans: Sequence[_Span | None]) 
         upper = [(x.clipped(span.at_s), y(span.high)) for span in part]
         lower = [(x.clipped(span.at_s), y(span.low)) for span in reversed(part)]
         if any(up[1] + 1 < down[1] for up, down in zip(upper, reversed(lower), strict=True)):
-            drawing.area(upper + lower, fill=_PLAIN_BAR)
+            drawing.area(upper + lower, fill=PLAIN_BAR)
         drawing.path([(x.clipped(span.at_s), y(span.middle)) for span in part], width=1.25)
 
 
 def _time_axis(drawing: Drawing, x: Scale, floor: float, offset_s: float) -> None:
-    step = next((step for step in _TIME_STEPS if x.high / step <= _MOST_TIMES), _TIME_STEPS[-1])
+    step = time_step(x.high)
     for i in range(math.floor(x.high / step) + 1):
         at = x(i * step)
         drawing.line(at, floor, at, floor + 5, stroke=QUIET)

@@ -8,10 +8,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import typst
 from jinja2 import DictLoader, Environment, StrictUndefined
@@ -19,39 +20,41 @@ from markupsafe import Markup
 
 from clinical_ser.errors import ReportError
 from reports.document import Document
+from reports.sheet import Sheet
 
 HTML_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Noto Sans', 'Noto Sans CJK SC', Arial, sans-serif"
 PDF_FONT = "Libertinus Serif"
 """Built into Typst, so that a page looks the same on every machine; it has no sans-serif."""
+CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Noto Serif CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei")
+"""For characters that the built-in font lacks, the first that is there. Typst would find another itself, but not always the same."""
 LANGUAGE = "en"
 PDF_STANDARD: Final = "ua-1"
 _CJK = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
+_SCRIPT = 4
+"""Letters of a script in a language tag; a region has fewer."""
 _QUOTED = re.compile(r"the text `\"(.*?)\"` could not be displayed", re.DOTALL)
 
 
-def html(document: Document) -> str:
-    """Return the document as one HTML file."""
-    style = _template("document.css")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment = Environment(
-        loader=DictLoader({"document.html": _template("document.html")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    # Drawings are made of escaped text by `reports.drawing` alone.
-    environment.filters["drawn"] = Markup
-    return environment.get_template("document.html").render(
-        document=document.as_data(HTML_FONT),
-        style=Markup(style),  # noqa: S704 - a file of this package
-        style_digest=digest,
-        language=LANGUAGE,
+def html(document: Document | Sheet) -> str:
+    """Return the document as one HTML file, which loads nothing; it runs nothing either, but for the player of a sheet that holds the recording."""
+    kind = _kind(document)
+    style = _template(f"{kind}.css")
+    script = _template("player.js") if isinstance(document, Sheet) and document.audio else ""
+    return (
+        _environment()
+        .get_template(f"{kind}.html")
+        .render(
+            document=document.as_data(HTML_FONT),
+            style=Markup(style),  # noqa: S704 - a file of this package
+            style_digest=_digest(style),
+            script=Markup(script),  # noqa: S704 - a file of this package
+            script_digest=_digest(script),
+            language=document.language if isinstance(document, Sheet) else LANGUAGE,
+        )
     )
 
 
-def pdf(document: Document, *, font_paths: Sequence[Path] = (), system_fonts: bool = True) -> bytes:
+def pdf(document: Document | Sheet, *, font_paths: Sequence[Path] = (), system_fonts: bool = True) -> bytes:
     """Return the document as tagged PDF.
 
     Raises
@@ -59,20 +62,31 @@ def pdf(document: Document, *, font_paths: Sequence[Path] = (), system_fonts: bo
     ReportError
         If Typst refuses: a character has no font, or a figure no text alternative.
     """
-    data = json.dumps({"font": PDF_FONT, "language": LANGUAGE, **document.as_data(PDF_FONT)})
-    fonts = typst.Fonts(include_system_fonts=system_fonts, include_embedded_fonts=True, font_paths=[str(path) for path in font_paths])
+    kind, fonts = _kind(document), _fonts(tuple(map(str, font_paths)), system_fonts=system_fonts)
+    families = [PDF_FONT, *fonts.cjk]
+    language, *others = (document.language if isinstance(document, Sheet) else LANGUAGE).split("-")
+    region = next((part for part in others if len(part) < _SCRIPT), None)
+    data: dict[str, Any] = {"fonts": families, "language": language, "region": region, **document.as_data(", ".join(families))}
     try:
         return typst.compile(
-            _template("document.typ").encode(),
+            (_template("blocks.typ") + _template(f"{kind}.typ")).encode(),
             format="pdf",
             # What the machine's clock says has no business in the file: the same evidence gives the same bytes.
             timestamp=0,
             pdf_standards=[PDF_STANDARD],
-            sys_inputs={"document": data},
-            font_paths=fonts,
+            sys_inputs={"document": json.dumps(data)},
+            font_paths=fonts.all,
         )
     except typst.TypstError as error:
         raise ReportError(_explained(error)) from None
+
+
+def _kind(document: Document | Sheet) -> str:
+    return "sheet" if isinstance(document, Sheet) else "document"
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _explained(error: typst.TypstError) -> str:
@@ -87,6 +101,37 @@ def _explained(error: typst.TypstError) -> str:
             "folder of such a font."
         )
     return f"No font here has {points}: install a font that does, such as the Debian package fonts-noto-core, or give its folder."
+
+
+@dataclass(frozen=True)
+class _Fonts:
+    all: typst.Fonts
+    cjk: tuple[str, ...]
+    """Families of `CJK_FONTS` that are there."""
+
+
+@lru_cache(maxsize=8)
+def _fonts(folders: tuple[str, ...], *, system_fonts: bool) -> _Fonts:
+    """Look for fonts, once in the life of a process: it takes as long as a page."""
+    found = typst.Fonts(include_system_fonts=system_fonts, include_embedded_fonts=True, font_paths=list(folders))
+    there = set(found.families())
+    return _Fonts(found, tuple(family for family in CJK_FONTS if family in there)[:1])
+
+
+@cache
+def _environment() -> Environment:
+    names = ("blocks.html", "document.html", "sheet.html")
+    environment = Environment(
+        loader=DictLoader({name: _template(name) for name in names}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # Drawings are made of escaped text by `reports.drawing` alone.
+    environment.filters["drawn"] = Markup
+    return environment
 
 
 @cache

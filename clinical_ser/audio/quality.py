@@ -143,6 +143,8 @@ class QualityCheck(BaseModel):
     advice: str
     """A sentence for the person who made the recording; empty on a pass."""
     advice_zh: str
+    topic: str = ""
+    """What the advice is about, as `audio.advice` keys it; empty on a pass."""
     source: str
     """What the limits rest on."""
 
@@ -324,7 +326,7 @@ def _snr_check(measures: QualityMeasures, limits: GateLimits) -> QualityCheck | 
     if check is None or check.verdict == "pass" or not measures.snr_is_bound:
         return check
     english, chinese = advice("noise_unknown", None)
-    return check.model_copy(update={"verdict": "warn", "advice": english, "advice_zh": chinese})
+    return check.model_copy(update={"verdict": "warn", "advice": english, "advice_zh": chinese, "topic": "noise_unknown"})
 
 
 def _codec_check(measures: QualityMeasures, limits: GateLimits) -> QualityCheck:
@@ -336,7 +338,17 @@ def _codec_check(measures: QualityMeasures, limits: GateLimits) -> QualityCheck:
 
 def _check(name: str, value: float | None, unit: str, limits: _Limits, *, verdict: Verdict, source: str) -> QualityCheck:
     warn, fail = limits
-    english, chinese = ("", "") if verdict == "pass" else advice("no_speech" if (name, value) == ("speech", 0.0) else name, warn)
+    topic = "" if verdict == "pass" else "no_speech" if (name, value) == ("speech", 0.0) else name
+    english, chinese = advice(topic, warn) if topic else ("", "")
     return QualityCheck(
-        name=name, value=value, unit=unit, warn_limit=warn, fail_limit=fail, verdict=verdict, advice=english, advice_zh=chinese, source=source
+        name=name,
+        value=value,
+        unit=unit,
+        warn_limit=warn,
+        fail_limit=fail,
+        verdict=verdict,
+        advice=english,
+        advice_zh=chinese,
+        topic=topic,
+        source=source,
     )

@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from clinical_ser.cli import cohort, demo, doctor, evaluate, model, plan, train
+from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
 from clinical_ser.cli.screen import screen
@@ -46,6 +47,7 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 
 app.command()(screen)
 app.command()(explain)
+app.command()(compare)
 app.command()(demo.demo)
 app.command()(cohort.simulate)
 app.command()(cohort.cohort)

@@ -5,16 +5,19 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from clinical_ser.cli.console import FAILED, literal, output, print_json
-from clinical_ser.errors import ClinicalSerError
+from clinical_ser.errors import ClinicalSerError, InvalidValueError
 from clinical_ser.models.registry import list_models
 from clinical_ser.models.signing import SigningKey, default_key_path, user_folder
+
+if TYPE_CHECKING:
+    from reports.site import Site
 
 LICENCES = {
     "clinical-ser": "Apache-2.0",
@@ -50,8 +53,8 @@ class Check(BaseModel):
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON lines.")] = False) -> None:
-    """Check versions, licences, codecs, models and writable folders; exits 1 if something needed is missing."""
-    checks = [*_packages(), *_codecs(), *_models(), *_folders()]
+    """Check versions, licences, codecs, models, writable folders and what reports need; exits 1 if something needed is missing."""
+    checks = [*_packages(), *_codecs(), *_models(), *_folders(), *_reports()]
     if as_json:
         for check in checks:
             print_json(check)
@@ -118,6 +121,47 @@ def _signing_key() -> str:
     if not os.path.exists(path):
         return "none yet; training makes one"
     return f"{SigningKey.load(path).public.key_id}, {path}"
+
+
+def _reports() -> list[Check]:
+    """Look at what the site set for its reports, and at the font that reports in Chinese need."""
+    from reports.site import find_site
+
+    try:
+        site = find_site()
+    except ClinicalSerError as error:
+        return [Check(what="site", ok=False, finding=str(error)), _chinese_font(needed=False)]
+    return [_check("site", lambda: _configured(site)), _chinese_font(needed=(site.language or "").startswith("zh"))]
+
+
+def _configured(site: "Site") -> str:
+    from reports.locale import REFERENCE, available
+    from reports.site import site_path
+
+    path = site_path()
+    if path is None:
+        return "none configured: reports name no hospital and no contacts (docs/site.md)"
+    if any(set(filter(str.isdigit, contact.phone)) == {"0"} for contact in site.contacts):
+        raise InvalidValueError("contacts", "the example's", f"those of your site; {path}")
+    for language in available(site.languages_folder):
+        site.locale(language)
+    contacts = f"{len(site.contacts) or 'no'} contact{'' if len(site.contacts) == 1 else 's'}"
+    return f"{site.name or 'no name'}; {contacts}; language {site.language or REFERENCE}; {path}"
+
+
+def _chinese_font(*, needed: bool) -> Check:
+    """Look for a font without which no PDF in Chinese is made; only a site that reports in Chinese misses it."""
+    import typst
+
+    from reports.rendering import CJK_FONTS
+
+    installed = set(typst.Fonts().families())
+    found = next((font for font in CJK_FONTS if font in installed), None)
+    return Check(
+        what="Chinese font",
+        ok=found is not None or not needed,
+        finding=found or "none; for PDF reports in Chinese install the Debian package fonts-noto-cjk or fonts-wqy-microhei",
+    )
 
 
 def _writable(folder: Path) -> bool:

@@ -1,25 +1,21 @@
 """`clinical-ser explain`: a recording, or a result, in; what moved the score, how surely and when, out."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
+from clinical_ser.cli.results import UNVOUCHED, read_result
 from clinical_ser.cli.screen import load_baselines, show
 from clinical_ser.cohorts.table import replaced
-from clinical_ser.errors import AudioNotFoundError, InvalidValueError
+from clinical_ser.errors import InvalidValueError
 from clinical_ser.screening import DEFAULT_MODEL
-from clinical_ser.screening.result import SCHEMA, ScreeningResult, Status
+from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
 
-_UNVOUCHED = "Read from a file, which nothing vouches for: a result is not signed, and what it says of its model's signature is its own word."
 FORMATS = (".svg", ".html", ".pdf")
-LARGEST_RESULT_BYTES = 64 * 1024**2
-"""Two hours of tracks are some 20 MB."""
 
 
 def explain(
@@ -48,7 +44,7 @@ def explain(
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
     of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
-    told = result = _read(source)
+    told = result = read_result(source)
     if result is None:
         screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
         screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
@@ -77,44 +73,13 @@ def explain(
     else:
         show(result, "Explanation")
         if told:
-            output.print(f"  [yellow]![/yellow] {_UNVOUCHED}" + ("" if result.timeline else " It has no timeline: `screen --timeline` makes one."))
+            output.print(f"  [yellow]![/yellow] {UNVOUCHED}" + ("" if result.timeline else " It has no timeline: `screen --timeline` makes one."))
         if what_if and result.explanation:
             show_moves(result.explanation)
         if drawn:
             output.print(f"Written: {literal(drawn)}. It draws the person's voice: keep it as you keep the recording.")
     if result.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
-
-
-def _read(source: Path) -> ScreeningResult | None:
-    """Return the result that a file holds; None where it is no JSON, and so a recording. Recordings do not begin with a brace."""
-    try:
-        with source.open("rb") as file:
-            if not file.read(64).lstrip().startswith(b"{"):
-                return None
-            file.seek(0)
-            content = file.read(LARGEST_RESULT_BYTES + 1)
-    except OSError:  # its text holds the path; what the recording's reader says does not
-        raise AudioNotFoundError("No readable file is at the path given; give a recording, or a result of `screen --json`.") from None
-    if len(content) > LARGEST_RESULT_BYTES:
-        raise InvalidValueError("SOURCE", "a result of many megabytes", "one of `screen --json` or `explain --json`")
-    try:
-        return ScreeningResult.model_validate_json(content)
-    except ValidationError:
-        raise InvalidValueError("SOURCE", _what(content), "a recording, or one result of `screen --json` or `explain --json`") from None
-
-
-def _what(content: bytes) -> str:
-    """Say what JSON that is no result seems to be."""
-    try:
-        first = json.loads(content.split(b"\n", 1)[0] if b'"position"' in content[:64] else content)
-    except (ValueError, RecursionError):
-        return "JSON that ends early or is damaged"
-    if "result" in first:
-        return "a line of several results (take what stands under `result` in one of them)"
-    if str(first.get("schema_id", "")).startswith("clinical-ser/result/") and first["schema_id"] != SCHEMA:
-        return "a result of another version (screen the recording again)"
-    return "JSON that is no result, or whose numbers contradict each other"
 
 
 def _check_picture(path: Path) -> None:

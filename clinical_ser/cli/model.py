@@ -7,16 +7,20 @@ import typer
 from rich.table import Column, Table
 
 from clinical_ser.cli.console import FAILED, check_bundle_folder, check_output_folder, literal, output, print_json, print_line, program, progress
+from clinical_ser.cli.explanation import with_unit
 from clinical_ser.cohorts.manifest import read_manifest
+from clinical_ser.cohorts.table import read_table
 from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.card import Card, CardCheck, check_card
 from clinical_ser.evaluation.card_facts import MAIN_FIGURES
 from clinical_ser.evaluation.card_fields import about_template, item_list, label_of, read_about
-from clinical_ser.evaluation.card_text import card_markdown
+from clinical_ser.evaluation.card_text import card_markdown, icc_cells
 from clinical_ser.evaluation.evidence import Evidence
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
+from clinical_ser.evaluation.retest import Repeated, Retest, check_setting, measure_retest
+from clinical_ser.features import catalogue
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle, sign_bundle, write_bundle
 from clinical_ser.models.registry import find_model, list_models
 from clinical_ser.models.signing import SigningKey, default_key_path
@@ -200,6 +204,45 @@ def rerecord(
         kept = f"same family first in {_percents(one.same_first)} %, same answer in {_percents(one.same_status)} %"
         output.print(f"  {literal(one.change)}: {moved}; {kept}; {one.refused} refused  [dim](95 % intervals over subjects)[/dim]")
     output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
+
+
+@app.command()
+def retest(
+    model: Model,
+    table: Annotated[Path, typer.Argument(help="Feature table of people recorded twice or more while nothing changed.", show_default=False)],
+    output_folder: Annotated[Path, typer.Option("--output", "-o", help="Write the model with this in its card, unsigned.", show_default=False)],
+    setting: Annotated[str, typer.Option(help="How they were recorded again, such as 'a week apart, same device and task'.", show_default=False)],
+) -> None:
+    """Measure how well features and score repeat while nothing changes, and put it into the model's card: what `compare` measures a change by."""
+    check_setting(setting)
+    check_bundle_folder(output_folder, replace=False)
+    bundle = read_bundle(find_model(model))
+    found = measure_retest(bundle, read_table(table), setting=setting)
+    digest = _write(bundle, Card.from_json(bundle.files["card.json"]).extended(retest=found), output_folder)
+    _show_retest(found)
+    output.print(f"Bundle written, digest {digest[:12]}, not signed. Sign it with: {program()} model sign {literal(output_folder)}")
+
+
+def _show_retest(found: Retest) -> None:
+    from clinical_ser.screening.measures import PANEL
+
+    output.print(f"  {found.recordings} recordings of {found.subjects} subjects: {literal(found.setting)}")
+    if found.changed:
+        output.print(f"  [yellow]![/yellow] {found.changed} subjects left out, whose label changed between recordings: something did change")
+    shown = Table(box=None, padding=(0, 2, 0, 2))
+    for column in ("repeated", "SEM", "ICC(1,1)", "95 % interval", "subjects"):
+        shown.add_column(column, justify="left" if column == "repeated" else "right")
+    if found.log_odds:
+        _add_repeated(shown, "score", f"{found.log_odds.sd_within:.3g} log-odds", found.log_odds)
+    for name in (name for place in PANEL for name in place if name in found.features):
+        spec, repeated = catalogue.get(name), found.features[name]
+        _add_repeated(shown, spec.label_en, with_unit(f"{repeated.sd_within:.3g}", spec.unit), repeated)
+    output.print(shown)
+    output.print(f"  [dim]SEM: SD of one person's recordings; {len(found.features)} features in all are in the card's JSON[/dim]")
+
+
+def _add_repeated(shown: Table, label: str, error: str, found: Repeated) -> None:
+    shown.add_row(literal(label), error, *icc_cells(found), f"{found.subjects}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from clinical_ser.evaluation.card_fields import LISTS, Item, ListName, checked_a
 from clinical_ser.evaluation.evidence import Evidence
 from clinical_ser.evaluation.explanations import Rerecorded
 from clinical_ser.evaluation.figure import Figure
+from clinical_ser.evaluation.retest import Retest
 from clinical_ser.models.sample_size import warning_for
 from clinical_ser.strict import Strict
 
@@ -60,6 +61,8 @@ class Card(Strict):
     """Of other cohorts."""
     rerecorded: tuple[Rerecorded, ...] = ()
     """How explanations change when the same speech is recorded a little differently; empty where nobody measured it."""
+    retest: Retest | None = None
+    """How well features and score repeat while nothing changes; None where nobody measured it."""
     training: TrainingFacts
     supplied: dict[str, str]
     """What a person answered, by question."""
@@ -104,7 +107,12 @@ class Card(Strict):
         return entry is not None and entry.complete
 
     def extended(
-        self, *, supplied: Mapping[str, object] | None = None, external: Iterable[Evidence] = (), rerecorded: Sequence[Rerecorded] = ()
+        self,
+        *,
+        supplied: Mapping[str, object] | None = None,
+        external: Iterable[Evidence] = (),
+        rerecorded: Sequence[Rerecorded] = (),
+        retest: Retest | None = None,
     ) -> "Card":
         """Return the card with further answers and measurements (new ones replace old ones) and evaluations in other cohorts, its lists filled anew.
 
@@ -126,6 +134,7 @@ class Card(Strict):
             supplied={**self.supplied, **(supplied or {})},
             external=known,
             rerecorded=rerecorded or self.rerecorded,
+            retest=retest or self.retest,
         )
 
 
@@ -153,6 +162,7 @@ def make_card(
     supplied: Mapping[str, object] | None = None,
     external: Sequence[Evidence] = (),
     rerecorded: Sequence[Rerecorded] = (),
+    retest: Retest | None = None,
 ) -> Card:
     """Fill a card.
 
@@ -170,6 +180,8 @@ def make_card(
         Evaluations of the same model in other cohorts.
     rerecorded
         How explanations change when recordings do.
+    retest
+        How well features and score repeat.
 
     Returns
     -------
@@ -199,6 +211,7 @@ def make_card(
         internal=internal,
         external=others,
         rerecorded=tuple(rerecorded),
+        retest=retest,
         training=facts,
         supplied=answers,
         **lists,

@@ -13,6 +13,8 @@ from clinical_ser.evaluation.evidence import Evidence, Group
 from clinical_ser.evaluation.explanations import RELIABILITY, CohortExplanation, Rerecorded
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
+from clinical_ser.evaluation.retest import Repeated, Retest
+from clinical_ser.features import catalogue
 
 MISSING = "**MISSING**"
 _MARKS = re.compile(r"([\\`*_\[\]<>|#~&])")
@@ -56,6 +58,7 @@ def _lines(card: Card) -> Iterator[str]:
         yield from _evaluation(f"External cohort {i}", evidence)
         yield from _warnings(evidence.warnings)
     yield from _rerecorded(card.rerecorded)
+    yield from _retest(card.retest)
     yield from _blanks(card)
     for name in LISTS:
         yield from _list(name, card)
@@ -120,6 +123,33 @@ def _rerecorded(changes: Sequence[Rerecorded]) -> Iterator[str]:
         for one in changes
     ]
     yield from _table((*header, "Same family first", "Same answer", "Recordings of subjects", "Refused by the gate"), rows)
+
+
+def _retest(retest: Retest | None) -> Iterator[str]:
+    if retest is None:
+        return
+    changed = f"; {retest.changed:,} left out whose label changed" if retest.changed else ""
+    yield from ("", "## Repeated while nothing changed", "")
+    yield f"{plain(retest.setting)}. {retest.recordings:,} recordings of {retest.subjects:,} subjects{changed}."
+    yield ""
+    yield "SEM: SD of one person's recordings. Two of them differ by more than the last column in 5 % of people without any change."
+    yield ""
+    score = [_repeated_row("Score", "log-odds", retest.log_odds)] if retest.log_odds else []
+    specs = {name: catalogue.get(name) for name in retest.shown}
+    rows = [_repeated_row(spec.label_en, spec.unit, retest.shown[name]) for name, spec in specs.items()]
+    yield from _table(("Measure", "Unit", "SEM", "ICC(1,1)", "95 % interval", "Subjects", "Differ by more in 5 %"), score + rows)
+
+
+def _repeated_row(label: str, unit: str, found: Repeated) -> tuple[str, ...]:
+    beyond = found.limit * found.error_of_difference()
+    return (plain(label), plain(unit), f"{found.sd_within:.3g}", *icc_cells(found), f"{found.subjects:,}", f"{beyond:.3g}")
+
+
+def icc_cells(found: Repeated) -> tuple[str, str]:
+    """Return an ICC and its interval in words."""
+    if found.icc is None:
+        return "not defined", ""
+    return f"{found.icc:.2f}", f"{found.icc_low:.2f} to {found.icc_high:.2f}"
 
 
 def _verdict(name: str, verdict: str, evidence: Evidence) -> str:

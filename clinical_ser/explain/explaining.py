@@ -59,11 +59,7 @@ def explain(
         target=target,
         scale="calibrated_log_odds" if model.binary else "calibrated_centred_logit",
         relative_to_baseline=model.uses_baseline,
-        reference=Reference(
-            group=reference.name if reference else AVERAGE_RECORDING,
-            subjects=reference.subjects if reference else None,
-            unmatched=model.reference.unmatched(person, group),
-        ),
+        reference=_reference(reference, model.reference.unmatched(person, group)),
         base_probability=float(effects.base_probability[0]),
         probability=min(max(effects.stated_probability, 0.0), 1.0),
         base_log_odds=float(effects.base_log_odds[0]),
@@ -71,6 +67,22 @@ def explain(
         families=_families(model, effects, vector, reference, explainer.percentiles(effects, group)),
         moves=moves(explainer, effects, model.log_odds(vector.values[None])[0], group),
         without_embedding=_without_embedding(model, vector, target, prevalence),
+    )
+
+
+def _reference(group: ReferenceGroup | None, unmatched: tuple[str, ...]) -> Reference:
+    if group is None:
+        return Reference(group=AVERAGE_RECORDING, subjects=None, unmatched=unmatched)
+    asked = group.conditions
+    return Reference(
+        group=group.name,
+        subjects=group.subjects,
+        people=group.title,
+        sex=asked.sex,
+        age_years=asked.age,
+        task=asked.task,
+        device=asked.device,
+        unmatched=unmatched,
     )
 
 
@@ -145,13 +157,14 @@ def _feature(
         rank_agreement=agreement,
         percentile=percentile,
         band=FeatureBand(low=band[0], high=band[1]) if band else None,
-        published=None if relative else _published(spec),
+        published=None if relative else published(spec),
         stands_out=percentile is not None and not wording.TAIL_PERCENT < percentile < 100 - wording.TAIL_PERCENT,
         sentence=wording.feature_sentence(spec, percentile, relative=relative),
     )
 
 
-def _published(spec: catalogue.FeatureSpec) -> str | None:
+def published(spec: catalogue.FeatureSpec) -> str | None:
+    """Return the published references for speech, by sex, each with its source; None where there is no sound one."""
     # A range from sustained vowels says nothing about running speech, which is what is screened.
     of_speech = {sex: known for sex, known in spec.reference.items() if known.condition == "speech"}
     return "; ".join(f"{sex}: {_span(known)} {spec.unit} ({known.statistic}; {known.source})" for sex, known in of_speech.items()) or None

@@ -52,6 +52,13 @@ class Reference(Strict):
     """In words; `average training recording` where the cohort was too small to have a group."""
     subjects: int | None = Field(ge=1)
     """How many people are in it; None for the average training recording."""
+    people: str | None = None
+    """Which people, as the group's name begins (`not depressed`); with the four below, the name in parts, to be said in another language."""
+    sex: str | None = None
+    age_years: tuple[int, int] | None = None
+    """From the first to below the second."""
+    task: str | None = None
+    device: str | None = None
     unmatched: tuple[str, ...] = ()
     """What is known of the person (sex, age, task, device) and could not be matched for want of people."""
 

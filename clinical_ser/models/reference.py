@@ -115,6 +115,11 @@ class ReferenceGroup(State):
             raise ValueError(f"quantiles need {len(LEVELS)} rising values a feature")
         return self
 
+    @property
+    def title(self) -> str:
+        """Which people they are: the name without the conditions, which it ends with."""
+        return self.name.removesuffix(_after_title(self.conditions))
+
     def percentile(self, feature: str, value: float) -> float | None:
         """Percent of the group below `value`, by linear interpolation of the kept quantiles, held within 5 and 95; None if unknown."""
         known = self.quantiles.get(feature)
@@ -148,6 +153,10 @@ class ReferenceGroups(State):
             for name in _CONDITIONS
             if (known := getattr(person, name)) is not None and getattr(asked, name) is None and known != getattr(shared, name)
         )
+
+
+def _after_title(conditions: Conditions) -> str:
+    return "".join(f", {word}" for word in conditions.words() or ("all",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +302,7 @@ def summarise(X: NDArray[np.float64], names: tuple[str, ...], subjects: NDArray[
         A feature that fewer than `MINIMUM_SUBJECTS` of a group have is left out of it. Recordings are summarised, not subjects' means, since a
         single recording is what will be compared; each subject weighs 1.
     """
-    groups = (_summary(", ".join((title, *(cut.conditions.words() or ("all",)))), cut, X[cut.rows], names, subjects[cut.rows]) for cut in found)
+    groups = (_summary(title + _after_title(cut.conditions), cut, X[cut.rows], names, subjects[cut.rows]) for cut in found)
     return ReferenceGroups(groups=tuple(groups))
 
 

@@ -4,16 +4,21 @@ It carries no path, no name and no samples; the recording is known by the digest
 probability comes with its interval and the prevalence it is stated for, a feature with its unit and reference.
 """
 
+import hashlib
+from datetime import date
 from enum import StrEnum
 from typing import Literal, Self
 
+import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from clinical_ser.audio.quality import QualityReport
+from clinical_ser.evaluation.retest import Repeated
 from clinical_ser.explain.explanation import Explanation
 from clinical_ser.explain.timeline import Timeline
+from clinical_ser.screening.measures import Measure
 
-SCHEMA = "clinical-ser/result/2"
+SCHEMA = "clinical-ser/result/3"
 INTENDED_USE = (
     "Screening aid for trained health workers, never a diagnosis. A result describes how similar this recording is to recordings the "
     "model was trained on. A result that is not flagged does not rule out illness or risk; decide with the person, not with the number."
@@ -68,7 +73,7 @@ class RateStatement(_Strict):
     subjects: int
 
 
-class OutOfFold(_Strict):
+class Share(_Strict):
     """A share of subjects the model had not heard, with its 95 % interval; None where there were none to tell."""
 
     value: float | None = Field(ge=0, le=1)
@@ -80,9 +85,9 @@ class AnswerRates(_Strict):
     """What people of one class were answered out of fold; the three add up to 1."""
 
     label: str
-    flagged: OutOfFold
-    not_flagged: OutOfFold
-    indeterminate: OutOfFold
+    flagged: Share
+    not_flagged: Share
+    indeterminate: Share
 
 
 class OperatingPointStatement(_Strict):
@@ -95,6 +100,21 @@ class OperatingPointStatement(_Strict):
     sensitivity: RateStatement
     specificity: RateStatement
     note: str | None = None
+
+
+class Performance(_Strict):
+    """How well the model did in one group of people it had not heard, as its card says."""
+
+    origin: Literal["out_of_fold", "external"]
+    """In its own cohort, each person answered by a model that had not learned from them; or in another cohort."""
+    column: str | None
+    """What forms the group (`sex`, `age_band`, `language`, `device`, `task`); None for everyone."""
+    value: str | None
+    subjects: int
+    enough: bool
+    """False: too few people for figures; `figures` is then empty."""
+    figures: dict[str, Share]
+    """`sensitivity` and `specificity` at the frozen threshold and `auroc` of a binary task, `uar` of another."""
 
 
 class ModelIdentity(_Strict):
@@ -126,7 +146,18 @@ class SubjectContext(_Strict):
     """What was spoken, in the cohort's words (`read speech`, `interview`)."""
     device: str | None = None
     """What recorded it, in the cohort's words."""
+    language: str | None = None
+    """What language was spoken, in the cohort's words; it chooses no reference group, but a change of it is told when visits are compared."""
+    recorded_on: date | None = None
+    """The day of the recording; it orders visits."""
     baseline_recordings: int = Field(default=0, ge=0)
+
+
+class ScoreCutoff(_Strict):
+    """The questionnaire score that makes a person one of the positive class, and from where on."""
+
+    score: str
+    cutoff: float
 
 
 class MissingFeature(_Strict):
@@ -139,9 +170,11 @@ class MissingFeature(_Strict):
 class ScreeningResult(_Strict):
     """The whole answer. `probability` is the positive class's in a binary task, the most likely class's in another."""
 
-    schema_id: Literal["clinical-ser/result/2"] = "clinical-ser/result/2"
+    schema_id: Literal["clinical-ser/result/3"] = "clinical-ser/result/3"
     status: Status
     task: str
+    defined_by: ScoreCutoff | None = None
+    """What the positive class means, where a questionnaire defines it."""
     summary: str
     probability: ClassProbability | None = None
     classes: tuple[ClassProbability, ...] = ()
@@ -151,16 +184,29 @@ class ScreeningResult(_Strict):
     operating_point: OperatingPointStatement | None = None
     answers: tuple[AnswerRates, ...] = ()
     quality: QualityReport
+    measures: tuple[Measure, ...] = ()
+    """A fixed panel that a reader knows, timing first; empty for a recording that is not usable, or a model of embeddings alone."""
     explanation: Explanation | None = None
     missing: tuple[MissingFeature, ...] = ()
     timeline: Timeline | None = None
     """When in the recording the score came about; only where it was asked for."""
     context: SubjectContext = SubjectContext()
+    performance: tuple[Performance, ...] = ()
+    """Of everyone the model was tested on, then of the groups that this person belongs to."""
+    retest: Repeated | None = None
+    """How well the calibrated log-odds repeat when nothing changed; None where nobody measured it."""
+    retest_setting: str | None = None
+    """How recordings were repeated, for this and for `measures`."""
     model: ModelIdentity
     software: dict[str, str]
     recording: RecordingIdentity
     intended_use: str = INTENDED_USE
     notices: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the result as canonical JSON (RFC 8785): the same for the same result, whoever wrote it down and how."""
+        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
 
     @model_validator(mode="after")
     def _a_score_only_from_a_usable_recording(self) -> Self:

@@ -4,9 +4,12 @@ A `Screener` is a verified model in memory, made once and asked often. It keeps 
 """
 
 from collections.abc import Sequence
+from datetime import date
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import BinaryIO, Self
+
+import pandas as pd
 
 from clinical_ser import audio
 from clinical_ser.audio import GateLimits, QualityReport, Recording, SpeechAnalysis
@@ -15,6 +18,8 @@ from clinical_ser.cohorts.tasks import TaskKind
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.figure import Figure
+from clinical_ser.evaluation.retest import Retest
+from clinical_ser.evaluation.subgroups import AGE_BAND, age_bands
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
 from clinical_ser.explain.explanation import Explanation
@@ -26,10 +31,11 @@ from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_features, read_bundle
 from clinical_ser.models.interpretable import EMBEDDING
 from clinical_ser.models.operating_point import Rate
-from clinical_ser.models.reference import Person
+from clinical_ser.models.reference import LONGEST_WORD, Person
 from clinical_ser.models.registry import find_model
 from clinical_ser.models.signing import SignatureState
 from clinical_ser.models.trained import Answer, TrainedModel
+from clinical_ser.screening.measures import Measure, measures_of
 from clinical_ser.screening.result import (
     AnswerRates,
     ClassProbability,
@@ -37,10 +43,12 @@ from clinical_ser.screening.result import (
     MissingFeature,
     ModelIdentity,
     OperatingPointStatement,
-    OutOfFold,
+    Performance,
     RateStatement,
     RecordingIdentity,
+    ScoreCutoff,
     ScreeningResult,
+    Share,
     Status,
     SubjectContext,
 )
@@ -50,8 +58,9 @@ Source = Path | str | BinaryIO | bytes | Recording
 
 SEXES = ("female", "male", "other")
 MAX_AGE_YEARS = 130
+_PERFORMANCE = ("sensitivity", "specificity", "auroc", "uar")
 _INTERVAL_METHOD = "sampling error of the model: point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
-_UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
+UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
 
 
 class Screener:
@@ -73,8 +82,9 @@ class Screener:
             raise InvalidValueError("interpretable", "asked of a model of embeddings alone", "a model with other features too")
         self.model = whole.interpretable if interpretable and whole.interpretable else whole
         self._interpretable = self.model is not whole
-        # The card's shares were counted with the embedding.
-        self._answers = () if self._interpretable else _answer_rates(bundle)
+        # The card's figures were counted with the embedding.
+        self._card = None if self._interpretable else Card.from_json(bundle.files["card.json"])
+        self._answers = _answer_rates(self._card)
         self._sets = tuple(name for name in FEATURE_SETS if name in self.model.extractors)
         self._explainer = Explainer(self.model)
 
@@ -114,6 +124,8 @@ class Screener:
         end: float | None = None,
         task: str | None = None,
         device: str | None = None,
+        language: str | None = None,
+        recorded_on: date | None = None,
         timeline: bool = False,
         explained: str | None = None,
     ) -> ScreeningResult:
@@ -135,6 +147,8 @@ class Screener:
             Seconds; the part of the recording to screen.
         task, device
             What was spoken and what recorded it, in the words of the training cohort; they choose the reference group too.
+        language, recorded_on
+            What language was spoken, in the cohort's words, and on which day: for a comparison of visits and the model's figures in that language.
         timeline
             Also say when in the recording the score came about; takes about as long again. Where that cannot be had, a notice says why.
         explained
@@ -151,7 +165,16 @@ class Screener:
         InvalidValueError
             If an option is out of its range, or a baseline is missing or given where the model has no use for it.
         """
-        context = self.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline), task=task, device=device)
+        context = self.check_options(
+            sex=sex,
+            age=age,
+            prevalence=prevalence,
+            baselines=len(baseline),
+            task=task,
+            device=device,
+            language=language,
+            recorded_on=recorded_on,
+        )
         self._check_explained(explained)
         recording = _recording(source, start, end)
         analysis = audio.analyse(recording)
@@ -179,6 +202,8 @@ class Screener:
         baselines: int = 0,
         task: str | None = None,
         device: str | None = None,
+        language: str | None = None,
+        recorded_on: date | None = None,
     ) -> SubjectContext:
         """Raise InvalidValueError for an option of `screen` that is out of its range or that this model has no use for."""
         self.model.check_prevalence(prevalence)
@@ -190,12 +215,22 @@ class Screener:
             raise InvalidValueError("baseline", "none", "at least one earlier recording of the same person: this model was trained with them")
         if baselines and not self.model.uses_baseline:
             raise InvalidValueError("baseline", f"{baselines} recordings", "none: this model was trained without")
-        return SubjectContext(sex=sex, age=age, task=task, device=device, baseline_recordings=baselines)
+        for name, word in (("task", task), ("device", device), ("language", language)):
+            if word is not None and not (word.strip() and word.isprintable() and len(word) <= LONGEST_WORD):
+                raise InvalidValueError(
+                    name, "a text that is empty, long or does not print", f"a word or two of the cohort's, up to {LONGEST_WORD} characters"
+                )
+        return SubjectContext(sex=sex, age=age, task=task, device=device, language=language, recorded_on=recorded_on, baseline_recordings=baselines)
 
     def _check_explained(self, explained: str | None) -> None:
         known = self.model.task.classes[1:] if self.model.binary else self.model.task.classes
         if explained is not None and explained not in known:
             raise InvalidValueError("explained", explained, known)
+
+    @property
+    def _defined_by(self) -> ScoreCutoff | None:
+        task = self.model.task
+        return None if task.score_name is None or task.score_cutoff is None else ScoreCutoff(score=task.score_name, cutoff=task.score_cutoff)
 
     def _measure(
         self, recording: Recording, analysis: SpeechAnalysis, *, contours: bool = False
@@ -225,6 +260,7 @@ class Screener:
         return ScreeningResult(
             status=Status.NOT_USABLE,
             task=self.model.task.name,
+            defined_by=self._defined_by,
             summary=f"The recording is not usable. {_advice(quality)}",
             quality=quality,
             context=context,
@@ -250,6 +286,7 @@ class Screener:
         return ScreeningResult(
             status=status,
             task=self.model.task.name,
+            defined_by=self._defined_by,
             summary=_summary(status, chosen, answer.prediction_set, len(classes)),
             probability=chosen,
             classes=() if self.model.binary else classes,
@@ -258,9 +295,13 @@ class Screener:
             operating_point=self._operating_point(prevalence),
             answers=self._answers,
             quality=quality,
+            measures=self._measures(vector, context),
             explanation=self._explanation(vector, explained or chosen.label, context, prevalence),
             missing=tuple(MissingFeature(name=name, reason=reason) for name, reason in vector.missing.items()),
             context=context,
+            performance=_performance(self._card, context),
+            retest=retest.log_odds if (retest := self._retest) else None,
+            retest_setting=retest.setting if retest else None,
             model=self._identity(),
             software=_software(),
             recording=_identity_of(recording),
@@ -294,9 +335,17 @@ class Screener:
             note=point.note,
         )
 
+    @property
+    def _retest(self) -> Retest | None:
+        return self._card.retest if self._card else None
+
+    def _measures(self, vector: FeatureVector, context: SubjectContext) -> tuple[Measure, ...]:
+        group = self.model.reference.for_person(_person(context))
+        reference = None if group is None else self.model.reference.groups[group]
+        return measures_of(vector, reference, self._retest, relative=self.model.uses_baseline)
+
     def _explanation(self, vector: FeatureVector, target: str, context: SubjectContext, prevalence: float | None) -> Explanation:
-        person = Person(sex=context.sex, age=context.age, task=context.task, device=context.device)
-        return explain(self._explainer, vector, target=target, person=person, prevalence=prevalence)
+        return explain(self._explainer, vector, target=target, person=_person(context), prevalence=prevalence)
 
     def _why_no_timeline(self, recording: Recording) -> str | None:
         if others := sorted(set(self._sets) - set(SETS)):
@@ -317,7 +366,7 @@ class Screener:
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._bundle.manifest
-        notices = (manifest.statement, "" if self._bundle.signature.state is SignatureState.TRUSTED else _UNTRUSTED_NOTICE)
+        notices = (manifest.statement, "" if self._bundle.signature.state is SignatureState.TRUSTED else UNTRUSTED_NOTICE)
         return tuple(notice for notice in notices if notice)
 
 
@@ -367,20 +416,48 @@ def _identity_of(recording: Recording) -> RecordingIdentity:
     return RecordingIdentity(sha256=recording.sha256, duration_s=recording.duration_s)
 
 
-def _answer_rates(bundle: VerifiedBundle) -> tuple[AnswerRates, ...]:
+def _person(context: SubjectContext) -> Person:
+    return Person(sex=context.sex, age=context.age, task=context.task, device=context.device)
+
+
+def _answer_rates(card: Card | None) -> tuple[AnswerRates, ...]:
     """Read from the card what people of each class were answered out of fold."""
-    if bundle.manifest.task.kind is not TaskKind.BINARY:
+    if card is None or card.task.kind is not TaskKind.BINARY:
         return ()
-    found = Card.from_json(bundle.files["card.json"]).figures
+    found = card.figures
     return tuple(
-        AnswerRates(label=label, **{status: _out_of_fold(found[f"{status}.{label}"]) for status in ("flagged", "not_flagged", "indeterminate")})
-        for label in bundle.manifest.task.classes
+        AnswerRates(label=label, **{status: _share(found[f"{status}.{label}"]) for status in ("flagged", "not_flagged", "indeterminate")})
+        for label in card.task.classes
         if f"flagged.{label}" in found
     )
 
 
-def _out_of_fold(figure: Figure) -> OutOfFold:
-    return OutOfFold(value=figure.value, low=figure.low, high=figure.high)
+def _performance(card: Card | None, context: SubjectContext) -> tuple[Performance, ...]:
+    """Read from the card how well the model did: on everyone, and in the groups of this person; in other cohorts too, where it was asked there."""
+    if card is None:
+        return ()
+    age = None if context.age is None else age_bands(pd.Series([context.age])).iloc[0]
+    known = {"sex": context.sex, AGE_BAND: age, "language": context.language, "device": context.device, "task": context.task}
+    found = []
+    for evidence in (card.internal, *card.external):
+        everyone = (None, None, evidence.flow.subjects, True, evidence.figures)
+        groups = [(one.column, one.value, one.subjects, one.enough, one.figures) for one in evidence.groups if known.get(one.column) == one.value]
+        found += [
+            Performance(
+                origin=evidence.origin,
+                column=column,
+                value=value,
+                subjects=subjects,
+                enough=enough,
+                figures={name: _share(figures[name]) for name in _PERFORMANCE if name in figures},
+            )
+            for column, value, subjects, enough, figures in (everyone, *groups)
+        ]
+    return tuple(found)
+
+
+def _share(figure: Figure) -> Share:
+    return Share(value=figure.value, low=figure.low, high=figure.high)
 
 
 def _rate(rate: Rate) -> RateStatement:

@@ -27,10 +27,10 @@ from clinical_ser.screening.result import (
     MissingFeature,
     ModelIdentity,
     OperatingPointStatement,
-    OutOfFold,
     RateStatement,
     RecordingIdentity,
     ScreeningResult,
+    Share,
     Status,
     SubjectContext,
 )
@@ -204,7 +204,7 @@ def _model(simulated=True):
 
 def _answers(label, flagged, not_flagged, indeterminate):
     shares = {"flagged": flagged, "not_flagged": not_flagged, "indeterminate": indeterminate}
-    return AnswerRates(label=label, **{key: OutOfFold(value=v, low=v - 0.08, high=v + 0.08) for key, v in shares.items()})
+    return AnswerRates(label=label, **{key: Share(value=v, low=v - 0.08, high=v + 0.08) for key, v in shares.items()})
 
 
 def figure(value, half=0.02, subjects=240, recordings=960):

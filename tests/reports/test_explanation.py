@@ -18,7 +18,7 @@ from reports.cohort_explanation import recordings_per_dot, section
 from reports.document import Notice, Picture, Table, Terms
 from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, WASH, text_width
 from reports.explanation import SIMULATED, document_of, html_report, pdf_report, svg_picture
-from reports.explanation_figures import clock, measured, percent, points
+from reports.numbers import clock, measured, percent, points
 from tests.reports import explanation_samples as samples
 from tests.reports.test_cohort import HOSTILE, Page, unpacked
 from tests.reports.test_figures import FONT, SVG, drawn, texts

@@ -1,0 +1,1 @@
+"""One subject over time."""

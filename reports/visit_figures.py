@@ -1,0 +1,128 @@
+"""The drawing of a person's visits: each measure, and the probability, over time.
+
+The one idea: a line alone tempts to see a trend in anything; the band says how far values go while nothing changes, or that nobody knows.
+"""
+
+from itertools import pairwise
+
+from scipy.special import expit
+
+from clinical_ser.monitoring.comparison import Change, Comparison
+from clinical_ser.screening.result import Status
+from reports import marks
+from reports.clinician_figures import with_unit
+from reports.document import Column, Picture, Table
+from reports.drawing import FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale
+from reports.locale import Locale
+from reports.marks import WIDTH
+from reports.numbers import brief, percent
+
+_VISIT_ROW = 34.0
+_VISIT_NAMES = 178.0
+_VISIT_TRACK, _VISIT_OWN, _VISIT_NOW, _VISIT_INDEX, _VISIT_SAID = (190.0, 372.0), 434.0, 492.0, 542.0, 556.0
+
+
+def visits(comparison: Comparison, label: str, locale: Locale) -> Picture:
+    """Draw each measure over the visits, with the band in which it stays when nothing changes, as far as that is known.
+
+    Parameters
+    ----------
+    comparison
+        Of visits, the current one last.
+    label
+        What the class is called whose probability is the score; empty where the current recording has no number, and then no visit's is marks.
+    locale
+        The reader's language.
+    """
+    rows = [_Row(change, comparison, label, locale) for change in (*([comparison.score] if comparison.score and label else []), *comparison.measures)]
+    drawing = Drawing(WIDTH, 24 + _VISIT_ROW * len(rows) + 22)
+    for at, word in ((_VISIT_OWN, "own"), (_VISIT_NOW, "now"), (_VISIT_INDEX, "index")):
+        drawing.text(at, 12, locale(f"visits.{word}"), anchor="end", size=SMALL, fill=QUIET)
+    drawing.text(_VISIT_SAID, 12, locale("visits.verdict"), size=SMALL, fill=QUIET)
+    for i, row in enumerate(rows):
+        row.draw(drawing, 24 + _VISIT_ROW * (i + 0.5))
+    foot, n = 24 + _VISIT_ROW * len(rows) + 14, len(comparison.visits)
+    first, last = comparison.visits[0].recorded_on, comparison.visits[-1].recorded_on
+    drawing.text(_VISIT_TRACK[0], foot, first.isoformat() if first else locale("visits.first"), size=SMALL, fill=QUIET)
+    drawing.text(_VISIT_TRACK[1], foot, last.isoformat() if last else locale("visits.last", n=n), anchor="end", size=SMALL, fill=QUIET)
+    title = locale("visits.title", n=n)
+    heads = ("measures.column", "visits.own", "visits.now", "visits.index", "visits.verdict")
+    table = Table.of(title, [Column(locale(head)) for head in heads], [row.cells for row in rows])
+    return Picture("visits", title, " ".join(row.words for row in rows), drawing, table)
+
+
+class _Row:
+    """One measure, or the probability, over the visits."""
+
+    def __init__(self, change: Change, comparison: Comparison, label: str, locale: Locale):
+        self._change, self._visits, self._locale = change, comparison.visits, locale
+        self._score = change is comparison.score
+        self._name = locale("visits.score", label=label) if self._score else locale.label(change)
+        # A recording that could not be told has no number here either.
+        hidden = [self._score and visit.status is Status.INDETERMINATE for visit in comparison.visits]
+        self._values = [None if hide else value for value, hide in zip(change.values, hidden, strict=True)]
+
+    @property
+    def cells(self) -> list[str]:
+        """Its name, baseline, value, index and verdict."""
+        change, unknown = self._change, self._locale("unknown")
+        index = unknown if change.index is None else f"{'+' if change.index > 0 else ''}{brief(change.index)}"
+        return [
+            self._name,
+            self._written(change.baseline, unknown),
+            self._written(self._values[-1], self._locale("measures.missing")),
+            index,
+            self._verdict,
+        ]
+
+    @property
+    def words(self) -> str:
+        """The same as a sentence."""
+        label, own, now, index, verdict = self.cells
+        return self._locale("visits.one", label=label, own=own, now=now, index=index, verdict=verdict)
+
+    @property
+    def _verdict(self) -> str:
+        change, say = self._change, self._locale
+        if change.verdict == "changed":
+            return say("visits.higher" if (change.difference or 0) > 0 else "visits.lower")
+        return say("visits.within") if change.verdict == "within" else say(f"visits_unknown.{change.reason}")
+
+    def _written(self, value: float | None, otherwise: str) -> str:
+        if value is None:
+            return otherwise
+        return percent(float(expit(value))) if self._score else with_unit(value, self._change.unit, self._locale)
+
+    def draw(self, drawing: Drawing, y: float) -> None:
+        """Draw the row around a height."""
+        drawing.line(0, y + _VISIT_ROW / 2, WIDTH, y + _VISIT_ROW / 2, stroke=FAINT)
+        label, own, now, index, verdict = self.cells
+        for i, line in enumerate(marks.two_lines(label, _VISIT_NAMES)):
+            drawing.text(0, y + 4 + 13 * i, line, size=SMALL)
+        self._sparkline(drawing, y)
+        change, changed = self._change, self._change.verdict == "changed"
+        numbers = ((_VISIT_OWN, own, change.baseline), (_VISIT_NOW, now, self._values[-1]), (_VISIT_INDEX, index, change.index))
+        for at, words, known in numbers:
+            if known is not None:
+                drawing.text(at, y + 4, words, anchor="end", size=11, bold=at == _VISIT_NOW)
+        for i, line in enumerate(marks.two_lines(verdict, WIDTH - _VISIT_SAID)):
+            drawing.text(_VISIT_SAID, y + 13 * i, line, size=11, fill=INK if changed else QUIET, bold=changed)
+
+    def _sparkline(self, drawing: Drawing, y: float) -> None:
+        band = self._change.band
+        known = [(i, value) for i, value in enumerate(self._values) if value is not None]
+        if not known:
+            return
+        ends = [value for _, value in known] + ([band.low, band.high] if band else [])
+        room = (max(ends) - min(ends)) * 0.08 or abs(max(ends)) * 0.1 or 1.0
+        up = Scale(min(ends) - room, max(ends) + room, y + _VISIT_ROW / 2 - 4, y - _VISIT_ROW / 2 + 4)
+        x = Scale(0, len(self._values) - 1, _VISIT_TRACK[0] + 6, _VISIT_TRACK[1] - 8)
+        if band:
+            drawing.box(_VISIT_TRACK[0], up(band.high), _VISIT_TRACK[1] - _VISIT_TRACK[0], up(band.low) - up(band.high), fill=WASH)
+        for (before, low), (after, high) in pairwise(known):
+            if after - before == 1:
+                drawing.line(x(before), up(low), x(after), up(high), stroke=QUIET, width=1.25)
+        for i, value in known[:-1] if known[-1][0] == len(self._values) - 1 else known:
+            drawing.mark("circle", x(i), up(value), fill=PAPER if self._visits[i].left_out else QUIET, stroke=QUIET, size=2.5)
+        if self._values[-1] is not None:
+            drawing.mark("diamond", x(len(self._values) - 1), up(self._values[-1]), size=5)
