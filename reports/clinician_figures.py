@@ -24,7 +24,12 @@ HALF = 330.0
 
 def with_unit(value: float, unit: str, locale: Locale) -> str:
     """Write a measured value with its unit in the reader's language."""
-    return brief(value) if unit == "1" else f"{brief(value)} {locale.term('units', unit)}".rstrip()
+    return f"{brief(value)} {unit_of(unit, locale)}".rstrip()
+
+
+def unit_of(unit: str, locale: Locale) -> str:
+    """Return a unit in the reader's language; a pure number has none."""
+    return "" if unit == "1" else locale.term("units", unit)
 
 
 def span(low: float, high: float, locale: Locale) -> str:
@@ -263,7 +268,7 @@ def _on_line(drawing: Drawing, x: Scale, y: float, value: float) -> None:
 
 MOMENTS_TRACK = (74.0, WIDTH - 16)
 """Where time begins and ends."""
-_MOMENTS, _MOMENTS_NAMED = 62.0, 3
+_TOP, _MOMENTS, _MOMENTS_NAMED = 12.0, 62.0, 3
 
 
 def moments(timeline: Timeline, label: str, locale: Locale) -> Picture:
@@ -271,14 +276,14 @@ def moments(timeline: Timeline, label: str, locale: Locale) -> Picture:
     x = Scale(0.0, max(window.end_s for window in timeline.windows), *MOMENTS_TRACK)
     ends = [0.0, timeline.band_low, timeline.band_high, *(window.effect for window in timeline.windows)]
     room = max(0.16 * (max(ends) - min(ends)), 0.001)
-    y = Scale(min(ends) - room, max(ends) + room, 8 + _MOMENTS, 8)
-    drawing = Drawing(WIDTH, 8 + _MOMENTS + 52)
+    y = Scale(min(ends) - room, max(ends) + room, _TOP + _MOMENTS, _TOP)
+    drawing = Drawing(WIDTH, _TOP + _MOMENTS + 52)
     marks.chance(drawing, x.start, x.end, y(timeline.band_high), y(timeline.band_low))
-    marked = ticks(100 * y.low, 100 * y.high, 3)
+    marked = ticks(100 * y.low, 100 * y.high, 4)
     for value in marked:
         drawing.text(x.start - 8, y(value / 100) + 4, tick(value, marked), anchor="end", size=SMALL, fill=QUIET)
     marks.window_bars(drawing, x, y, timeline)
-    strip = 8 + _MOMENTS + 8
+    strip = _TOP + _MOMENTS + 8
     drawing.text(x.start - 8, strip + 8, locale("moments.speech"), anchor="end", size=SMALL, fill=QUIET)
     for start, stop in timeline.tracks.speech_s:
         if x.clipped(stop) - x.clipped(start) > 0.3:

@@ -34,6 +34,7 @@ _NOTES = 2
 _LONG = 260
 """Characters of a text of the maker's or the cohort's that a page has room for."""
 _NAME = 40
+_SENTENCE = 180
 _SAME_SHARE = 1e-6
 _SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth")
 _LOWER_BOUND = frozenset({"speech", "voicing", "snr", "bandwidth", "level"})
@@ -190,7 +191,7 @@ class Pages:
 
     def _check(self, check: QualityCheck) -> str:
         """Return what a check found, in numbers where it has some."""
-        say, what = self._say, self._say.term("checks", check.name)
+        say, what = self._say, _cut(self._say.term("checks", check.name), _NAME)
         # What a good recording reaches, which is also what the advice asks for; the gate's own limit is lower.
         limit = check.fail_limit if check.warn_limit is None else check.warn_limit
         if check.value is None or limit is None or check.name == "complete":
@@ -201,10 +202,14 @@ class Pages:
     def _families(self, explanation: Explanation) -> Iterable[Block]:
         say, driver = self._say, explanation.main_driver
         yield figures.families(explanation, self._label, say)
-        first = say("families.driver", label=say.label(driver), share=percent(driver.rank_agreement)) if driver else say("families.no_driver")
+        first = (
+            say("families.driver", label=_cut(say.label(driver), _NAME), share=percent(driver.rank_agreement))
+            if driver
+            else say("families.no_driver")
+        )
         start = say("families.start", base=percent(explanation.base_probability), value=percent(explanation.probability))
         yield Paragraph(self._joined([first, self._learned(explanation)]))
-        told = [(say.label(family), _in(say, family.sentence)) for family in explanation.families[:_SENTENCES]]
+        told = [(_cut(say.label(family), _NAME), _cut(_in(say, family.sentence), _SENTENCE)) for family in explanation.families[:_SENTENCES]]
         if all(sentence for _, sentence in told):  # a result has sentences in some languages only
             yield Terms(tuple(told))
         yield Paragraph(self._joined([start, say("families.no_cause")]), quiet=True)
@@ -282,8 +287,8 @@ class Pages:
         if one.column is None:
             who = say("performance.everyone")
         else:
-            value = say.term("sex", one.value or "") if one.column == "sex" else _cut(one.value or "", _NAME)
-            who = say(f"groups.{one.column}", value=value)
+            value = _cut(say.term("sex", one.value or "") if one.column == "sex" else one.value or "", _NAME)
+            who = say(f"groups.{one.column}", value=value.replace("-", "–") if one.column == "age_band" else value)
         return say("performance.external", who=who) if one.origin == "external" else who
 
     def _figures(self, one: Performance, names: Sequence[str]) -> list[str]:

@@ -88,14 +88,14 @@ class Locale:
     def label(self, thing: Labelled) -> str:
         """Return what a feature or family is called; in English where the language has no word for a feature."""
         if self.code in WRITTEN_ELSEWHERE:
-            return str(getattr(thing, f"label_{self.code}"))
+            return plain(getattr(thing, f"label_{self.code}"))
         name = getattr(thing, "name", "") or getattr(thing, "family", "")
         return self.texts.get(f"features.{name}") or self.texts.get(f"families.{name}", thing.label_en)
 
     def advice(self, check: QualityCheck) -> str:
         """Return what to tell the person who made the recording; empty on a pass."""
         if self.code in WRITTEN_ELSEWHERE or not check.topic:
-            return check.advice_zh if self.code == "zh" else check.advice
+            return plain(check.advice_zh if self.code == "zh" else check.advice)
         limit = "" if check.warn_limit is None else f"{check.warn_limit:g}"
         return self(f"advice.{check.topic}", limit=limit)
 

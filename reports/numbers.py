@@ -116,3 +116,16 @@ def brief(value: float) -> str:
     size = abs(rounded)
     decimals = 0 if not size else max(0, 1 - math.floor(math.log10(size)))
     return f"{_MINUS if rounded < 0 else ''}{size:.{decimals}f}"
+
+
+def one_place(value: float) -> str:
+    """Write an index with its sign: one decimal, none from 10 on.
+
+    Examples
+    --------
+    >>> [one_place(v) for v in (1.96, -0.02, 12.4, -3.25)]
+    ['+2.0', '0.0', '+12', '−3.2']
+    """
+    rounded = round(value, 1) + 0.0
+    text = f"{abs(rounded):.0f}" if abs(rounded) >= 10 else f"{abs(rounded):.1f}"
+    return f"{'+' if rounded > 0 else _MINUS if rounded < 0 else ''}{text}"

@@ -27,6 +27,7 @@ PDF_FONT = "Libertinus Serif"
 """Built into Typst, so that a page looks the same on every machine; it has no sans-serif."""
 CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Noto Serif CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei")
 """For characters that the built-in font lacks, the first that is there. Typst would find another itself, but not always the same."""
+_CJK_LANGUAGES = frozenset({"zh", "ja", "ko"})
 LANGUAGE = "en"
 PDF_STANDARD: Final = "ua-1"
 _CJK = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
@@ -66,7 +67,12 @@ def pdf(document: Document | Sheet, *, font_paths: Sequence[Path] = (), system_f
     families = [PDF_FONT, *fonts.cjk]
     language, *others = (document.language if isinstance(document, Sheet) else LANGUAGE).split("-")
     region = next((part for part in others if len(part) < _SCRIPT), None)
-    data: dict[str, Any] = {"fonts": families, "language": language, "region": region, **document.as_data(", ".join(families))}
+    data: dict[str, Any] = {
+        "fonts": families,
+        "language": language,
+        "region": region,
+        **document.as_data(", ".join(_in_drawings(families, language))),
+    }
     try:
         return typst.compile(
             (_template("blocks.typ") + _template(f"{kind}.typ")).encode(),
@@ -83,6 +89,11 @@ def pdf(document: Document | Sheet, *, font_paths: Sequence[Path] = (), system_f
 
 def _kind(document: Document | Sheet) -> str:
     return "sheet" if isinstance(document, Sheet) else "document"
+
+
+def _in_drawings(families: Sequence[str], language: str) -> Sequence[str]:
+    """Return the fonts of drawings, in which Typst takes the first that is there and then any: for Chinese that has to be a Chinese one."""
+    return families[::-1] if language in _CJK_LANGUAGES else families
 
 
 def _digest(text: str) -> str:

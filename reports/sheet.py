@@ -5,8 +5,13 @@ The one idea: a page is a unit of reading. Nothing flows from one into the next,
 
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import east_asian_width
 
 from reports.document import BlockData, Section
+
+FULL = 2800
+"""Letters of text beside figures, from which a page of HTML is printed smaller; Typst measures instead."""
+_NOT_SET = frozenset({"svg", "finding", "table", "kind", "tone", "name"})
 
 
 @dataclass(frozen=True)
@@ -89,9 +94,7 @@ class Sheet:
             "logo": None if self.logo is None else {"uri": self.logo.uri, "svg": self.logo.svg, "alt": self.logo.alt},
             "blank": self.blank,
             "facts": list(self.facts),
-            "pages": [
-                [_section(section, f"section-{i}-{k}", data) for k, section in enumerate(page.sections)] for i, page in enumerate(self.pages, 1)
-            ],
+            "pages": [_page(page, i, data) for i, page in enumerate(self.pages, 1)],
             "footer": self.footer,
             "page_words": self.page_words,
             "skip_words": self.skip_words,
@@ -99,8 +102,22 @@ class Sheet:
         }
 
 
+def _page(page: Page, number: int, data: BlockData) -> dict[str, Any]:
+    sections = [_section(section, f"section-{number}-{k}", data) for k, section in enumerate(page.sections, 1)]
+    return {"sections": sections, "full": _length(sections) > FULL}
+
+
 def _section(section: Section, identifier: str, data: BlockData) -> dict[str, Any]:
     """Return a section; a figure that is called as the section is bears no caption besides."""
     blocks = [data.of(block) for block in section.blocks]
     captioned = [{**block, "title": ""} if block.get("title") == section.title else block for block in blocks]
     return {"id": identifier, "title": section.title, "blocks": captioned}
+
+
+def _length(part: object, key: str = "") -> int:
+    """Return how many letters' room the texts of a part take, without those that are drawn or read aloud."""
+    if isinstance(part, dict):
+        return sum(_length(value, name) for name, value in part.items())
+    if isinstance(part, list):
+        return sum(_length(item, key) for item in part)
+    return sum(1 + (east_asian_width(c) in "WF") for c in part) if isinstance(part, str) and key not in _NOT_SET else 0

@@ -48,8 +48,8 @@ def _by_path(tables: object) -> object:
 
 
 Line = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MAX_LINE), AfterValidator(_one_line)]
-FilledLine = Annotated[Line, Field(min_length=1)]
-ReferenceText = Annotated[str, AfterValidator(_running), Field(max_length=MAX_REFERENCE)]
+FilledLine = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_LINE), AfterValidator(_one_line)]
+ReferenceText = Annotated[str, StringConstraints(max_length=MAX_REFERENCE), AfterValidator(_running)]
 Wording = Annotated[dict[str, str], BeforeValidator(_by_path)]
 
 

@@ -10,12 +10,12 @@ from scipy.special import expit
 from clinical_ser.monitoring.comparison import Change, Comparison
 from clinical_ser.screening.result import Status
 from reports import marks
-from reports.clinician_figures import with_unit
+from reports.clinician_figures import unit_of
 from reports.document import Column, Picture, Table
 from reports.drawing import FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale
 from reports.locale import Locale
 from reports.marks import WIDTH
-from reports.numbers import brief, percent
+from reports.numbers import brief, one_place, percent
 
 _VISIT_ROW = 34.0
 _VISIT_NAMES = 178.0
@@ -66,7 +66,7 @@ class _Row:
     def cells(self) -> list[str]:
         """Its name, baseline, value, index and verdict."""
         change, unknown = self._change, self._locale("unknown")
-        index = unknown if change.index is None else f"{'+' if change.index > 0 else ''}{brief(change.index)}"
+        index = unknown if change.index is None else one_place(change.index)
         return [
             self._name,
             self._written(change.baseline, unknown),
@@ -91,14 +91,16 @@ class _Row:
     def _written(self, value: float | None, otherwise: str) -> str:
         if value is None:
             return otherwise
-        return percent(float(expit(value))) if self._score else with_unit(value, self._change.unit, self._locale)
+        return percent(float(expit(value))) if self._score else brief(value)
 
     def draw(self, drawing: Drawing, y: float) -> None:
         """Draw the row around a height."""
         drawing.line(0, y + _VISIT_ROW / 2, WIDTH, y + _VISIT_ROW / 2, stroke=FAINT)
         label, own, now, index, verdict = self.cells
-        for i, line in enumerate(marks.two_lines(label, _VISIT_NAMES)):
-            drawing.text(0, y + 4 + 13 * i, line, size=SMALL)
+        lines = marks.two_lines(label, _VISIT_NAMES)
+        unit = "" if self._score or self._change.unit in label else unit_of(self._change.unit, self._locale)
+        for i, line in enumerate([*lines, unit][:2]):
+            drawing.text(0, y + 4 + 13 * i, line, size=SMALL, fill=INK if i < len(lines) else QUIET)
         self._sparkline(drawing, y)
         change, changed = self._change, self._change.verdict == "changed"
         numbers = ((_VISIT_OWN, own, change.baseline), (_VISIT_NOW, now, self._values[-1]), (_VISIT_INDEX, index, change.index))

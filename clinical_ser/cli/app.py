@@ -9,6 +9,7 @@ from clinical_ser.cli import cohort, demo, doctor, evaluate, model, plan, train
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
+from clinical_ser.cli.report import report
 from clinical_ser.cli.screen import screen
 
 
@@ -47,6 +48,7 @@ def _options(version: Annotated[bool, typer.Option("--version", callback=_versio
 
 app.command()(screen)
 app.command()(explain)
+app.command()(report)
 app.command()(compare)
 app.command()(demo.demo)
 app.command()(cohort.simulate)

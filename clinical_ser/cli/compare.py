@@ -120,33 +120,45 @@ def _write(current: ScreeningResult, comparison: Comparison, path: Path) -> None
 
 
 def _show(comparison: Comparison) -> None:
-    changes = (*([comparison.score] if comparison.score else []), *comparison.measures)
-    output.print(_visits(comparison))
-    for flag in comparison.flags:
-        output.print(f"  [yellow]![/yellow] {_flag(flag, comparison)}")
-    if changes:
-        output.print(_table(changes))
-    for reason in dict.fromkeys(change.reason for change in changes if change.reason):
-        labels = ", ".join(change.label_en for change in changes if change.reason == reason)
-        output.print(f"  Unknown, {REASONS[reason]}: {literal(labels)}")
+    for notice in comparison.notices:
+        output.print(f"  [yellow]![/yellow] {literal(notice)}")
+    _show_visits(comparison)
+    _show_changes((*([comparison.score] if comparison.score else []), *comparison.measures))
     if known := sum(change.reason is None for change in comparison.measures):
         output.print(
             "  [dim]within: differs by no more than recordings of one person do in 95 % while nothing changes; index: the difference in its own "
             f"errors. Of {known} measures, {comparison.expected_by_chance:.1f} on average are called higher or lower by chance.[/dim]"
         )
-    if comparison.prevalence is not None:
-        output.print(f"  [dim]Probabilities and score of all visits are stated for a share of {percent(comparison.prevalence)}.[/dim]")
     if comparison.retest_setting:
         output.print(f"  [dim]How far they move by themselves was measured on others: {literal(comparison.retest_setting)}.[/dim]")
-    output.print(f"  [dim]{literal(comparison.notice)}[/dim]")
+    if comparison.prevalence is not None:
+        output.print(f"  [dim]Probabilities and score of all visits are stated for a share of {percent(comparison.prevalence)}.[/dim]")
+    output.print(f"  [dim]{literal(comparison.intended_use)}[/dim]")
+
+
+def _show_visits(comparison: Comparison) -> None:
+    output.print(_visits(comparison))
+    for why in dict.fromkeys(visit.left_out for visit in comparison.visits if visit.left_out):
+        places = [f"{place}" for place, visit in enumerate(comparison.visits, start=1) if visit.left_out == why]
+        output.print(f"  Left out of the comparison, {REASONS[why]}: visit {', '.join(places)}")
+    for flag in comparison.flags:
+        output.print(f"  [yellow]![/yellow] {_flag(flag, comparison)}")
+
+
+def _show_changes(changes: Sequence[Change]) -> None:
+    if changes:
+        output.print(_table(changes))
+    for reason in dict.fromkeys(change.reason for change in changes if change.reason):
+        labels = ", ".join(change.label_en for change in changes if change.reason == reason)
+        output.print(f"  Unknown, {REASONS[reason]}: {literal(labels)}")
 
 
 def _visits(comparison: Comparison) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 2))
     for column in ("visit", "date", "device", "language", "task", "prob.", "answer", ""):
-        table.add_column(column, justify="right" if column == "prob." else "left", no_wrap=column in {"visit", "date", "prob.", "answer"})
+        table.add_column(column, justify="right" if column == "prob." else "left", no_wrap=column not in {"device", "language", "task"})
     for place, visit in enumerate(comparison.visits, start=1):
-        note = "now" if place == len(comparison.visits) else f"not compared: {REASONS[visit.left_out]}" if visit.left_out else ""
+        note = "now" if place == len(comparison.visits) else "left out" if visit.left_out else ""
         said = (visit.recorded_on, visit.device, visit.language, visit.task)
         probability = "" if visit.probability is None else percent(visit.probability)
         table.add_row(f"{place}", *("" if one is None else literal(one) for one in said), probability, words(visit.status), note)

@@ -10,10 +10,11 @@ from clinical_ser.cli.cohort import processors, run_extraction
 from clinical_ser.cli.console import check_output_folder, literal, output, percent, program, progress, report_problems
 from clinical_ser.cli.evidence import write_report
 from clinical_ser.cli.model import show_card
+from clinical_ser.cli.reporting import ENDINGS, Reporter, write
 from clinical_ser.cli.screen import show
 from clinical_ser.cli.train import own_key, publish
 from clinical_ser.cohorts.simulation import SimulatedCohort, SimulatedVisit, simulate, simulate_visits
-from clinical_ser.cohorts.table import replaced, write_table
+from clinical_ser.cohorts.table import write_table
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.models.training import train
 from clinical_ser.screening.screener import Screener
@@ -30,6 +31,7 @@ def demo(
 ) -> None:
     """Simulate a cohort, train a calibrated model on it, and screen three new recordings. No real person's voice is in it."""
     check_output_folder(folder)
+    reporter = Reporter.find(None)
     started = time.monotonic()
     cohort = _cohort(folder / "cohort", subjects, speech)
     table = run_extraction(cohort.manifest, cache=folder / "cache")
@@ -42,7 +44,7 @@ def demo(
         write_report(published.evidence, folder / "evaluation")
     show_card(published.card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
-    first = _screen_three(folder, cohort)
+    first = _screen_three(folder, cohort, reporter)
     output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {literal(folder)}/:")
     for name, what in (
         ("cohort/manifest.csv", "who was recorded (simulated)"),
@@ -50,10 +52,11 @@ def demo(
         ("features.parquet", "one row a recording"),
         (f"{MODEL}/", "the trained, signed bundle"),
         ("evaluation/", "what a reviewer asks for: report.html, report.pdf, evidence.json"),
-        ("visits/", "three new recordings, their results (.json), and what moved them (.html)"),
+        ("visits/", "three new recordings, their results (.json), and the clinician's report on each (.html, .pdf)"),
     ):
         output.print(f"  {name:<22} {what}")
     about = f"--sex {first.sex.value} --age {first.age} --model {literal(folder / MODEL)}"
+    output.print(f"A report again: {program()} report {literal(folder)}/visits/{first.name}.json -o report.pdf")
     output.print(f"Try: {program()} explain {literal(folder)}/visits/{first.name}.flac {about} -o explained.pdf")
 
 
@@ -62,17 +65,15 @@ def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
         return simulate(subjects, folder, speech_s=speech_s, workers=processors(), progress=report)
 
 
-def _screen_three(folder: Path, cohort: SimulatedCohort) -> SimulatedVisit:
+def _screen_three(folder: Path, cohort: SimulatedCohort, reporter: Reporter) -> SimulatedVisit:
     """Screen new recordings, and return the first visit."""
-    from reports.explanation import html_report
-
     screener = Screener.load(folder / MODEL)
     visits = simulate_visits(folder / "visits", design=cohort.design)
     for visit in visits:
         result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age, timeline=True)
-        for ending, text in (("json", result.model_dump_json(indent=2)), ("html", html_report(result))):
-            with replaced(folder / "visits" / f"{visit.name}.{ending}") as unfinished:
-                unfinished.write_text(text, encoding="utf-8")
+        write(result.model_dump_json(indent=2).encode(), folder / "visits" / f"{visit.name}.json")
+        for ending in ENDINGS:
+            write(reporter.report(result, ending), folder / "visits" / f"{visit.name}{ending}")
         show(
             result,
             f"New recording '{visit.name}' (a simulated speaker; true score {visit.score}, true probability {percent(visit.true_probability)})",

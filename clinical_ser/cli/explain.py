@@ -8,7 +8,7 @@ import typer
 from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
 from clinical_ser.cli.results import UNVOUCHED, read_result
-from clinical_ser.cli.screen import load_baselines, show
+from clinical_ser.cli.screen import load_baselines, sex_named, show
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.screening import DEFAULT_MODEL
@@ -24,7 +24,7 @@ def explain(
         Path | None, typer.Option("--output", "-o", help="Write a picture (.svg) or a document (.html, .pdf).", show_default=False)
     ] = None,
     model: Annotated[str | None, typer.Option(help=f"Name of an installed model, or a bundle's folder; {DEFAULT_MODEL} otherwise.")] = None,
-    sex: Annotated[str | None, typer.Option(help="female, male or other: chooses the reference group, never changes the score.")] = None,
+    sex: Annotated[str | None, typer.Option(help="female, male or other (or f, m, d ...): chooses the reference group, never the score.")] = None,
     age: Annotated[float | None, typer.Option(help="Years.")] = None,
     prevalence: Annotated[float | None, typer.Option(help="Share of positives among the people you screen; the model's own otherwise.")] = None,
     baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable).")] = None,
@@ -47,6 +47,7 @@ def explain(
     told = result = read_result(source)
     if result is None:
         screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
+        sex = sex_named(sex)
         screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
         result = screener.screen(
             source,

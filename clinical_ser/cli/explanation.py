@@ -1,11 +1,16 @@
 """An explanation on the screen: families, features, and when in the recording."""
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from clinical_ser.cli.console import literal, output, percent
 from clinical_ser.explain.explanation import Estimate, Explanation, FamilyContribution, WithoutEmbedding
 from clinical_ser.explain.timeline import Timeline
 from clinical_ser.models.reference import LEVELS
+
+if TYPE_CHECKING:
+    from reports.locale import Locale
 
 _FEATURES_SHOWN = 6
 _MOMENTS_SHOWN = 5
@@ -39,7 +44,7 @@ def show_moves(explanation: Explanation) -> None:
     for move in explanation.moves:
         now, then = ("" if value is None else percent(value / 100) for value in (move.percentile_now, move.percentile_then))
         seen = "" if move.within_reference else "[dim]beyond it[/dim]"
-        answer = words(" ".join(filter(None, (move.to_status, move.to_class))))
+        answer = status_words(move.to_status, move.to_class or "")
         table.add_row(_family(move.family), answer, f"{move.log_odds:+.2f}", now, then, seen)
     output.print(table)
 
@@ -60,6 +65,23 @@ def show_timeline(timeline: Timeline) -> None:
 def words(label: str) -> str:
     """Write a label as words."""
     return literal(label.replace("_", " "))
+
+
+def status_words(status: str, label: str = "") -> str:
+    """Return an answer in the words of the reports; `label` is the class, where the answer is one of several."""
+    said = _english().term("status", status).replace("{label}", label.replace("_", " "))
+    return literal(said[:1].lower() + said[1:])
+
+
+def check_words(name: str) -> str:
+    """Return what the reports call a check of the recording."""
+    return literal(_english().term("checks", name))
+
+
+def _english() -> "Locale":
+    from reports.locale import load_locale  # reports are slow to import, and most commands show no result
+
+    return load_locale("en")
 
 
 def with_unit(number: str, unit: str) -> str:
@@ -134,8 +156,8 @@ def _show_features(explanation: Explanation) -> None:
 def _show_without_embedding(without: WithoutEmbedding, target: str) -> None:
     output.print(
         f"  Without the learned pattern: {words(target)} {percent(without.probability.value)} ({percent(without.probability.low)} to "
-        f"{percent(without.probability.high)}), {words(without.status)}. Named features reproduce {max(without.reproduced_r2.value, 0.0):.0%} of "
-        "what the pattern adds."
+        f"{percent(without.probability.high)}), {status_words(without.status, target)}. Named features reproduce "
+        f"{max(without.reproduced_r2.value, 0.0):.0%} of what the pattern adds."
     )
     if without.disagrees:
         output.print("  [yellow]![/yellow] The two models answer differently: this answer rests on a pattern that has no name.")

@@ -1,15 +1,20 @@
-"""`clinical-ser screen`: recordings in, results out."""
+"""`clinical-ser screen`: recordings in, results and reports out."""
 
 import json
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import typer
 
 from clinical_ser.audio import Recording, load
 from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, literal, output, percent, print_line
-from clinical_ser.cli.explanation import show_explanation, show_timeline, with_unit, words
-from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
+from clinical_ser.cli.explanation import check_words, show_explanation, show_timeline, status_words, with_unit, words
+from clinical_ser.cli.reporting import HTML, PDF, VOICE, Reporter, check_destination, ending_of, file_in, read_earlier, write
+from clinical_ser.cohorts.manifest import SEXES
+from clinical_ser.errors import AudioError, BaselineError, InvalidValueError, ReportError
+from clinical_ser.monitoring.comparison import compare
 from clinical_ser.screening import DEFAULT_MODEL
 from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
@@ -20,10 +25,10 @@ _STYLE = {Status.FLAGGED: "bold black on yellow", Status.NOT_USABLE: "bold white
 def screen(
     audio: Annotated[list[Path], typer.Argument(help="One or more recordings of one speaker each.", show_default=False)],
     model: Annotated[str, typer.Option(help="Name of an installed model, or a bundle's folder.")] = DEFAULT_MODEL,
-    sex: Annotated[str | None, typer.Option(help="female, male or other: chooses the reference group, never changes the score.")] = None,
+    sex: Annotated[str | None, typer.Option(help="female, male or other (or f, m, d ...): chooses the reference group, never the score.")] = None,
     age: Annotated[float | None, typer.Option(help="Years.")] = None,
     prevalence: Annotated[
-        float | None, typer.Option(help="Share of positives among the people you screen, 0 to 1; the model's own otherwise.")
+        float | None, typer.Option(help="Share of positives among the people you screen, 0 to 1; the site's otherwise (site.toml), else the model's.")
     ] = None,
     baseline: Annotated[
         list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable), for models that use one.")
@@ -32,47 +37,118 @@ def screen(
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
     task: Annotated[str | None, typer.Option(help="What was spoken, in the cohort's words: chooses the reference group too.")] = None,
     device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words: chooses the reference group too.")] = None,
+    spoken_language: Annotated[str | None, typer.Option(help="What language was spoken, in the cohort's words.")] = None,
+    recorded_on: Annotated[
+        datetime | None, typer.Option(help="The day of the recording: it orders visits.", formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")
+    ] = None,
     timeline: Annotated[
         bool, typer.Option("--timeline", help="Also say when in the recording the score came about; its tracks are a voice's melody, personal data.")
     ] = False,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write the clinician's report (.pdf, .html; repeatable); of several recordings, a folder. Makes a timeline too."),
+    ] = None,
+    site: Annotated[Path | None, typer.Option(help="The site's configuration (site.toml); otherwise where docs/site.md says.")] = None,
+    report_language: Annotated[str | None, typer.Option(help="en, zh, or one of the site's own; the site's otherwise, or en.")] = None,
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(help="An earlier result (.json) of the same person (repeatable, oldest first), for the report to compare with."),
+    ] = None,
+    embed_audio: Annotated[
+        bool, typer.Option("--embed-audio", help="Put the recording into the .html report, which then holds the person's voice.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult; one line each when there are several.")] = False,
 ) -> None:
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
+    reports = _Reports.wanted(report or [], site, report_language, earlier or [], embed_audio=embed_audio, several=len(audio) > 1)
     screener = Screener.load(model, interpretable=interpretable)
-    screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
-    earlier = load_baselines(baseline or [])
+    if prevalence is None and screener.model.binary:
+        prevalence = reports.reporter.site.prevalence
+    day = recorded_on.date() if recorded_on else None
+    about: dict[str, Any] = {"sex": sex_named(sex), "age": age, "task": task, "device": device, "language": spoken_language, "recorded_on": day}
+    screener.check_options(**about, prevalence=prevalence, baselines=len(baseline or ()))
+    own = load_baselines(baseline or [])
     worst = 0
     for position, path in enumerate(audio, start=1):
+        place = f"Recording {position} of {len(audio)}"
         try:
-            result = screener.screen(
-                path,
-                sex=sex,
-                age=age,
-                prevalence=prevalence,
-                baseline=earlier,
-                start=start,
-                end=end,
-                task=task,
-                device=device,
-                timeline=timeline,
-            )
+            recording = load(path, start=start, end=end)
+            result = screener.screen(recording, **about, prevalence=prevalence, baseline=own, start=start, timeline=timeline or bool(report))
         except (AudioError, InvalidValueError) as error:
             # Named by position: a file's name may be a person's name, and this line may end up in a log.
-            complain(f"Recording {position} of {len(audio)}", error)
+            complain(place, error)
             if as_json:
                 print_line(json.dumps({"position": position, "error": str(error)}))
             worst = FAILED
             continue
         worst = worst or (NOT_USABLE if result.status is Status.NOT_USABLE else 0)
         if not as_json:
-            show(result, f"Recording {position} of {len(audio)}" if len(audio) > 1 else "Result")
+            show(result, place if len(audio) > 1 else "Result")
         elif len(audio) == 1:
             print_line(result.model_dump_json(indent=2, ensure_ascii=True))
         else:
             print_line(json.dumps({"position": position, "result": result.model_dump(mode="json")}))
+        if not reports.write(result, recording, place, quietly=as_json):
+            worst = FAILED
     if worst:
         raise typer.Exit(worst)
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """The reports that were asked for along with the screening."""
+
+    reporter: Reporter
+    paths: tuple[Path, ...]
+    earlier: tuple[ScreeningResult, ...]
+    embed_audio: bool
+
+    @classmethod
+    def wanted(cls, paths: list[Path], site: Path | None, language: str | None, earlier: list[Path], *, embed_audio: bool, several: bool) -> Self:
+        """Check, before the work, everything that reports need."""
+        needing = {"--report-language": language, "--earlier": earlier, "--embed-audio": embed_audio}
+        if useless := [option for option, value in needing.items() if value and not paths]:
+            raise InvalidValueError(useless[0], "given without a report", "--report FILE too")
+        for path in paths:
+            check_destination(path, "--report", several=several)
+        if earlier and several:
+            raise InvalidValueError("--earlier", "given with several recordings", "one recording: earlier results are the same person's")
+        if embed_audio and HTML not in map(ending_of, paths):
+            raise InvalidValueError("--embed-audio", "given without an HTML report", "--report FILE.html too")
+        return cls(Reporter.find(site, language), tuple(paths), tuple(read_earlier(earlier)), embed_audio)
+
+    def write(self, result: ScreeningResult, recording: Recording, place: str, *, quietly: bool) -> bool:
+        """Write the reports on a result; complain, and return False, where one cannot be made."""
+        made = [self._write_to(path, result, recording, place, quietly) for path in self.paths]
+        return all(made)
+
+    def _write_to(self, path: Path, result: ScreeningResult, recording: Recording, place: str, quietly: bool) -> bool:
+        ending = ending_of(path)
+        target = path if ending else file_in(path, result, PDF)
+        try:
+            comparison = compare(result, self.earlier) if self.earlier else None
+            audio = self._audio(result, recording) if ending == HTML else None
+            write(self.reporter.report(result, ending or PDF, comparison=comparison, audio=audio), target)
+        except (InvalidValueError, ReportError) as error:
+            complain(f"No report, {place.lower()}", error)
+            return False
+        if audio:
+            complain("Personal data", VOICE)
+        if not quietly:
+            output.print(f"Report: {literal(target)}. Personal data: keep it as you keep the recording.")
+        return True
+
+    def _audio(self, result: ScreeningResult, recording: Recording) -> Recording | None:
+        """Return what goes into the HTML report."""
+        if self.embed_audio and result.timeline is None:
+            complain("No audio", "this result has no timeline to play it along; the report is written without")
+        return recording if self.embed_audio and result.timeline else None
+
+
+def sex_named(text: str | None) -> str | None:
+    """Return the sex as manifests take it (`f`, `m`, `d`, `weiblich`); what is none of them stays, for the model to refuse."""
+    return None if text is None else SEXES.get(text.casefold(), text)
 
 
 def load_baselines(paths: list[Path]) -> list[Recording]:
@@ -89,7 +165,8 @@ def load_baselines(paths: list[Path]) -> list[Recording]:
 def show(result: ScreeningResult, title: str) -> None:
     """Print a result for a person."""
     style = _STYLE.get(result.status, "bold black on green")
-    output.print(f"\n[bold]{title}[/bold]  [{style}] {result.status.value.replace('_', ' ')} [/]  {literal(result.summary)}")
+    label = result.probability.label if result.probability else ""
+    output.print(f"\n[bold]{title}[/bold]  [{style}] {status_words(result.status, label)} [/]  {literal(result.summary)}")
     for notice in result.notices:
         output.print(f"  [yellow]![/yellow] {literal(notice)}")
     _show_probability(result)
@@ -124,7 +201,7 @@ def _show_answers(result: ScreeningResult) -> None:
     for rates in result.answers:
         shares = ", ".join(
             f"{percent(rate.value)} {what}"
-            for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("no answer", rates.indeterminate))
+            for what, rate in (("flagged", rates.flagged), ("not flagged", rates.not_flagged), ("cannot tell", rates.indeterminate))
             if rate.value is not None
         )
         output.print(f"  [dim]In cross-validation, of people labelled {words(rates.label)}: {shares}[/dim]")
@@ -138,4 +215,4 @@ def _show_quality(result: ScreeningResult) -> None:
     output.print(f"  Quality: {passed} of {len(result.quality.checks)} checks passed" + ("" if not noted else ":"))
     for check in noted:
         value = "not measurable" if check.value is None else with_unit(f"{check.value:.3g}", check.unit)
-        output.print(f"    {check.verdict}: {check.name} {value}. {literal(check.advice)}")
+        output.print(f"    {check.verdict}: {check_words(check.name)} {value}. {literal(check.advice)}")

@@ -24,11 +24,12 @@ MAX_AGE_YEARS = 120.0
 
 # Written where a value is missing by R (NA), pandas (empty), SQL (NULL) and spreadsheets (#N/A).
 _MISSING = frozenset({"", "NA", "N/A", "#N/A", "NaN", "NULL"})
-_SEX = {
+SEXES = {
     **dict.fromkeys(("female", "f", "w", "weiblich", "woman", "女"), "female"),
     **dict.fromkeys(("male", "m", "männlich", "man", "男"), "male"),
     **dict.fromkeys(("other", "o", "d", "x", "diverse", "divers", "nonbinary", "non-binary"), "other"),
 }
+"""What files say of sex, in small letters, and what it is called here."""
 # RFC 5646 (BCP 47), the part in use: a language of 2 or 3 letters, then subtags.
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -266,7 +267,7 @@ class _RowReader:
         return [values[cell] for cell in cells]
 
     def _sexes(self, cells: list[str]) -> list[object]:
-        return self._mapped(cells, lambda cell: _SEX.get(cell.casefold()), "sex is none of female, male, other (or f, m, w)")
+        return self._mapped(cells, lambda cell: SEXES.get(cell.casefold()), "sex is none of female, male, other (or f, m, w)")
 
     def _languages(self, cells: list[str]) -> list[object]:
         return self._mapped(cells, _language_tag, "language is not a tag such as en, de or zh-CN")

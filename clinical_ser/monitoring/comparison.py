@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.retest import LEVEL, Repeated
 from clinical_ser.models.prevalence import shift_log_odds
-from clinical_ser.screening.result import ScreeningResult, Status
+from clinical_ser.screening.result import INTENDED_USE, ScreeningResult, Status
 from clinical_ser.strict import Strict
 
 MOST_VISITS = 200
@@ -141,7 +141,9 @@ class Comparison(Strict):
     expected_by_chance: float
     """How many of the measures with a verdict are called changed on average while nothing changes."""
     flags: tuple[Flag, ...]
-    notice: str = NOTICE
+    notices: tuple[str, ...]
+    """`NOTICE`, and those of the current result."""
+    intended_use: str = INTENDED_USE
 
     @model_validator(mode="after")
     def _one_value_a_visit(self) -> Self:
@@ -194,6 +196,7 @@ def compare(current: ScreeningResult, earlier: Sequence[ScreeningResult]) -> Com
         retest_setting=current.retest_setting,
         expected_by_chance=(1 - LEVEL) * sum(change.reason is None for change in measures),
         flags=tuple(_flags(visits)),
+        notices=(NOTICE, *current.notices),
     )
 
 
@@ -294,7 +297,7 @@ class _Expected:
         if not own or retest is None:
             return None
         error = retest.error_of_difference(len(own))
-        return cls(fmean(own), error, retest.limit) if error > _SMALLEST_ERROR else None
+        return cls(fmean(own), error, retest.limit) if _SMALLEST_ERROR < error < _LARGEST_VALUE else None
 
     @property
     def band(self) -> Band:

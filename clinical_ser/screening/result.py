@@ -205,8 +205,11 @@ class ScreeningResult(_Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the result as canonical JSON (RFC 8785): the same for the same result, whoever wrote it down and how."""
-        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json"))).hexdigest()
+        """SHA-256 of the result as canonical JSON (RFC 8785): the same for the same result, whoever wrote it down and how.
+
+        The tracks of the timeline are not in it: the digest of the recording stands for what was heard.
+        """
+        return hashlib.sha256(rfc8785.dumps(self.model_dump(mode="json", exclude={"timeline": {"tracks"}}))).hexdigest()
 
     @model_validator(mode="after")
     def _a_score_only_from_a_usable_recording(self) -> Self:

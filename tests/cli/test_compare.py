@@ -93,7 +93,7 @@ def test_results_and_recordings_go_together(run, bundle, results, visits):
 def test_a_visit_of_another_model_is_left_out_in_words(run, known, results, visits):
     options = ("--model", known, "--device", "tablet", "--language", "de", "--task", "interview")
     out = flat(run("compare", results[0], visits[1], visits[2], *options)[1])
-    assert "not compared: another model" in out
+    assert "Left out of the comparison, another model: visit 1" in out
     assert "1 of 2 earlier visits: model differs from now" in out
 
 

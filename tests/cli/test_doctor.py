@@ -60,7 +60,7 @@ def test_every_language_of_a_site_is_looked_at(found, tmp_path):
 @pytest.mark.parametrize(("language", "installed", "ok"), [("zh", True, True), ("zh", False, False), ("en", True, True), ("en", False, True)])
 def test_a_chinese_font_is_missed_only_by_a_site_that_reports_in_chinese(found, monkeypatch, language, installed, ok):
     families = ["Libertinus Serif", *(["WenQuanYi Micro Hei"] if installed else [])]
-    monkeypatch.setattr(typst, "Fonts", lambda: type("Fonts", (), {"families": lambda self: families})())
+    monkeypatch.setattr(typst, "Fonts", type("Fonts", (), {"families": lambda self: families}))
     font = found(f'language = "{language}"')["Chinese font"]
     assert font["ok"] == ok
     assert font["finding"].startswith("WenQuanYi Micro Hei" if installed else "none; for PDF reports in Chinese install")

@@ -156,7 +156,14 @@ def test_visits_alike_and_dated_have_no_flag():
 def test_two_sexes_are_flagged_because_it_may_be_another_person():
     found = compare(visit(2), [visit(1, sex="male")])
     assert [(flag.aspect, flag.kind) for flag in found.flags if flag.aspect == "sex"] == [("sex", "differs")]
-    assert "nothing checks" in found.notice
+    assert "nothing checks that they are" in found.notices[0]
+
+
+def test_what_a_model_says_of_itself_goes_along():
+    said = "Trained on SIMULATED speech."
+    found = compare(visit(2).model_copy(update={"notices": (said,)}), [visit(1)])
+    assert found.notices[1:] == (said,)
+    assert "never a diagnosis" in found.intended_use
 
 
 def test_of_several_reasons_that_of_the_latest_visit_is_told():
@@ -232,8 +239,9 @@ def test_what_cannot_be_compared_is_refused():
 def test_numbers_that_no_voice_has_are_refused_and_do_not_overflow():
     with pytest.raises(InvalidValueError, match="no voice"):
         compare(visit(2, 1e308), [visit(1, -1e308)])
-    tiny = SEM.model_copy(update={"sd_within": 5e-324})
-    assert pause_of(compare(visit(2, 1.0, retest=tiny), [visit(1, 0.6)])).reason == "no_spread"
+    for error in (5e-324, 1e308):
+        none = SEM.model_copy(update={"sd_within": error})
+        assert pause_of(compare(visit(2, 1.0, retest=none), [visit(1, 0.6)])).verdict == "unknown"
 
 
 def test_it_goes_to_json_and_back_and_quotes_no_contradiction():

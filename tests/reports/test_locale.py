@@ -52,20 +52,23 @@ def catalogue_of(code, texts, /, **about):
     return toml({**language, **texts})
 
 
-def french(changes=(), *, without=(), **about):
+def in_french(changes=(), *, without=(), **about):
     texts = {key: text for key, text in {**FRENCH, **dict(changes)}.items() if key not in without}
     return locale_of("fr", catalogue_of("fr", texts, **about), ENGLISH)
 
 
-def english(texts=ENGLISH):
+def in_english(texts=ENGLISH):
     return locale_of("en", catalogue_of("en", texts), {})
 
 
+def in_chinese(**about):
+    return locale_of("zh", catalogue_of("zh", ENGLISH, **about), ENGLISH)
+
+
 def check(topic="speech", limit=30.0):
-    said = advice(topic, limit) if topic else ("", "")
-    return QualityCheck(
-        name="speech", value=4.0, unit="s", warn_limit=limit, fail_limit=10.0, verdict="warn", advice=said[0], advice_zh=said[1], topic=topic, source=""
-    )
+    english, chinese = advice(topic, limit) if topic else ("", "")
+    about = {"name": "speech", "value": 4.0, "unit": "s", "verdict": "warn", "source": ""}
+    return QualityCheck(**about, warn_limit=limit, fail_limit=10.0, advice=english, advice_zh=chinese, topic=topic)
 
 
 @pytest.fixture
@@ -81,31 +84,31 @@ def folder(tmp_path):
 
 
 def test_a_text_is_filled_by_name():
-    assert english()("status.flagged", label="depressed") == "Flagged: depressed"
+    assert in_english()("status.flagged", label="depressed") == "Flagged: depressed"
 
 
 def test_a_key_or_a_value_that_is_not_there_is_an_error_of_the_program():
     with pytest.raises(KeyError, match="nothing"):
-        english()("nothing")
+        in_english()("nothing")
     with pytest.raises(KeyError, match="label"):
-        english()("status.flagged")
+        in_english()("status.flagged")
 
 
 def test_what_fills_a_text_is_not_read_as_one():
-    assert english()("status.flagged", label="{n.__class__}") == "Flagged: {n.__class__}"
+    assert in_english()("status.flagged", label="{n.__class__}") == "Flagged: {n.__class__}"
 
 
 @pytest.mark.parametrize(("n", "said"), [(1, "1 person"), (0, "0 people"), (2, "2 people"), (12345, "12,345 people")])
 def test_one_and_several_are_told_apart(n, said):
-    assert english().several("people", n) == said
+    assert in_english().several("people", n) == said
 
 
 def test_a_language_without_a_singular_says_one_like_several():
-    assert french(without=["people.one"]).several("people", 1) == "1 PEOPLE"
+    assert in_french(without=["people.one"]).several("people", 1) == "1 PEOPLE"
 
 
 def test_one_thing_may_be_said_without_its_number():
-    assert french().several("people", 1) == "une personne"
+    assert in_french().several("people", 1) == "une personne"
 
 
 @pytest.mark.parametrize(
@@ -118,24 +121,22 @@ def test_one_thing_may_be_said_without_its_number():
     ],
 )
 def test_features_and_families_have_their_names_in_each_language(thing, en, zh, fr):
-    chinese = locale_of("zh", catalogue_of("zh", ENGLISH), ENGLISH)
-    third = french({"features.timing.pause_mean_s": "pause moyenne"})
-    assert [locale.label(thing) for locale in (english(), chinese, third)] == [en, zh, fr]
+    third = in_french({"features.timing.pause_mean_s": "pause moyenne"})
+    assert [locale.label(thing) for locale in (in_english(), in_chinese(), third)] == [en, zh, fr]
 
 
 def test_advice_is_given_in_each_language_with_its_limit():
-    chinese = locale_of("zh", catalogue_of("zh", ENGLISH), ENGLISH)
-    said = [locale.advice(check()) for locale in (english(), chinese, french())]
+    said = [locale.advice(check()) for locale in (in_english(), in_chinese(), in_french())]
     assert said == ["Record at least 30 s of speech.", "请录制至少 30 秒的讲话。", "Enregistrez 30 s."]
-    assert french().advice(check("clipping", None)) == "Conseil clipping."
+    assert in_french().advice(check("clipping", None)) == "Conseil clipping."
 
 
 def test_no_advice_is_given_on_a_pass():
-    assert [locale.advice(check("")) for locale in (english(), french())] == ["", ""]
+    assert [locale.advice(check("")) for locale in (in_english(), in_french())] == ["", ""]
 
 
 def test_a_word_of_no_vocabulary_is_shown_as_plain_words():
-    locale = english()
+    locale = in_english()
     assert locale.term("sex", "female") == "women"
     assert locale.term("sex", "not_said") == "not said"
     assert locale.term("classes", "a\nb\x00\u202e") == "a b\\x00\\u202e"
@@ -175,43 +176,45 @@ def test_a_catalogue_may_be_tables_or_dotted_keys():
 )
 def test_a_text_that_does_not_fit_is_named(changes, said):
     with pytest.raises(ReportError, match=rf"^fr\.toml: {said}"):
-        french(changes)
+        in_french(changes)
 
 
 @pytest.mark.parametrize("key", ["status.flagged", "people.other", "families.pitch", "advice.no_speech"])
 def test_a_text_that_lacks_is_named(key):
     with pytest.raises(ReportError, match=rf"^fr\.toml: it lacks {key}\.$"):
-        french(without=[key])
+        in_french(without=[key])
 
 
 def test_many_faults_are_counted():
     with pytest.raises(ReportError, match=r"it lacks status\.flagged.*\(and \d+ more\)"):
-        french(without=[key for key in FRENCH if key != "title"])
+        in_french(without=[key for key in FRENCH if key != "title"])
 
 
 def test_a_blank_may_stand_where_english_has_one():
-    assert french({"separator": ""})("separator") == ""
+    assert in_french({"separator": ""})("separator") == ""
 
 
 def test_no_language_but_english_and_chinese_may_leave_out_what_they_have_elsewhere():
-    assert locale_of("zh", catalogue_of("zh", ENGLISH), ENGLISH).texts == ENGLISH
+    assert in_chinese().texts == ENGLISH
     with pytest.raises(ReportError, match=r"^de\.toml: it lacks families\.pitch, families\.timing"):
         locale_of("de", catalogue_of("de", ENGLISH), ENGLISH)
     with pytest.raises(ReportError, match=r"it has families\.pitch, which English has not"):
         locale_of("zh", catalogue_of("zh", {**ENGLISH, "families.pitch": "音高"}), ENGLISH)
 
 
-@pytest.mark.parametrize("field", ["{label.__class__}", "{label[0]}", "{label:>999999}", "{label!r}", "{}", "{0}", "{label:{n}}", "{ label}", "{", "{label"])
+@pytest.mark.parametrize(
+    "field", ["{label.__class__}", "{label[0]}", "{label:>999999}", "{label!r}", "{}", "{0}", "{label:{n}}", "{ label}", "{", "{label"]
+)
 def test_a_placeholder_is_a_name_and_nothing_else(field):
     with pytest.raises(ReportError, match=r"status\.flagged has braces that hold more than a name"):
-        french({"status.flagged": field})
+        in_french({"status.flagged": field})
     with pytest.raises(ReportError, match=r"^en\.toml: status\.flagged has braces"):
-        english({**ENGLISH, "status.flagged": field})
+        in_english({**ENGLISH, "status.flagged": field})
 
 
 def test_what_no_report_may_say_is_refused_in_a_third_language():
     with pytest.raises(ReportError, match="title says “is depressed”"):
-        french({"title": "The person is depressed."})
+        in_french({"title": "The person is depressed."})
 
 
 @pytest.mark.parametrize(
@@ -245,12 +248,12 @@ def test_a_file_that_is_no_catalogue_is_refused(content, said):
 )
 def test_what_a_file_says_of_its_language_is_checked(about, said):
     with pytest.raises(ReportError, match=said):
-        french(**about)
+        in_french(**about)
 
 
 def test_the_tag_names_language_script_and_region():
-    assert french().tag == "fr"
-    chinese = locale_of("zh", catalogue_of("zh", ENGLISH, script="Hans", region="CN"), ENGLISH)
+    assert in_french().tag == "fr"
+    chinese = in_chinese(script="Hans", region="CN")
     assert (chinese.tag, chinese.language) == ("zh-Hans-CN", "zh")
     other = locale_of("pt-BR", catalogue_of("pt-BR", FRENCH), ENGLISH)
     assert (other.tag, other.language, other.region) == ("pt-BR", "pt", "BR")
@@ -286,8 +289,7 @@ def test_english_and_chinese_are_shipped_and_say_the_same():
 
 def test_a_language_is_one_file_in_the_sites_folder(folder):
     assert available(folder) == ("en", "zh", "fr")
-    french = load_locale("fr", folder=folder)
-    assert french("status.flagged") == "Signalé"
+    assert load_locale("fr", folder=folder)("status.flagged") == "Signalé"
     assert load_locale("en", folder=folder)("status.flagged") == load_locale("en")("status.flagged")
 
 

@@ -52,17 +52,13 @@ def _no_site_of_the_testers(monkeypatch):
 
 @pytest.fixture
 def read(tmp_path):
-    """Write files, `site.toml` among them, and read the site; what is wrong is said without the folder."""
+    """Write files, `site.toml` among them, and read the site."""
 
     def reading(text, **files):
         for name, content in files.items():
             (tmp_path / name.replace("_", ".")).write_bytes(content)
         (tmp_path / "site.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
-        try:
-            return read_site(tmp_path / "site.toml")
-        except SiteError as error:
-            assert str(tmp_path) not in str(error)
-            raise
+        return read_site(tmp_path / "site.toml")
 
     return reading
 
@@ -156,9 +152,10 @@ def test_spaces_of_any_width_become_plain(read):
         (b"#" * 1_000_001, r"site\.toml is larger than 1,000,000 bytes"),
     ],
 )
-def test_a_file_that_is_none_is_refused(read, text, said):
-    with pytest.raises(SiteError, match=rf"^{said}"):
+def test_a_file_that_is_none_is_refused(read, tmp_path, text, said):
+    with pytest.raises(SiteError, match=rf"^{said}") as caught:
         read(text)
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_or_is_a_folder_is_refused(tmp_path):
@@ -188,7 +185,7 @@ REVIEWED = 'reviewed_by = "Dr A"\nreviewed_on = 2026-01-31\n'
         ('contacts = "911"', "contacts: Input should be a valid tuple"),
         ('[[contacts]]\nname = "A"', r"contacts, no\. 1, phone: Field required"),
         ('[[contacts]]\nname = "A"\nphone = 112', r"contacts, no\. 1, phone: Input should be a valid string"),
-        ('[[contacts]]\nname = "A"\nphone = " "', r"contacts, no\. 1, phone: .* at least 1"),
+        ('[[contacts]]\nname = "A"\nphone = " "', r"contacts, no\. 1, phone: String should have at least 1 character"),
         (f'{CONTACT}note = "{"x" * 121}"', r"contacts, no\. 1, note: String should have at most 120 characters"),
         (CONTACT * (MAX_CONTACTS + 1), "contacts: Tuple should have at most 6 items"),
         (f'{CONTACT}note = "Start medication."', r"contacts, no\. 1 says “start medication”"),
@@ -205,7 +202,10 @@ REVIEWED = 'reviewed_by = "Dr A"\nreviewed_on = 2026-01-31\n'
         ('[reference_text]\nen = "This person has depression."', r"reference_text\.en says “has depression”"),
         ('[wording.en]\n"status.flagged" = "A"', "wording of the site's own needs reviewed_by and reviewed_on"),
         (f'{REVIEWED}[wording.xx]\n"status.flagged" = "A"', "Bad value 'xx' for language"),
-        (f'{REVIEWED}[wording.en]\n"status.flaged" = "A"', r"Bad value 'status\.flaged' for a key of the wording, expected one of \['status\.flagged'"),
+        (
+            f'{REVIEWED}[wording.en]\n"status.flaged" = "A"',
+            r"Bad value 'status\.flaged' for a key of the wording, expected one of \['status\.flagged'",
+        ),
         (f'{REVIEWED}[wording.en]\n"status.flagged" = "A {{n}}"', r"The wording of status\.flagged has \{n\} where no placeholder is due"),
         (f'{REVIEWED}[wording.en]\n"status.flagged" = "The person is depressed"', r"status\.flagged says “is depressed”"),
         (f'{REVIEWED}[wording.en]\n"status.flagged" = "A"\nstatus.flagged = "B"', r"wording, en: status\.flagged is there twice"),
@@ -223,9 +223,10 @@ REVIEWED = 'reviewed_by = "Dr A"\nreviewed_on = 2026-01-31\n'
         ('languages_folder = "site.toml"', "The languages folder cannot be read: Not a directory"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named(read, text, said):
-    with pytest.raises(SiteError, match=rf"^site\.toml: {said}"):
+def test_a_field_that_cannot_be_used_is_named(read, tmp_path, text, said):
+    with pytest.raises(SiteError, match=rf"^site\.toml: {said}") as caught:
         read(text)
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_what_was_given_is_not_repeated(read):
@@ -238,31 +239,39 @@ def test_what_was_given_is_not_repeated(read):
 _LITERALS = st.one_of(
     st.text(max_size=20).map(json.dumps),
     st.integers().map(str),
-    st.floats().map(lambda x: repr(x)),
-    st.sampled_from(["true", "2026-01-31", "2026-01-31T10:00:00Z", "[]", "[[1]]", "{}", '{en = "A"}', '{en = {a = "b"}}', '[{name = "A", phone = "0"}]']),
+    st.floats().map(repr),
+    st.sampled_from(
+        ["true", "2026-01-31", "2026-01-31T10:00:00Z", "[]", "[[1]]", "{}", '{en = "A"}', '{en = {a = "b"}}', '[{name = "A", phone = "0"}]']
+    ),
 )
 
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*Site.model_fields, "other"]), _LITERALS, max_size=4))
 def test_any_fields_are_a_site_or_an_error_of_ours(fields):
-    refused_or_read("\n".join(f"{key} = {literal}" for key, literal in fields.items()).encode("utf-8", "surrogatepass"))
+    lines = [f"{key} = {literal}" for key, literal in fields.items()]
+    check_refusal("\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_site_or_an_error_of_ours(raw):
-    refused_or_read(raw)
+    check_refusal(raw)
 
 
-def refused_or_read(raw):
+def check_refusal(raw):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "site.toml"
-        path.write_bytes(raw)
-        try:
-            assert isinstance(read_site(path), Site)
-        except SiteError as error:
-            assert folder not in str(error)
+        (Path(folder) / "site.toml").write_bytes(raw)
+        assert folder not in refusal(Path(folder) / "site.toml")
+
+
+def refusal(path):
+    """Why a file is refused; "" if it is not."""
+    try:
+        read_site(path)
+    except SiteError as error:
+        return str(error)
+    return ""
 
 
 # Logo
@@ -284,7 +293,7 @@ def test_what_is_taken_for_a_picture_can_be_set(content):
 @pytest.mark.parametrize("content", [png(), JPEG, PROGRESSIVE])
 def test_a_logo_that_ends_early_is_refused(content):
     for length in range(len(content)):
-        with pytest.raises(SiteError, match="^logo is"):
+        with pytest.raises(SiteError, match=r"^logo is"):
             Logo.of(content[:length])
 
 
@@ -292,13 +301,13 @@ def test_a_logo_that_ends_early_is_refused(content):
 def test_a_damaged_png_is_refused(at, change):
     damaged = bytearray(png())
     damaged[at] ^= change
-    with pytest.raises(SiteError, match="^logo is"):
+    with pytest.raises(SiteError, match=r"^logo is"):
         Logo.of(bytes(damaged))
 
 
 @given(st.binary(max_size=40), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\x00\x02"]))
 def test_any_bytes_are_a_logo_or_an_error_of_ours(tail, head):
-    with pytest.raises(SiteError, match="^logo"):
+    with pytest.raises(SiteError, match=r"^logo"):
         Logo.of(head + tail)
 
 
