@@ -103,7 +103,7 @@ def _person(drawing: Drawing, x: float, y: float, *, filled: bool) -> None:
 def classes(result: ScreeningResult, locale: Locale) -> Picture:
     """Draw the probability of each class with its interval, largest first."""
     ordered = sorted(result.classes, key=lambda one: -one.value)
-    row, x = 19.0, Scale(0, 1, 104, 236)
+    row, x = 19.0, Scale(0, 1, 98, 196)
     drawing = Drawing(HALF, 8 + row * len(ordered) + 26)
     floor = 4 + row * len(ordered)
     for value in (0.0, 0.5, 1.0):
@@ -112,10 +112,10 @@ def classes(result: ScreeningResult, locale: Locale) -> Picture:
     for i, one in enumerate(ordered):
         y = 4 + row * (i + 0.5)
         first = one.label in result.prediction_set
-        drawing.text(0, y + 4, shortened(locale.term("classes", one.label), 98, SMALL, bold=first), size=SMALL, bold=first)
+        drawing.text(0, y + 4, shortened(locale.term("classes", one.label), 92, SMALL, bold=first), size=SMALL, bold=first)
         drawing.box(x.start, y - 6, max(x(one.value) - x.start, 1), 8, fill=ACCENT if first else WASH, stroke=ACCENT)
         marks.whisker(drawing, x, y + 5, one.interval.low, one.interval.high)
-        drawing.text(x.end + 8, y + 4, f"{percent(one.value)} ({percents(one.interval.low, one.interval.high, locale)})", size=11, bold=first)
+        drawing.text(x.end + 8, y + 4, f"{percent(one.value)} ({percents(one.interval.low, one.interval.high, locale)})", size=11)
     said = "; ".join(
         locale(
             "classes_figure.one",

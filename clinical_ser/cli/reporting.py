@@ -108,9 +108,9 @@ def read_told(path: Path, what: str, *, start: int = 0, length: int = LARGEST_RE
         raise InvalidValueError(what, "a file that cannot be read", _EXPECTED) from None
     if len(content) > LARGEST_RESULT_BYTES:
         raise InvalidValueError(what, "a result of many megabytes", _EXPECTED)
+    content = _unwrapped(content, what)
     if not content.lstrip().startswith(b"{"):
         raise InvalidValueError(what, "something that is no JSON" if content.strip() else "nothing", f"{_EXPECTED}; recordings are screened first")
-    content = _unwrapped(content, what)
     try:
         return ScreeningResult.model_validate_json(content)
     except ValidationError:

@@ -406,7 +406,7 @@ def test_a_measure_lies_on_its_line_where_its_band_says():
     one = samples.measure("timing.speech_rate_syll_per_s", 4.0, (3.0, 4.0), 75.0)
     tree = drawn(figures.measures([one], EN))
     [(left, _, width, _)] = boxes(tree, height="10")
-    [diamond] = [shape for shape in tree.iter(f"{SVG}polygon")]
+    [diamond] = list(tree.iter(f"{SVG}polygon"))
     at = np.mean([x for x, _ in corners(diamond)])
     assert at == pytest.approx(left + width, abs=0.1)
 
@@ -414,9 +414,9 @@ def test_a_measure_lies_on_its_line_where_its_band_says():
 @pytest.mark.parametrize(("value", "side"), [(90.0, 1), (-90.0, -1)])
 def test_a_measure_beyond_its_line_is_an_arrowhead_at_its_end(value, side):
     tree = drawn(figures.measures([samples.measure("timing.speech_rate_syll_per_s", value, (3.0, 4.0), 50 + 45 * side)], EN))
-    [line] = [line for line in tree.iter(f"{SVG}line")]
+    [line] = list(tree.iter(f"{SVG}line"))
     ends = [float(line.get("x1")), float(line.get("x2"))]
-    [arrow] = [shape for shape in tree.iter(f"{SVG}polygon")]
+    [arrow] = list(tree.iter(f"{SVG}polygon"))
     tip = max(corners(arrow), key=lambda spot: side * spot[0])[0]
     assert side * tip > side * (max(ends) if side > 0 else min(ends))
 
@@ -471,13 +471,13 @@ def test_visits_on_another_device_are_flagged_hollow_and_not_compared():
     said = " ".join(words(sheet("40 visits").pages[2:]))
     assert "Another device recorded 13 of the 39 earlier recordings; they are not compared." in said
     tree = drawn(picture("40 visits", "visits"))
-    row = [mark for mark in tree.iter(f"{SVG}circle")]
+    row = list(tree.iter(f"{SVG}circle"))
     hollow = [mark for mark in row if mark.get("fill") == PAPER]
     assert len(hollow) == 13 * len(row) // 39
 
 
 def test_the_band_of_a_measure_holds_what_repeating_gives():
-    last, compared = samples.visits(12)
+    _last, compared = samples.visits(12)
     change = next(one for one in compared.measures if one.name == "timing.pause_share_percent")
     only = compared.model_copy(update={"measures": (change,), "score": None})
     tree = drawn(visits(only, "", EN))
@@ -568,7 +568,7 @@ def test_a_class_without_a_font_is_an_error_and_no_boxes():
 
 
 def test_an_unknown_language_is_refused_with_those_there_are():
-    with pytest.raises(InvalidValueError, match="en.*zh"):
+    with pytest.raises(InvalidValueError, match=r"en.*zh"):
         html_report(samples.result(), language="xx")
 
 
@@ -577,8 +577,7 @@ def test_a_third_language_is_one_file(tmp_path):
     folder.mkdir()
     (folder / "fr.toml").write_text(_translated(), encoding="utf-8")
     site = Site(language="fr", languages_folder=folder, contacts=samples.SITE.contacts)
-    for case in CASES:
-        result, _, comparison = CASES[case]
+    for result, _, comparison in CASES.values():
         html = html_report(result, comparison=comparison, site=site)
         assert '<html lang="fr">' in html
         assert "ǁ" in html

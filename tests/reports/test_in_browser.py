@@ -3,11 +3,18 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from unicodedata import normalize
 
+import numpy as np
 import pytest
 
+from clinical_ser import audio
+from clinical_ser.screening.result import RecordingIdentity
 from reports import explanation
-from tests.reports import browser, explanation_samples, pdf_structure
+from reports.clinician import html_report
+from reports.clinician_figures import MOMENTS_TRACK
+from reports.marks import WIDTH
+from tests.reports import browser, clinician_samples, explanation_samples, pdf_structure, test_clinician
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,14 @@ def _explained(name: str, result) -> Case:
     return Case(name, lambda: explanation.html_report(result))
 
 
+def _for_clinicians(name: str, language: str) -> Case:
+    result, site, comparison = test_clinician.CASES[name]
+    sheets = test_clinician.PAGES.get(name, 2)
+    return Case(f"{name}, {language}", lambda: html_report(result, comparison=comparison, site=site, language=language), sheets)
+
+
 CASES = (
+    *(_for_clinicians(name, language) for name in test_clinician.CASES for language in test_clinician.LANGUAGES),
     _explained("explanation", explanation_samples.result(when=explanation_samples.timeline())),
     _explained("explanation-with-embedding", explanation_samples.result(explanation_samples.with_embedding())),
     _explained("explanation-refused", explanation_samples.refused()),
@@ -98,10 +112,60 @@ def test_a_report_prints_its_first_and_last_words_and_no_more_sheets_than_it_sho
     shown.page.emulate_media(media="print")
     words = re.findall(r"[\w.]{4,}", shown.page.locator("body").inner_text())
     printed = pdf_structure.read(browser.a4(shown.page))
-    text = re.sub(r"\s", "", "".join(printed.pages))
+    # Chromium maps some Chinese glyphs to the radicals that they are drawn like.
+    text = normalize("NFKC", re.sub(r"\s", "", "".join(printed.pages)))
     assert words[0] in text
     assert words[-1] in text
     assert len(printed.pages) == case.sheets or not case.sheets
+
+
+LOADED = """new Promise(done => {
+    const player = document.getElementById("player");
+    player.readyState ? done() : player.addEventListener("loadedmetadata", () => done());
+})"""
+
+
+@pytest.fixture(scope="module")
+def with_sound():
+    """A report that holds its recording: 20 s, a moment of 2.5 s standing out at 7.5 s."""
+    recording = audio.from_samples(np.sin(np.arange(20 * 16_000) / 20).astype(np.float32) * 0.3, 16_000)
+    identity = RecordingIdentity(sha256=recording.sha256, duration_s=recording.duration_s)
+    when = explanation_samples.timeline(8, 2.5, (3,))
+    return html_report(clinician_samples.result(when=when, recording=identity), audio=recording)
+
+
+def test_a_report_with_its_recording_breaks_no_rule_and_asks_for_nothing_else(chromium, with_sound):
+    with browser.opened(chromium, with_sound) as shown:
+        assert not (found := browser.axe(shown.page)), "\n".join(map(str, found))
+        assert shown.requests == shown.errors == shown.refused == []
+        stops = browser.stops(shown.page)
+        assert [stop for stop in stops if not stop.name] == []
+        # The player's own controls show their focus as the browser does.
+        assert all(stop.outlined for stop in stops if stop.name.startswith("Play 0:07.5"))
+
+
+def test_a_moment_is_played_from_its_start_and_a_line_runs_along(chromium, with_sound):
+    with browser.opened(chromium, with_sound) as shown:
+        page = shown.page
+        page.evaluate(LOADED)
+        page.get_by_role("button", name="Play 0:07.5").click()
+        page.locator(".cursor").wait_for(state="visible")
+        at_s = page.evaluate("document.getElementById('player').currentTime")
+        assert 7.5 <= at_s < 12
+        cursor, drawing = (page.locator(one).bounding_box() for one in (".cursor", ".timed svg"))
+        start, end = MOMENTS_TRACK
+        share = (cursor["x"] - drawing["x"]) / drawing["width"]
+        assert (share - start / WIDTH) / ((end - start) / WIDTH) * 20 == pytest.approx(at_s, abs=1.5)
+
+
+def test_a_click_on_the_timeline_goes_there(chromium, with_sound):
+    with browser.opened(chromium, with_sound) as shown:
+        page = shown.page
+        page.evaluate(LOADED)
+        drawing = page.locator(".timed svg").bounding_box()
+        start, end = MOMENTS_TRACK
+        page.locator(".timed").click(position={"x": drawing["width"] * (start + (end - start) / 2) / WIDTH, "y": 20})
+        assert page.evaluate("document.getElementById('player').currentTime") == pytest.approx(10, abs=1.5)
 
 
 # --- The checks themselves: each must be able to fail ---------------------------------------------------------------------------------------

@@ -277,20 +277,20 @@ def refusal(path):
 # Logo
 
 
-@pytest.mark.parametrize(("content", "kind"), [(png(), "image/png"), (JPEG, "image/jpeg"), (PROGRESSIVE, "image/jpeg")])
+@pytest.mark.parametrize(("content", "kind"), [(png(), "image/png"), (JPEG, "image/jpeg"), (PROGRESSIVE, "image/jpeg")], ids=["png", "jpeg", "progressive"])
 def test_a_logo_is_known_by_its_content_whatever_it_is_called(read, content, kind):
     site = read('name = "A"\nlogo = "logo.gif"', logo_gif=content)
     assert (site.logo.media_type, site.logo.width, site.logo.height) == (kind, 3, 2)
     assert (site.image.media_type, base64.b64decode(site.image.content_base64), site.image.alt) == (kind, content, "A")
 
 
-@pytest.mark.parametrize("content", [png(), JPEG, PROGRESSIVE])
+@pytest.mark.parametrize("content", [png(), JPEG, PROGRESSIVE], ids=["png", "jpeg", "progressive"])
 def test_what_is_taken_for_a_picture_can_be_set(content):
     Logo.of(content)
     typst.compile(f"#image(bytes(({','.join(map(str, content))})))".encode(), format="svg")
 
 
-@pytest.mark.parametrize("content", [png(), JPEG, PROGRESSIVE])
+@pytest.mark.parametrize("content", [png(), JPEG, PROGRESSIVE], ids=["png", "jpeg", "progressive"])
 def test_a_logo_that_ends_early_is_refused(content):
     for length in range(len(content)):
         with pytest.raises(SiteError, match=r"^logo is"):
