@@ -215,10 +215,7 @@ def flattened(tables: Mapping[str, object]) -> dict[str, object]:
     >>> flattened({"status": {"flagged": "Flagged"}, "page.number": "Page {n}"})
     {'status.flagged': 'Flagged', 'page.number': 'Page {n}'}
     """
-    try:
-        leaves = list(_leaves(tables))
-    except RecursionError:
-        raise ValueError("tables are nested without end") from None
+    leaves = list(_leaves(tables))
     if twice := [path for path, times in Counter(path for path, _ in leaves).items() if times > 1]:
         raise ValueError(f"{listed(map(quotable, twice))} is there twice, in two spellings")
     return dict(leaves)

@@ -12,7 +12,7 @@ from typing import Any
 from clinical_ser.errors import SiteError
 
 _SHOWN = 5
-_MOST_DOTS = 1000
+_MOST_DOTS = 100
 """In a line: tomllib takes memory by the square of a dotted key's parts, 14 GB for a key of 400,000."""
 _NAME = re.compile(r"[\w.-]{1,80}")
 _POSITION = re.compile(r"at line \d+, column \d+|at end of document")
@@ -43,7 +43,7 @@ def parse_toml(raw: bytes, what: str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise SiteError(f"{what} is not text in UTF-8; save it in that encoding.") from None
     if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
-        raise SiteError(f"{what} has a line with more than {_MOST_DOTS:,} dots.")
+        raise SiteError(f"{what} has a line with more than {_MOST_DOTS} dots.")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # no TOML, a number of thousands of digits, arrays nested without end
