@@ -12,12 +12,14 @@ from pathlib import Path
 
 from clinical_ser.audio import QualityCheck
 from clinical_ser.errors import InvalidValueError
+from clinical_ser.evaluation.card import SIMULATED_STATEMENT
 from clinical_ser.explain.explanation import Explanation, FamilyContribution, Move, WithoutEmbedding
 from clinical_ser.screening.result import AnswerRates, ClassProbability, ScreeningResult, Share, Status
 from reports import explanation_figures, rendering, wording
 from reports.document import Block, Column, Document, Notice, Paragraph, Picture, Section, Table, Terms
 from reports.drawing import INK, PAPER, QUIET, SMALL, Drawing, shortened
 from reports.explanation_figures import spoken
+from reports.locale import load_locale
 from reports.marks import WIDTH
 from reports.numbers import measured, percent, points, points_range, signed
 from reports.wording import name, number, plain, several, share, spaced
@@ -176,8 +178,9 @@ def _notices(result: ScreeningResult) -> Iterable[Notice]:
     if result.model.simulated:
         yield Notice("fail", SIMULATED, (SIMULATED_WORDS,))
     yield Notice("calm", NO_DIAGNOSIS, (plain(result.intended_use), PERSONAL))
-    if result.notices:
-        yield Notice("warn", "To be known before this result is used", tuple(map(plain, result.notices)))
+    said = (notice.replace(SIMULATED_STATEMENT, "").strip() if result.model.simulated else notice for notice in result.notices)
+    if told := tuple(plain(notice) for notice in said if notice):
+        yield Notice("warn", "To be known before this result is used", told)
     without = result.explanation.without_embedding if result.explanation else None
     if without is not None and without.disagrees:
         yield Notice("warn", "The answer rests on the learned pattern", (_disagreement(result, without),))
@@ -199,31 +202,38 @@ def _answered(result: ScreeningResult) -> Iterable[Block]:
     advice = tuple(plain(check.advice) for check in result.quality.checks if check.advice)
     if refused:
         yield Paragraph("There is no probability, and there are no contributions: what cannot be heard well enough is not judged.")
-        if failed := [check for check in result.quality.checks if check.verdict == "fail"]:
-            yield Terms(tuple((spaced(check.name), _found(check)) for check in failed))
+        yield from _faults(result)
         return
     yield Terms(tuple(_answer_terms(result)))
     if advice:
         yield Notice("warn", "Quality of the recording", advice)
+        yield from _faults(result)
     if result.answers:
         yield _rates(result.answers)
     if result.explanation is None:
         yield Paragraph("This result came without an explanation.")
 
 
+def _faults(result: ScreeningResult) -> Iterable[Block]:
+    say = load_locale("en")
+    if faults := [check for check in result.quality.checks if check.verdict != "pass"]:
+        yield Terms(tuple((say.term("checks", check.name), _found(check)) for check in faults))
+
+
 def _found(check: QualityCheck) -> str:
-    """Return what failed, in numbers; the summary says what to do about it."""
-    if check.value is None or check.fail_limit is None:
+    """Return what was measured and what a good recording reaches, which the advice asks for; the gate's own limit is lower."""
+    limit = check.fail_limit if check.warn_limit is None else check.warn_limit
+    if check.value is None or limit is None:
         return plain(check.advice) or "failed"
-    return f"measured {measured(check.value, check.unit)}, limit {measured(check.fail_limit, check.unit)}"
+    return f"measured {measured(check.value, check.unit)}, recommended {measured(limit, check.unit)}"
 
 
 def _answer_terms(result: ScreeningResult) -> Iterable[tuple[str, str]]:
     if result.probability is not None:
         yield f"Probability of {spoken(result.probability.label)}", _probability(result.probability)
-    for one in result.classes:
+    for one in sorted(result.classes, key=lambda one: -one.value):
         if result.probability is None or one.label != result.probability.label:
-            yield f"Probability of {spoken(one.label)}", _probability(one)
+            yield f"Probability of {spoken(one.label)}", _value(one)
     if result.prediction_coverage is not None and len(result.classes) > 2:
         members = ", ".join(map(spoken, result.prediction_set)) or "none of the classes"
         yield "Could be", f"{members}: sets like this one hold the true class for {percent(result.prediction_coverage)} of people of each class"
@@ -233,8 +243,12 @@ def _answer_terms(result: ScreeningResult) -> Iterable[tuple[str, str]]:
 
 
 def _probability(one: ClassProbability) -> str:
+    return f"{_value(one)[:-1]}; stated for a prevalence of {share(one.prevalence)})"
+
+
+def _value(one: ClassProbability) -> str:
     interval = f"{100 * one.interval.level:g} % interval {percent(one.interval.low)} to {percent(one.interval.high)}"
-    return f"{percent(one.value)} ({interval}; stated for a prevalence of {share(one.prevalence)})"
+    return f"{percent(one.value)} ({interval})"
 
 
 def _rates(answers: Sequence[AnswerRates]) -> Table:
@@ -389,7 +403,8 @@ def _place(percentile: float | None) -> str:
 
 def _identity(result: ScreeningResult) -> Iterable[Block]:
     model, quality = result.model, result.quality
-    off = "; ".join(f"{name(what)}: {name(why)}" for what, why in quality.switched_off.items())
+    reasons = dict.fromkeys(quality.switched_off.values())
+    off = "; ".join(f"{', '.join(name(what) for what, of in quality.switched_off.items() if of == why)} ({name(why)})" for why in reasons)
     missing = "; ".join(f"{name(one.name)}: {name(one.reason)}" for one in result.missing)
     terms = [
         ("Recording", f"{result.recording.duration_s:.1f} s, SHA-256 of its samples {plain(result.recording.sha256)}"),

@@ -502,9 +502,23 @@ def test_a_task_of_several_classes_gives_every_class_its_probability():
     interval = Interval(low=0.1, high=0.4, level=0.95, method="refits")
     classes = [ClassProbability(label=label, value=p, interval=interval, prevalence=1 / 3) for label, p in (("calm", 0.3), ("very_sad", 0.474))]
     result = samples.result(told, status=Status.CLASSIFIED, classes=(*classes, samples.result(told).probability), answers=(), operating_point=None)
-    [terms] = [block for block in document_of(result).sections[0].blocks if isinstance(block, Terms)]
+    terms = next(block for block in document_of(result).sections[0].blocks if isinstance(block, Terms))
     assert document_of(result).title == "Screening result: most similar to depressed"
-    assert [term for term, _ in terms.rows][:3] == ["Probability of depressed", "Probability of calm", "Probability of very sad"]
+    assert [term for term, _ in terms.rows][:3] == ["Probability of depressed", "Probability of very sad", "Probability of calm"]
+    assert sum("prevalence" in told for _, told in terms.rows[:3]) == 1
+
+
+@pytest.mark.parametrize("result", [samples.result(), samples.refused()])
+def test_what_was_wrong_with_a_recording_is_named_with_what_a_good_one_reaches(result):
+    rows = [row for block in document_of(result).sections[0].blocks if isinstance(block, Terms) for row in block.rows]
+    [(_, told)] = [row for row in rows if row[0] == "Speech"]
+    assert told.endswith("recommended 25.0 s")
+
+
+def test_what_is_switched_off_for_one_reason_is_said_in_one_go():
+    quality = samples.quality("warn").model_copy(update={"switched_off": dict.fromkeys(("praat.cpps*", "praat.hnr*"), "noise")})
+    rows = dict(row for block in document_of(samples.result(quality=quality)).sections[-1].blocks if isinstance(block, Terms) for row in block.rows)
+    assert rows["Switched off for quality"] == "praat.cpps*, praat.hnr* (noise)"
 
 
 def hostile():

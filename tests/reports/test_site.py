@@ -277,7 +277,9 @@ def refusal(path):
 # Logo
 
 
-@pytest.mark.parametrize(("content", "kind"), [(png(), "image/png"), (JPEG, "image/jpeg"), (PROGRESSIVE, "image/jpeg")], ids=["png", "jpeg", "progressive"])
+@pytest.mark.parametrize(
+    ("content", "kind"), [(png(), "image/png"), (JPEG, "image/jpeg"), (PROGRESSIVE, "image/jpeg")], ids=["png", "jpeg", "progressive"]
+)
 def test_a_logo_is_known_by_its_content_whatever_it_is_called(read, content, kind):
     site = read('name = "A"\nlogo = "logo.gif"', logo_gif=content)
     assert (site.logo.media_type, site.logo.width, site.logo.height) == (kind, 3, 2)
