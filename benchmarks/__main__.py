@@ -24,6 +24,7 @@ def main() -> None:
             ("simulated_truth", ["--data", Path(work)]),
             ("explanation", ["--data", Path(work), "--emodb", data / "emodb-2s"]),
             ("timeline", ["--data", data / "emodb-2s"]),
+            ("report", []),
         ):
             print(f"\n## {name}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)

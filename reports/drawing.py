@@ -30,7 +30,7 @@ DASHED, DOTTED, DASH_DOT = "7 4", "2 3", "9 3 2 3"
 Anchor = Literal["start", "middle", "end"]
 Mark = Literal["circle", "diamond", "square", "triangle"]
 _WIDE, _NARROW, _MIDDLE = 1.05, 0.38, 0.61
-_BOLD = 1.14
+BOLD = 1.14
 """Advance widths in em, on the generous side for the usual sans-serif fonts; text that must fit is measured with them."""
 
 
@@ -70,7 +70,7 @@ class Look:
 
 def text_width(text: str, size: float = TEXT_SIZE, *, bold: bool = False) -> float:
     """Return how many pixels text takes at most, roughly: fonts differ, and none is embedded."""
-    return size * (_BOLD if bold else 1.0) * sum(_advance(c) for c in text)
+    return size * (BOLD if bold else 1.0) * sum(_advance(c) for c in text)
 
 
 def _advance(character: str) -> float:

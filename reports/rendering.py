@@ -63,25 +63,29 @@ def pdf(document: Document | Sheet, *, font_paths: Sequence[Path] = (), system_f
     ReportError
         If Typst refuses: a character has no font, or a figure no text alternative.
     """
+    # What the machine's clock says has no business in the file: the same evidence gives the same bytes.
+    return _compiled(document, font_paths, system_fonts, format="pdf", timestamp=0, pdf_standards=[PDF_STANDARD])
+
+
+def png(document: Document | Sheet, *, pixels_per_inch: float = 100) -> list[bytes]:
+    """Return a picture of each page, for documents about documents; ReportError as `pdf`."""
+    pages = _compiled(document, (), True, format="png", ppi=pixels_per_inch)
+    return pages if isinstance(pages, list) else [pages]
+
+
+def _compiled(document: Document | Sheet, font_paths: Sequence[Path], system_fonts: bool, **options: Any) -> Any:
     kind, fonts = _kind(document), _fonts(tuple(map(str, font_paths)), system_fonts=system_fonts)
     families = [PDF_FONT, *fonts.cjk]
     language, *others = (document.language if isinstance(document, Sheet) else LANGUAGE).split("-")
     region = next((part for part in others if len(part) < _SCRIPT), None)
-    data: dict[str, Any] = {
-        "fonts": families,
-        "language": language,
-        "region": region,
-        **document.as_data(", ".join(_in_drawings(families, language))),
-    }
+    drawn_in = ", ".join(_in_drawings(families, language))
+    data: dict[str, Any] = {"fonts": families, "language": language, "region": region, **document.as_data(drawn_in)}
     try:
         return typst.compile(
             (_template("blocks.typ") + _template(f"{kind}.typ")).encode(),
-            format="pdf",
-            # What the machine's clock says has no business in the file: the same evidence gives the same bytes.
-            timestamp=0,
-            pdf_standards=[PDF_STANDARD],
             sys_inputs={"document": json.dumps(data)},
             font_paths=fonts.all,
+            **options,
         )
     except typst.TypstError as error:
         raise ReportError(_explained(error)) from None

@@ -12,7 +12,7 @@ from clinical_ser.screening.result import Status
 from reports import marks
 from reports.clinician_figures import unit_of
 from reports.document import Column, Picture, Table
-from reports.drawing import FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale
+from reports.drawing import BOLD, FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale
 from reports.locale import Locale
 from reports.marks import WIDTH
 from reports.numbers import brief, one_place, percent
@@ -97,18 +97,16 @@ class _Row:
         """Draw the row around a height."""
         drawing.line(0, y + _VISIT_ROW / 2, WIDTH, y + _VISIT_ROW / 2, stroke=FAINT)
         label, own, now, index, verdict = self.cells
-        lines = marks.two_lines(label, _VISIT_NAMES)
-        unit = "" if self._score or self._change.unit in label else unit_of(self._change.unit, self._locale)
-        for i, line in enumerate([*lines, unit][:2]):
-            drawing.text(0, y + 4 + 13 * i, line, size=SMALL, fill=INK if i < len(lines) else QUIET)
+        unit = "" if self._score else unit_of(self._change.unit, self._locale)
+        # Some labels name their unit already.
+        _lines(drawing, 0, y, _VISIT_NAMES, label if unit in label[-len(unit) - 1 :] else self._locale("with_unit", label=label, unit=unit))
         self._sparkline(drawing, y)
         change, changed = self._change, self._change.verdict == "changed"
         numbers = ((_VISIT_OWN, own, change.baseline), (_VISIT_NOW, now, self._values[-1]), (_VISIT_INDEX, index, change.index))
         for at, words, known in numbers:
             if known is not None:
                 drawing.text(at, y + 4, words, anchor="end", size=11, bold=at == _VISIT_NOW)
-        for i, line in enumerate(marks.two_lines(verdict, WIDTH - _VISIT_SAID)):
-            drawing.text(_VISIT_SAID, y + 13 * i, line, size=11, fill=INK if changed else QUIET, bold=changed)
+        _lines(drawing, _VISIT_SAID, y, WIDTH - _VISIT_SAID, verdict, fill=INK if changed else QUIET, bold=changed)
 
     def _sparkline(self, drawing: Drawing, y: float) -> None:
         band = self._change.band
@@ -128,3 +126,10 @@ class _Row:
             drawing.mark("circle", x(i), up(value), fill=PAPER if self._visits[i].left_out else QUIET, stroke=QUIET, size=2.5)
         if self._values[-1] is not None:
             drawing.mark("diamond", x(len(self._values) - 1), up(self._values[-1]), size=5)
+
+
+def _lines(drawing: Drawing, x: float, y: float, room: float, words: str, *, fill: str = INK, bold: bool = False) -> None:
+    """Write words around a height, in two lines where one has no room for them."""
+    lines = marks.two_lines(words, room / BOLD if bold else room)
+    for i, line in enumerate(lines):
+        drawing.text(x, y + 4 + 14 * (i - (len(lines) - 1) / 2), line, size=11.5, fill=fill, bold=bold)

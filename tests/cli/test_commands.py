@@ -177,6 +177,10 @@ def test_demo_runs_from_nothing_and_again_from_what_is_there(run, tmp_path):
     assert results["high-risk"].probability.value > results["low-risk"].probability.value
     assert all("SIMULATED" in result.notices[0] for result in results.values())
     assert "simulated" in out
+    for name, result in results.items():
+        assert result.recording.sha256 in (tmp_path / "demo" / "visits" / f"{name}.html").read_text()
+        assert (tmp_path / "demo" / "visits" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert f" report {tmp_path}/demo/visits/high-risk.json -o report.pdf" in out
     assert run(*words)[0] == 0
 
 

@@ -241,8 +241,8 @@ def test_the_screen_says_an_answer_and_a_check_in_the_words_of_the_report(run, b
     assert "no answer" not in out
     out = run("screen", hush, "--model", bundle)[1]
     assert " recording not usable " in out.splitlines()[1]
-    assert "fail: Level of speech not measurable" in out
-    assert "Speech 0 s" in out
+    assert "fail: Speech 0 s." in out
+    assert "fail: Level of speech -120 dBFS." in out
 
 
 def test_an_answer_of_several_classes_names_the_class(run, tmp_path):

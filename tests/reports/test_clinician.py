@@ -462,8 +462,8 @@ def test_speech_is_drawn_where_it_was_heard():
 
 def test_a_change_beyond_repeating_is_said_and_one_within_is_not():
     rows = {row[0]: row[1:] for row in picture("2 visits", "visits").table.rows}
-    assert rows["Share of pauses"][3] == "higher, by more than repeating gives"
-    assert rows["Average pitch (Hz)"][3] == "no more than repeating gives"
+    assert rows["Share of pauses"][3] == "higher than repeating gives"
+    assert rows["Average pitch (Hz)"][3] == "within what repeating gives"
     assert rows["Overall voice clarity (CPPS)"][3] == "not measured this time"
 
 
@@ -504,7 +504,7 @@ def test_where_repeating_was_never_measured_no_change_is_called_one():
     pages = sheet_of(now, comparison=compare(now, earlier)).pages
     said = " ".join(words(pages[2:]))
     assert "no index is given and no change is called one" in said
-    assert "by more than repeating" not in said
+    assert "than repeating gives" not in said
 
 
 def test_a_probability_over_time_is_not_shown_where_this_recording_has_no_answer():
