@@ -98,8 +98,8 @@ class _Row:
         drawing.line(0, y + _VISIT_ROW / 2, WIDTH, y + _VISIT_ROW / 2, stroke=FAINT)
         label, own, now, index, verdict = self.cells
         unit = "" if self._score else unit_of(self._change.unit, self._locale)
-        # Some labels name their unit already.
-        _lines(drawing, 0, y, _VISIT_NAMES, label if unit in label[-len(unit) - 1 :] else self._locale("with_unit", label=label, unit=unit))
+        named = not unit or label.endswith((f"({unit})", f"（{unit}）"))
+        _lines(drawing, 0, y, _VISIT_NAMES, label if named else self._locale("with_unit", label=label, unit=unit))
         self._sparkline(drawing, y)
         change, changed = self._change, self._change.verdict == "changed"
         numbers = ((_VISIT_OWN, own, change.baseline), (_VISIT_NOW, now, self._values[-1]), (_VISIT_INDEX, index, change.index))

@@ -467,6 +467,11 @@ def test_a_change_beyond_repeating_is_said_and_one_within_is_not():
     assert rows["Overall voice clarity (CPPS)"][3] == "not measured this time"
 
 
+def test_a_row_of_visits_names_its_unit_once():
+    shown = texts(drawn(picture("2 visits", "visits")))
+    assert {"Speech rate (per s)", "Average pause (s)", "Average pitch (Hz)", "Pitch variation (semitones)"} <= set(shown)
+
+
 def test_visits_on_another_device_are_flagged_hollow_and_not_compared():
     said = " ".join(words(sheet("40 visits").pages[2:]))
     assert "Another device recorded 13 of the 39 earlier recordings; they are not compared." in said
