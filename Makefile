@@ -48,6 +48,7 @@ models: setup
 
 docs: setup
 	$(BIN)/python -m clinical_ser.features.catalogue > docs/features.md
+	$(BIN)/python tools/report_pictures.py docs/pictures
 
 clean:
 	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
