@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clinical_ser import audio
 from clinical_ser.errors import InvalidValueError, ReportError, SiteError
 from clinical_ser.explain.timeline import Timeline
+from clinical_ser.monitoring.comparison import compare
 from clinical_ser.screening.result import RecordingIdentity, ScreeningResult, Status, SubjectContext
 from reports import clinician_figures as figures
 from reports.clinician import html_report, pdf_report, sheet_of
@@ -521,6 +522,14 @@ def test_a_probability_over_time_is_not_shown_where_this_recording_has_no_answer
     said = words(sheet_of(told, comparison=compare(told, earlier)).pages)
     assert EN("visits.no_score") in " ".join(said)
     assert "Probability of depressed" not in " ".join(said)
+
+
+def test_an_earlier_recording_that_could_not_be_told_has_no_dot_of_its_probability():
+    last, _ = samples.visits(4)
+    earlier = [last.model_copy(update={"recording": RecordingIdentity(sha256=f"{i + 50:064x}", duration_s=80.0)}) for i in range(3)]
+    earlier[1] = earlier[1].model_copy(update={"status": Status.INDETERMINATE, "prediction_set": ("not_depressed", "depressed")})
+    only = compare(last, earlier).model_copy(update={"measures": ()})
+    assert len(list(drawn(visits(only, "depressed", EN)).iter(f"{SVG}circle"))) == 2
 
 
 def test_a_comparison_of_another_recording_is_refused():
