@@ -106,7 +106,8 @@ def sheet_of(
     """Return what stands on the pages; as for `html_report`."""
     site = site or Site()
     locale = site.locale(language)
-    if comparison is not None and comparison.visits[-1].sha256 != result.recording.sha256:
+    last = comparison.visits[-1] if comparison else None
+    if last and (last.sha256, last.status) != (result.recording.sha256, result.status):
         raise InvalidValueError("comparison", "one of another recording", "one whose last visit is this result")
     pages = Pages(result, site, locale)
     shown = [pages.first(), pages.second(), *([] if comparison is None else [pages.over_time(comparison)])]

@@ -1,9 +1,10 @@
-"""The drawings of the clinician's report: people of a hundred, families, number lines, moments, visits.
+"""The drawings of the clinician's report: people of a hundred, classes, families, number lines, moments.
 
 The one idea: each is read in seconds and says nothing that its text alternative does not say with every number, in the reader's language.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 from clinical_ser.explain.explanation import Explanation, FamilyContribution
 from clinical_ser.explain.timeline import Timeline
@@ -11,7 +12,7 @@ from clinical_ser.screening.measures import Measure
 from clinical_ser.screening.result import ClassProbability, ScreeningResult
 from reports import marks
 from reports.document import Column, Picture, Table
-from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale, shortened, tick, ticks
+from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale, shortened, text_width, tick, ticks
 from reports.locale import Locale
 from reports.marks import WIDTH, kind_of
 from reports.numbers import brief, clock, percent, points
@@ -22,14 +23,14 @@ HALF = 330.0
 # --- Numbers ------------------------------------------------------------------------------------------------------------------------------
 
 
-def with_unit(value: float, unit: str, locale: Locale) -> str:
-    """Write a measured value with its unit in the reader's language."""
-    return f"{brief(value)} {unit_of(unit, locale)}".rstrip()
+def with_unit(value: float, unit: str, locale: Locale, *, of: str = "") -> str:
+    """Write a measured value, of this feature, with its unit in the reader's language."""
+    return f"{brief(value)} {unit_of(unit, locale, of=of)}".rstrip()
 
 
-def unit_of(unit: str, locale: Locale) -> str:
-    """Return a unit in the reader's language; a pure number has none."""
-    return "" if unit == "1" else locale.term("units", unit)
+def unit_of(unit: str, locale: Locale, *, of: str = "") -> str:
+    """Return a unit in the reader's language, where there is one the feature's own (`1/s` serves several); a pure number has none."""
+    return locale.texts.get(f"units_of.{of}") or ("" if unit == "1" else locale.term("units", unit))
 
 
 def span(low: float, high: float, locale: Locale) -> str:
@@ -49,6 +50,12 @@ def place(percentile: float, locale: Locale) -> str:
     if percentile >= 75:
         return locale("place.higher", percent="95" if percentile >= 95 else f"{percentile:.0f}")
     return locale("place.usual")
+
+
+def joined(texts: Iterable[str], how: str, locale: Locale) -> str:
+    """Put texts together as the language does, by its key for two of them: `listed`, `clauses`, `sentences`; what is empty is left out."""
+    there = [text for text in texts if text]
+    return reduce(lambda first, second: locale(how, first=first, second=second), there) if there else ""
 
 
 def of_hundred(share: float, locale: Locale) -> str:
@@ -86,7 +93,8 @@ def people(one: ClassProbability, label: str, locale: Locale) -> Picture:
         drawing.text(x, 34 + _ROWS * _PERSON + 18, of_hundred(share, locale), bold=True)
     drawing.text(8 + HALF / 2, 34 + _ROWS * _PERSON + 34, f"({interval})", size=SMALL)
     everyone, alike = (of_hundred(share, locale) for _, share in groups)
-    finding = locale("people.finding", label=label, everyone=everyone, alike=alike, interval=interval)
+    level = f"{100 * one.interval.level:g}"
+    finding = locale("people.finding", label=label, everyone=everyone, alike=alike, interval=interval, level=level)
     title = locale("people.title", label=label)
     rows = [[groups[0][0], everyone], [groups[1][0], f"{alike} ({interval})"]]
     return Picture(
@@ -103,7 +111,7 @@ def _person(drawing: Drawing, x: float, y: float, *, filled: bool) -> None:
 def classes(result: ScreeningResult, locale: Locale) -> Picture:
     """Draw the probability of each class with its interval, largest first."""
     ordered = sorted(result.classes, key=lambda one: -one.value)
-    row, x = 19.0, Scale(0, 1, 98, 196)
+    row, x = 19.0, Scale(0, 1, 90, 156)
     drawing = Drawing(HALF, 8 + row * len(ordered) + 26)
     floor = 4 + row * len(ordered)
     for value in (0.0, 0.5, 1.0):
@@ -112,28 +120,24 @@ def classes(result: ScreeningResult, locale: Locale) -> Picture:
     for i, one in enumerate(ordered):
         y = 4 + row * (i + 0.5)
         first = one.label in result.prediction_set
-        drawing.text(0, y + 4, shortened(locale.term("classes", one.label), 92, SMALL, bold=first), size=SMALL, bold=first)
+        drawing.text(0, y + 4, shortened(locale.term("classes", one.label), 84, SMALL, bold=first), size=SMALL, bold=first)
         drawing.box(x.start, y - 6, max(x(one.value) - x.start, 1), 8, fill=ACCENT if first else WASH, stroke=ACCENT)
         marks.whisker(drawing, x, y + 5, one.interval.low, one.interval.high)
         drawing.text(x.end + 8, y + 4, f"{percent(one.value)} ({percents(one.interval.low, one.interval.high, locale)})", size=11)
-    said = "; ".join(
-        locale(
-            "classes_figure.one",
-            label=locale.term("classes", one.label),
-            value=percent(one.value),
-            interval=percents(one.interval.low, one.interval.high, locale),
-        )
-        for one in ordered
-    )
+    level = f"{100 * ordered[0].interval.level:g}"
+    told = [(locale.term("classes", one.label), percent(one.value), percents(one.interval.low, one.interval.high, locale)) for one in ordered]
+    said = joined((locale("classes_figure.one", label=label, value=value, interval=interval) for label, value, interval in told), "clauses", locale)
     title = locale("classes_figure.title")
-    rows = [[locale.term("classes", one.label), percent(one.value), percents(one.interval.low, one.interval.high, locale)] for one in ordered]
-    columns = [Column(locale("classes_figure.column")), Column(locale("classes_figure.probability"), "number"), Column(locale("interval"))]
-    return Picture("classes", title, locale("classes_figure.finding", said=said), drawing, Table.of(title, columns, rows))
+    heads = (locale("classes_figure.column"), locale("classes_figure.probability"), locale("interval", level=level))
+    table = Table.of(title, list(map(Column, heads)), told)
+    return Picture("classes", title, locale("classes_figure.finding", said=said, level=level), drawing, table)
 
 
 # --- Families -----------------------------------------------------------------------------------------------------------------------------
 
 _FAMILY_ROW = 25.0
+_LEVEL = "95"
+"""Percent: of intervals over refits (`explain.explanation.Estimate`)."""
 _FAMILY_BAR, _FAMILY_POINTS, _FAMILY_INTERVAL, _FAMILY_REMARK = (176.0, 430.0), 484.0, 494.0, 590.0
 
 
@@ -199,13 +203,13 @@ def _family_words(family: FamilyContribution, locale: Locale) -> str:
 def _family_key(locale: Locale) -> tuple[marks.Sample, ...]:
     kinds: tuple[marks.Kind, ...] = ("raises", "lowers", "unstable")
     bars = tuple((locale(f"families.{kind}"), marks.bar_sample(kind)) for kind in kinds)
-    return (*bars, (locale("interval"), marks.whisker_sample))
+    return (*bars, (locale("interval", level=_LEVEL), marks.whisker_sample))
 
 
 # --- Number lines -------------------------------------------------------------------------------------------------------------------------
 
 _LINE_ROW = 23.0
-_LINE_NAMES, _LINE_TRACK, _LINE_VALUE, _LINE_USUAL, _LINE_PLACE = 204.0, (212.0, 368.0), 462.0, 474.0, 556.0
+_LINE_NAMES, _LINE_TRACK, _LINE_VALUE, _LINE_USUAL, _LINE_PLACE = 200.0, (208.0, 346.0), 452.0, 462.0, 562.0
 
 
 def measures(shown: Sequence[Measure], locale: Locale) -> Picture:
@@ -228,7 +232,7 @@ def measures(shown: Sequence[Measure], locale: Locale) -> Picture:
 
 
 def _measure_cells(one: Measure, locale: Locale) -> list[str]:
-    value = locale("measures.missing") if one.value is None else with_unit(one.value, one.unit, locale)
+    value = locale("measures.missing") if one.value is None else with_unit(one.value, one.unit, locale, of=one.name)
     usual = span(one.band.low, one.band.high, locale) if one.band else locale("unknown")
     return [value, usual, locale("unknown") if one.percentile is None else place(one.percentile, locale)]
 
@@ -249,10 +253,10 @@ def _number_line(drawing: Drawing, y: float, one: Measure, locale: Locale) -> No
         drawing.line(x.start, y, x.end, y, stroke=QUIET)
         drawing.box(x(one.band.low), y - 5, max(x(one.band.high) - x(one.band.low), 2), 10, fill=WASH, stroke=ACCENT)
         _on_line(drawing, x, y, one.value)
-        drawing.text(_LINE_USUAL, y + 4, usual, size=SMALL, fill=QUIET)
+        drawing.text(_LINE_USUAL, y + 4, shortened(usual, _LINE_PLACE - _LINE_USUAL - 6, 11), size=11, fill=QUIET)
     drawing.text(_LINE_VALUE, y + 4, value, anchor="end", size=SMALL, bold=True)
     if one.percentile is not None:
-        drawing.text(_LINE_PLACE, y + 4, shortened(where, WIDTH - _LINE_PLACE, SMALL), size=SMALL)
+        drawing.text(_LINE_PLACE, y + 4, shortened(where, WIDTH - _LINE_PLACE, 11), size=11)
 
 
 def _on_line(drawing: Drawing, x: Scale, y: float, value: float) -> None:
@@ -291,7 +295,9 @@ def moments(timeline: Timeline, label: str, locale: Locale) -> Picture:
     drawing.line(x.start, strip + 12, x.end, strip + 12, stroke=QUIET)
     step = marks.time_step(x.high)
     for i in range(int(x.high / step) + 1):
-        drawing.text(x(i * step), strip + 27, clock(timeline.offset_s + i * step), anchor="middle", size=SMALL, fill=QUIET)
+        words = clock(timeline.offset_s + i * step)
+        if x(i * step) + text_width(words, SMALL) / 2 <= WIDTH:
+            drawing.text(x(i * step), strip + 27, words, anchor="middle", size=SMALL, fill=QUIET)
     title = locale("moments.title", label=label)
     columns = [Column(locale("moments.column")), Column(locale("families.points"), "number"), Column(locale("moments.stands_out"))]
     out = set(timeline.standing_out)
@@ -311,8 +317,10 @@ def outstanding(timeline: Timeline, locale: Locale) -> str:
     band = locale("range", low=points(timeline.band_low), high=points(timeline.band_high))
     if not out:
         return locale("moments.none", n=len(timeline.windows), band=band)
-    named = "; ".join(
-        locale("moments.one", when=when(timeline, window.start_s, window.end_s), points=points(window.effect)) for window in out[:_MOMENTS_NAMED]
+    named = joined(
+        (locale("moments.one", when=when(timeline, window.start_s, window.end_s), points=points(window.effect)) for window in out[:_MOMENTS_NAMED]),
+        "clauses",
+        locale,
     )
     more = locale("moments.more", n=len(out) - _MOMENTS_NAMED) if len(out) > _MOMENTS_NAMED else ""
     return locale("moments.out", n=len(out), of=len(timeline.windows), named=named + more, band=band)

@@ -5,7 +5,6 @@ texts of the model's maker, which are in one language only, are shown as such an
 """
 
 from collections.abc import Iterable, Sequence
-from functools import reduce
 
 from clinical_ser.audio import QualityCheck
 from clinical_ser.evaluation.card import SIMULATED_STATEMENT
@@ -13,9 +12,9 @@ from clinical_ser.explain.explanation import Explanation, Reference, Words
 from clinical_ser.explain.timeline import Timeline
 from clinical_ser.monitoring.comparison import Comparison
 from clinical_ser.screening.result import AnswerRates, Performance, ScreeningResult, Share, Status
-from clinical_ser.screening.screener import UNTRUSTED_NOTICE
+from clinical_ser.screening.screener import NO_TIMELINE, UNTRUSTED_NOTICE
 from reports import clinician_figures as figures
-from reports.clinician_figures import of_hundred, percents, with_unit
+from reports.clinician_figures import joined, percents, with_unit
 from reports.document import Beside, Block, Column, Headline, Notice, Paragraph, Section, Table, Terms
 from reports.locale import Locale
 from reports.numbers import brief, percent
@@ -35,10 +34,7 @@ _LONG = 260
 """Characters of a text of the maker's or the cohort's that a page has room for."""
 _NAME = 40
 _SENTENCE = 180
-_SAME_SHARE = 1e-6
 _SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth")
-_LOWER_BOUND = frozenset({"speech", "voicing", "snr", "bandwidth", "level"})
-"""Checks whose value has to reach its limit; the others must not exceed theirs."""
 
 
 class Pages:
@@ -85,7 +81,7 @@ class Pages:
             Section(say("about.title"), tuple(self._about())),
             Section(say("answer.title"), tuple(self._answer())),
             Section(say("quality.title"), tuple(self._quality())),
-            *([Section(say("families.title", label=self._label), tuple(self._families(self._shown)))] if self._shown else []),
+            *([self._moved(self._shown)] if self._shown and self._shown.families else []),
             Section(say("next.title"), (Paragraph(say(f"next.{self._result.status}")),)),
             Section(say("safety.title"), (self._safety(),)),
             *([self._record()] if refused else []),
@@ -99,7 +95,7 @@ class Pages:
             return Page(())
         sections = [
             Section(say("measures.title"), tuple(self._measures())),
-            *([Section(say("moments.title", label=self._label), tuple(self._moments(result.timeline)))] if self._shown else []),
+            *([self._moments(result.timeline)] if self._shown else []),
             Section(say("performance.title"), tuple(self._performance())),
             Section(say("caution.title"), tuple(map(Paragraph, self._cautions()))),
             self._record(),
@@ -112,9 +108,14 @@ class Pages:
         flags = tuple(self._flags(comparison))
         known = sum(change.index is not None for change in comparison.measures)
         setting = _cut(comparison.retest_setting, _LONG) if comparison.retest_setting else say("unknown")
+        scored = comparison.score if self._shown else None
+        if not comparison.measures and scored is None:
+            return Page((Section(say("visits.title", n=len(comparison.visits)), (Paragraph(say("visits.no_rows")),)),))
         notes = [
+            say("measures.relative") if self._result.model.uses_baseline else "",
             say("visits.note", setting=setting) if known else say("visits.no_index"),
             say("visits.chance", n=brief(comparison.expected_by_chance), of=known) if known else "",
+            say("visits.stated", share=percent(comparison.prevalence)) if scored and comparison.prevalence else "",
             say("visits.one_person"),
             "" if self._shown else say("visits.no_score"),
         ]
@@ -128,13 +129,8 @@ class Pages:
         say, defined = self._say, self._result.defined_by
         if self._result.model.simulated:
             yield Notice("fail", say("simulated.title"), (say("simulated.text"),))
-        means = "" if defined is None else say("about.defined", label=self._positive, cutoff=f"{defined.cutoff:g}", score=_cut(defined.score, _NAME))
-        yield Paragraph(self._joined([say("about.text"), means]))
-
-    @property
-    def _positive(self) -> str:
-        """Return what the class is called whose probability a binary task states; known without an answer too where the card counted answers."""
-        return self._label or (self._class(self._result.answers[-1].label) if self._result.answers else self._class("depressed"))
+        means = defined and say("about.defined", label=self._class(defined.label), cutoff=f"{defined.cutoff:g}", score=_cut(defined.score, _NAME))
+        yield Paragraph(self._joined([say("about.text"), means or ""]))
 
     def _answer(self) -> Iterable[Block]:
         say, result = self._say, self._result
@@ -142,14 +138,14 @@ class Pages:
             yield Headline(self.status, (say("answer.not_usable"),))
             return
         if result.status is Status.INDETERMINATE:
-            yield Headline(self.status, tuple(filter(None, (self._doubt(), self._how_often("answer.how_often")))))
+            yield Headline(self.status, tuple(filter(None, (self._doubt(), self._how_often()))))
             return
         one = result.probability
         assert one is not None
         interval = percents(one.interval.low, one.interval.high, say)
         lines = (
             say(f"answer.{result.status}", label=self._label),
-            say("answer.probability", label=self._label, value=percent(one.value), interval=interval),
+            say("answer.probability", label=self._label, value=percent(one.value), level=f"{100 * one.interval.level:g}", interval=interval),
             *self._stated(one.prevalence),
             say("answer.interval_means"),
         )
@@ -161,9 +157,10 @@ class Pages:
         if self._result.classes:
             yield say("answer.equal")
             return
-        yield say("answer.stated", share=of_hundred(prevalence, say), label=self._label)
-        if self._site.prevalence is not None and abs(self._site.prevalence - prevalence) > _SAME_SHARE:
-            yield say("answer.site_differs", share=of_hundred(self._site.prevalence, say))
+        stated, sites = percent(prevalence), None if self._site.prevalence is None else percent(self._site.prevalence)
+        yield say("answer.stated", share=stated, label=self._label)
+        if sites not in {None, stated}:
+            yield say("answer.site_differs", share=sites)
 
     def _doubt(self) -> str:
         say, members = self._say, self._result.prediction_set
@@ -175,52 +172,57 @@ class Pages:
 
     def _quality(self) -> Iterable[Block]:
         say, quality = self._say, self._result.quality
-        faults = [check for check in quality.checks if check.verdict != "pass"]
-        if quality.verdict == "pass" or not faults:
-            yield Paragraph(say(f"quality.{quality.verdict}"))
-            return
-        worst = [check for check in faults if check.verdict == quality.verdict]
-        lesser = [check for check in faults if check.verdict != quality.verdict]
-        advice = list(dict.fromkeys(filter(None, map(say.advice, [*worst, *lesser]))))
-        found = self._joined([say(f"quality.{quality.verdict}"), "; ".join(map(self._check, [*worst, *lesser]))])
-        if quality.verdict == "warn":
-            yield Paragraph(self._joined([f"{found}.", *advice]))
-        else:
-            yield Paragraph(f"{found}.")
+        faults = sorted((check for check in quality.checks if check.verdict != "pass"), key=lambda check: check.verdict != quality.verdict)
+        advice = list(dict.fromkeys(filter(None, map(say.advice, faults))))
+        found = say("full_stop", text=self._clauses(list(map(self._check, faults)))) if faults else ""
+        refused = quality.verdict == "fail"
+        yield Paragraph(self._joined([say(f"quality.{quality.verdict}"), found, *([] if refused else advice)]))
+        if refused:
             yield Notice("warn", say("quality.again"), (*advice, say("quality.general")))
 
     def _check(self, check: QualityCheck) -> str:
-        """Return what a check found, in numbers where it has some."""
+        """Return what a check found, in numbers where they say more than its name."""
         say, what = self._say, _cut(self._say.term("checks", check.name), _NAME)
         # What a good recording reaches, which is also what the advice asks for; the gate's own limit is lower.
         limit = check.fail_limit if check.warn_limit is None else check.warn_limit
-        if check.value is None or limit is None or check.name == "complete":
+        if check.value is None or limit is None or check.name == "complete" or check.topic == "noise_unknown":
             return what
-        needed = say("quality.at_least" if check.name in _LOWER_BOUND else "quality.at_most", limit=with_unit(limit, check.unit, say))
-        return say("quality.check", what=what, value=with_unit(check.value, check.unit, say), limit=needed)
+        value, needed = (self._in_unit(number, check.unit) for number in (check.value, limit))
+        if value == needed:
+            return say("quality.close" if check.bound == "at_least" else "quality.over", what=what, limit=needed)
+        return say("quality.check", what=what, value=value, limit=say(f"quality.{check.bound}", limit=needed))
 
-    def _families(self, explanation: Explanation) -> Iterable[Block]:
-        say, driver = self._say, explanation.main_driver
-        yield figures.families(explanation, self._label, say)
+    def _in_unit(self, value: float, unit: str) -> str:
+        """Write a value of a check in the unit that is usual for it."""
+        factor, shown = {"share": (100.0, "%"), "bit/s": (0.001, "kbit/s")}.get(unit, (1.0, unit))
+        return with_unit(factor * value, shown, self._say)
+
+    def _moved(self, explanation: Explanation) -> Section:
+        say, driver, label = self._say, explanation.main_driver, self._class(explanation.target)
         first = (
             say("families.driver", label=_cut(say.label(driver), _NAME), share=percent(driver.rank_agreement))
             if driver
             else say("families.no_driver")
         )
-        start = say("families.start", base=percent(explanation.base_probability), value=percent(explanation.probability))
-        yield Paragraph(self._joined([first, self._learned(explanation)]))
         told = [(_cut(say.label(family), _NAME), _cut(_in(say, family.sentence), _SENTENCE)) for family in explanation.families[:_SENTENCES]]
-        if all(sentence for _, sentence in told):  # a result has sentences in some languages only
-            yield Terms(tuple(told))
-        yield Paragraph(self._joined([start, say("families.no_cause")]), quiet=True)
+        start = say("families.start", base=percent(explanation.base_probability), value=percent(explanation.probability))
+        blocks: list[Block] = [
+            figures.families(explanation, label, say),
+            Paragraph(self._joined([first, self._learned(explanation)])),
+            *([Terms(tuple(told))] if all(sentence for _, sentence in told) else []),  # a result has sentences in some languages only
+            Paragraph(self._joined([start, say("families.no_cause")]), quiet=True),
+        ]
+        return Section(say("families.title", label=label), tuple(blocks))
 
     def _learned(self, explanation: Explanation) -> str:
         without = explanation.without_embedding
         if without is None:
             return ""
-        status = self._say(f"status.{without.status}", label=self._label)
-        interval = percents(max(without.probability.low, 0.0), min(without.probability.high, 1.0), self._say)
-        return self._say("families.learned", status=status, value=percent(without.probability.value), interval=interval)
+        say, status = self._say, self._say(f"status.{without.status}", label=self._class(without.label))
+        if without.status not in SCORED or without.label != explanation.target:
+            return say("families.learned", status=status)
+        interval = percents(max(without.probability.low, 0.0), min(without.probability.high, 1.0), say)
+        return say("families.learned_at", status=status, value=percent(without.probability.value), interval=interval)
 
     def _safety(self) -> Notice:
         say = self._say
@@ -245,50 +247,70 @@ class Pages:
 
     def _group(self, reference: Reference) -> str:
         say = self._say
-        if reference.subjects is None:
-            who = say("reference.average")
-        else:
-            age = reference.age_years and say("person.age", years=f"{reference.age_years[0]}–{reference.age_years[1]}")
-            parts = [
-                self._class(reference.people.replace(" ", "_")) if reference.people else None,
-                say.term("sex", reference.sex) if reference.sex else None,
-                age,
-                reference.task,
-                reference.device,
-            ]
-            named = self._listed([_cut(part, _NAME) for part in parts if part]) or _cut(reference.group, _LONG)
+        who = say("reference.average")
+        if reference.subjects is not None:
             people = say.several("reference.people", reference.subjects)
-            who = say("colon", term=say("reference.title"), value=say("reference.group", who=named, people=people))
+            who = say("colon", term=say("reference.title"), value=say("reference.group", who=self._who(reference), people=people))
         unmatched = [say.term("terms", what) for what in reference.unmatched]
         return self._joined([who, say("reference.unmatched", what=self._listed(unmatched)) if unmatched else "", say("reference.never")])
 
-    def _moments(self, timeline: Timeline | None) -> Iterable[Block]:
-        if timeline is None:
-            yield Paragraph(self._say("moments.absent"))
-            return
-        yield figures.moments(timeline, self._label, self._say)
-        yield Paragraph(figures.outstanding(timeline, self._say))
+    def _who(self, reference: Reference) -> str:
+        """Name a group by its parts, so that it can be said in any language; as the model named it where there are none."""
+        say, label = self._say, (reference.people or "").replace(" ", "_")
+        if not label:
+            return _cut(reference.group, _LONG)
+        known = {one.label for one in self._result.answers} | {one.label for one in self._result.classes} | set(self._result.prediction_set)
+        people = say("reference.labelled", label=self._class(label)) if label in known else say("reference.all")
+        sex = say.term("sex", reference.sex) if reference.sex else ""
+        age = say("person.age", years=f"{reference.age_years[0]}–{reference.age_years[1] - 1}") if reference.age_years else ""
+        return self._listed([_cut(part, _NAME) for part in (people, sex, age, reference.task, reference.device) if part])
+
+    def _moments(self, timeline: Timeline | None) -> Section:
+        say = self._say
+        label = self._class(timeline.target) if timeline else self._label
+        if timeline is None or not timeline.windows:
+            blocks: tuple[Block, ...] = (Paragraph(say("moments.absent")),)
+        else:
+            blocks = (figures.moments(timeline, label, say), Paragraph(figures.outstanding(timeline, say)))
+        return Section(say("moments.title", label=label), blocks)
 
     def _performance(self) -> Iterable[Block]:
         say, told = self._say, self._result.performance
         if not told:
-            yield Paragraph(say("performance.none"))
+            yield Paragraph(say("performance.without_embedding" if self._result.model.without_embedding else "performance.none"))
             return
-        names = [name for name in ("sensitivity", "specificity", "uar", "auroc") if any(name in one.figures for one in told)]
+        of_several = bool(self._result.classes)
+        names = ["uar"] if of_several else ["sensitivity", "specificity", "auroc"]
         columns = [Column(say("performance.column"), wide=True), Column(say("performance.subjects"), "count")]
         columns += [Column(say(f"performance.{name}")) for name in names]
         rows = [[self._people(one), count(one.subjects), *self._figures(one, names)] for one in told]
         yield Table.of(say("performance.caption"), columns, rows)
-        missing = self._untested()
-        yield Paragraph(self._joined([say("performance.note"), say("performance.not_in", what=self._listed(missing)) if missing else ""]), quiet=True)
+        missing, note = self._untested(), say("performance.note_of_several" if of_several else "performance.note")
+        yield Paragraph(self._joined([note, say("performance.not_in", what=self._listed(missing)) if missing else ""]), quiet=True)
+        if self._result.answers:
+            yield self._answered()
+
+    def _answered(self) -> Table:
+        """Say what people of each class were answered: an answer asks for more than the threshold does."""
+        say, statuses = self._say, (Status.FLAGGED, Status.NOT_FLAGGED, Status.INDETERMINATE)
+        columns = [Column(say("answers.column"), wide=True), *(Column(say(f"status.{status}")) for status in statuses)]
+        *_, positive = self._result.answers
+        rows = [
+            [
+                say("answers.labelled", label=self._class(one.label)) if one is positive else say("answers.others"),
+                *(self._bracketed(share, as_share=True) for share in (one.flagged, one.not_flagged, one.indeterminate)),
+            ]
+            for one in reversed(self._result.answers)
+        ]
+        return Table.of(say("answers.title"), columns, rows)
 
     def _people(self, one: Performance) -> str:
         say = self._say
         if one.column is None:
             who = say("performance.everyone")
         else:
-            value = _cut(say.term("sex", one.value or "") if one.column == "sex" else one.value or "", _NAME)
-            who = say(f"groups.{one.column}", value=value.replace("-", "–") if one.column == "age_band" else value)
+            words = {"sex": say.term("sex", one.value or ""), "age_band": say.term("age_bands", one.value or "").replace("-", "–")}
+            who = say(f"groups.{one.column}", value=_cut(words.get(one.column, one.value or ""), _NAME))
         return say("performance.external", who=who) if one.origin == "external" else who
 
     def _figures(self, one: Performance, names: Sequence[str]) -> list[str]:
@@ -315,14 +337,13 @@ class Pages:
 
     def _cautions(self) -> Iterable[str]:
         say, result = self._say, self._result
-        yield from filter(None, [self._how_often("caution.abstains") if self._shown else ""])
         if result.quality.switched_off:
             yield say("caution.switched_off", what=say("caution.noise"))
         if result.missing:
-            yield say("caution.missing", n=len(result.missing))
+            yield say.several("caution.missing", len(result.missing))
         if result.model.uses_baseline and result.context.baseline_recordings:
             yield say.several("caution.baseline", result.context.baseline_recordings)
-        if result.explanation and result.explanation.without_embedding and result.explanation.without_embedding.disagrees:
+        if self._shown and self._shown.without_embedding and self._shown.without_embedding.disagrees:
             yield say("caution.embedding_disagrees")
         if result.model.signature != "trusted":
             yield say("caution.untrusted")
@@ -333,9 +354,9 @@ class Pages:
         point = self._result.operating_point
         notices = [*self._result.notices, *([point.note] if point and point.note else [])]
         known = (SIMULATED_STATEMENT, UNTRUSTED_NOTICE)
-        return [left for notice in notices if (left := _without(notice, known))]
+        return [left for notice in notices if not notice.startswith(NO_TIMELINE) and (left := _without(notice, known))]
 
-    def _how_often(self, key: str) -> str:
+    def _how_often(self) -> str:
         """Say how often the model cannot tell, of people of each class; empty where nobody counted."""
         if len(self._result.answers) != 2:
             return ""
@@ -343,7 +364,8 @@ class Pages:
         value, interval = self._rate(people)
         other, other_interval = self._rate(others)
         label = self._class(people.label)
-        return self._say(key, label=label, value=value, interval=interval, other=other, other_interval=other_interval) if value and other else ""
+        rates = {"value": value, "interval": interval, "other": other, "other_interval": other_interval}
+        return self._say("answer.how_often", label=label, **rates) if value and other else ""
 
     def _rate(self, rates: AnswerRates) -> tuple[str, str]:
         share = rates.indeterminate
@@ -388,16 +410,19 @@ class Pages:
     def _class(self, label: str) -> str:
         return _cut(self._say.term("classes", label), _NAME)
 
-    def _listed(self, words: Sequence[str]) -> str:
-        return reduce(lambda first, second: self._say("listed", first=first, second=second), words) if words else ""
+    def _listed(self, words: Iterable[str]) -> str:
+        return joined(words, "listed", self._say)
+
+    def _clauses(self, clauses: Iterable[str]) -> str:
+        return joined(clauses, "clauses", self._say)
 
     def _joined(self, sentences: Iterable[str]) -> str:
-        return reduce(lambda first, second: self._say("sentences", first=first, second=second), filter(None, sentences), "").strip()
+        return joined(sentences, "sentences", self._say)
 
 
 def _in(locale: Locale, words: Words) -> str:
     """Return a sentence of the result in the language, or nothing."""
-    return str(getattr(words, locale.language, ""))
+    return str(getattr(words, locale.code, ""))
 
 
 def _cut(text: str, most: int) -> str:

@@ -76,6 +76,10 @@ class Picture:
     note: str = ""
     """How to read it: what lines, bands and marks are."""
 
+    def __post_init__(self) -> None:
+        if not self.finding.strip():
+            raise InvalidValueError("picture", "a figure without words", "what is seen in it, for who does not see it")
+
     def svg(self, font: str) -> str:
         """Return the drawing as SVG text that names and describes itself."""
         return self.drawing.svg(self.name, self.title, self.finding, font)

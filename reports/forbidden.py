@@ -57,6 +57,8 @@ _ENGLISH = _Language(
         rf"diagnosis (?:is|of|:) ?{_ILLNESS}",
         rf"(?:confirm|establish|prove|detect|diagnose)(?:s|d|es|ed)? (?:the diagnosis|{_ILLNESS})",
         r"meets? (?:the )?(?:diagnostic )?criteria for",
+        rf"(?<!screened )(?<!screening )\b(?:positive|negative) for {_ILLNESS}",
+        rf"\b{_ILLNESS} (?:is |was )?(?:confirmed|detected|found|established)\b",
         r"test(?:s|ed)? positive for",
         rf"\b(?:has|had) {_ILLNESS}",
         rf"\b(?:you|may|might|could|must|likely|probably|certainly) (?:also |probably |likely )?have {_ILLNESS}",
@@ -80,6 +82,7 @@ _ENGLISH = _Language(
         rf"\b(?:is|are|be|seems|appears) (?:not )?at (?:a )?(?:risk (?:of|for) {_SUICIDE}|{_SUICIDE} risk)",
         rf"\b(?:{_SUICIDE} risk|risk (?:of|for) {_SUICIDE})(?::| is| was| seems| appears) (?:not )?(?:very )?\w+",
         r"\b(?:is|are|be|seems|appears|sounds) (?:not )?(?:actively |acutely )?suicidal\b",
+        rf"\bno (?:\w+ )?(?:concerns?|worr(?:y|ies)|risk|danger) (?:about|of|for|over|regarding) (?:{_SUICIDE}|self-harm|harm)",
     ),
     treatments=(
         r"\bprescri(?:be|bes|bed|bing|ption (?:of|for))\b",
@@ -120,9 +123,12 @@ _CHINESE = _Language(
         r"(?:无需|无须|不需要|不必|不用)(?:进一步|再|做|进行|接受)*(?:评估|检查|治疗|随访|就医|就诊|担心|询问)",
         r"可以?(?:放心|安全)?(?:出院|回家)",
         # A risk of suicide, or of none.
-        rf"(?<!有){_LEVEL_ZH}{_RISK_ZH}",
+        rf"(?<!有){_LEVEL_ZH}{_RISK_ZH}(?!者)",
         rf"{_RISK_ZH}(?:性)?(?:等级|水平|程度)?(?:为|是|:|很|较|极|非常|偏)*(?:[低高小大无]|中等)",
         r"不会自杀|想自杀|要自杀",
+        r"(?:无|没有|并无)(?:任何|明显)?自(?:伤|残)(?:的)?(?:风险|危险|想法)",
+        rf"{_ILL_ZH}症?(?:筛查)?(?:阳性|阴性)",
+        rf"(?:患者|此人|受检者)(?:是|为){_ILL_ZH}",
     ),
     treatments=(
         r"开具?处方|处方(?:为|是|:|如下)|开药|用药方案",

@@ -145,6 +145,8 @@ class QualityCheck(BaseModel):
     advice_zh: str
     topic: str = ""
     """What the advice is about, as `audio.advice` keys it; empty on a pass."""
+    bound: Literal["at_least", "at_most"] = "at_least"
+    """Which way the limits point."""
     source: str
     """What the limits rest on."""
 
@@ -317,7 +319,7 @@ def _upper(name: str, value: float | None, unit: str, limits: _Limits, source: s
         return None
     warn, fail = limits
     verdict: Verdict = "fail" if fail is not None and value > fail else "warn" if warn is not None and value > warn else "pass"
-    return _check(name, value, unit, limits, verdict=verdict, source=source)
+    return _check(name, value, unit, limits, verdict=verdict, source=source, bound="at_most")
 
 
 def _snr_check(measures: QualityMeasures, limits: GateLimits) -> QualityCheck | None:
@@ -336,7 +338,16 @@ def _codec_check(measures: QualityMeasures, limits: GateLimits) -> QualityCheck:
     return _check("codec", value, "bit/s", (limit, None), verdict=verdict, source="González & Cervera 2002")
 
 
-def _check(name: str, value: float | None, unit: str, limits: _Limits, *, verdict: Verdict, source: str) -> QualityCheck:
+def _check(
+    name: str,
+    value: float | None,
+    unit: str,
+    limits: _Limits,
+    *,
+    verdict: Verdict,
+    source: str,
+    bound: Literal["at_least", "at_most"] = "at_least",
+) -> QualityCheck:
     warn, fail = limits
     topic = "" if verdict == "pass" else "no_speech" if (name, value) == ("speech", 0.0) else name
     english, chinese = advice(topic, warn) if topic else ("", "")
@@ -350,5 +361,6 @@ def _check(name: str, value: float | None, unit: str, limits: _Limits, *, verdic
         advice=english,
         advice_zh=chinese,
         topic=topic,
+        bound=bound,
         source=source,
     )

@@ -184,6 +184,7 @@ def _without_embedding(model: TrainedModel, vector: FeatureVector, target: str, 
     return WithoutEmbedding(
         probability=Estimate(value=float(plain.probabilities[k]), low=float(plain.low[k]), high=float(plain.high[k])),
         status=plain.status,
+        label=target if model.binary else model.task.classes[int(np.argmax(plain.probabilities))],
         disagrees=_said(plain.status, plain.probabilities) != _said(whole.status, whole.probabilities),
         reproduced_r2=Estimate(value=reproduced.r2, low=reproduced.low, high=reproduced.high),
         reproduced_subjects=reproduced.subjects,

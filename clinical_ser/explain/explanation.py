@@ -154,7 +154,9 @@ class WithoutEmbedding(Strict):
 
     probability: Estimate
     """Of the same class, at the same prevalence."""
-    status: str
+    status: Literal["flagged", "not_flagged", "classified", "indeterminate"]
+    label: str
+    """The class of that answer: the positive one, or of several the most probable."""
     disagrees: bool
     """The two answers differ in status."""
     reproduced_r2: Estimate

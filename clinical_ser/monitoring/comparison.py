@@ -66,7 +66,8 @@ class Visit(Strict):
     task: str | None
     """What was spoken."""
     probability: float | None = Field(ge=0, le=1)
-    """Of the positive class, restated for `Comparison.prevalence`; None of several classes, or where the recording was not usable."""
+    """Of the positive class, restated for `Comparison.prevalence`; None of several classes, or where there was no answer: a number that one result
+    withholds is not told by another."""
     left_out: LeftOut | None
     """Why it is not in anyone's baseline; None where it is, and of the current visit."""
 
@@ -240,7 +241,7 @@ def _visit(result: ScreeningResult, prevalence: float | None, left_out: LeftOut 
 def _probability(result: ScreeningResult, prevalence: float | None) -> float | None:
     """Return the probability of two classes, restated."""
     stated = result.probability
-    if prevalence is None or stated is None or result.classes:
+    if prevalence is None or stated is None or result.classes or result.status is Status.INDETERMINATE:
         return None
     return float(expit(shift_log_odds(logit(stated.value), stated.prevalence, prevalence)))
 
@@ -248,7 +249,7 @@ def _probability(result: ScreeningResult, prevalence: float | None) -> float | N
 def _log_odds(result: ScreeningResult, prevalence: float | None) -> float | None:
     """Return the calibrated log-odds of two classes, restated; a probability near 0 or 1 no longer tells them."""
     told, stated = result.explanation, result.probability
-    if prevalence is None or told is None or stated is None or result.classes:
+    if prevalence is None or told is None or stated is None or result.classes or result.status is Status.INDETERMINATE:
         return None
     return float(shift_log_odds(told.log_odds, stated.prevalence, prevalence))
 

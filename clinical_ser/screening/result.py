@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy.special import expit
 
 from clinical_ser.audio.quality import QualityReport
 from clinical_ser.evaluation.retest import Repeated
@@ -107,8 +108,8 @@ class Performance(_Strict):
 
     origin: Literal["out_of_fold", "external"]
     """In its own cohort, each person answered by a model that had not learned from them; or in another cohort."""
-    column: str | None
-    """What forms the group (`sex`, `age_band`, `language`, `device`, `task`); None for everyone."""
+    column: Literal["sex", "age_band", "language", "device", "task"] | None
+    """What forms the group; None for everyone."""
     value: str | None
     subjects: int
     enough: bool
@@ -156,6 +157,8 @@ class SubjectContext(_Strict):
 class ScoreCutoff(_Strict):
     """The questionnaire score that makes a person one of the positive class, and from where on."""
 
+    label: str
+    """The positive class."""
     score: str
     cutoff: float
 
@@ -228,6 +231,8 @@ class ScreeningResult(_Strict):
         told = self.explanation
         if told and told.target == self.probability.label and abs(told.probability - self.probability.value) > _SAME:
             raise ValueError("the explanation is of another probability")
+        if told and told.scale == "calibrated_log_odds" and abs(float(expit(told.log_odds)) - told.probability) > _SAME:
+            raise ValueError("log-odds and probability of the explanation contradict each other")
         if self.status in {Status.FLAGGED, Status.NOT_FLAGGED} and self.operating_point is not None:
             above = self.probability.value >= self.operating_point.probability - _SAME
             below = self.probability.value <= self.operating_point.probability + _SAME

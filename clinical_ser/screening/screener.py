@@ -60,6 +60,8 @@ SEXES = ("female", "male", "other")
 MAX_AGE_YEARS = 130
 _PERFORMANCE = ("sensitivity", "specificity", "auroc", "uar")
 _INTERVAL_METHOD = "sampling error of the model: point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
+NO_TIMELINE = "No timeline: "
+"""Begins the notice that says why there is none."""
 UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
 
 
@@ -188,7 +190,7 @@ class Screener:
         if not timeline:
             return result
         if contours is None:
-            return result.model_copy(update={"notices": (*result.notices, f"No timeline: {why_not}.")})
+            return result.model_copy(update={"notices": (*result.notices, f"{NO_TIMELINE}{why_not}.")})
         assert result.explanation is not None
         found = timeline_of(self.model, contours, vector, analysis, target=result.explanation.target, prevalence=prevalence, offset_s=start or 0.0)
         return result.model_copy(update={"timeline": found})
@@ -230,7 +232,9 @@ class Screener:
     @property
     def _defined_by(self) -> ScoreCutoff | None:
         task = self.model.task
-        return None if task.score_name is None or task.score_cutoff is None else ScoreCutoff(score=task.score_name, cutoff=task.score_cutoff)
+        if task.score_name is None or task.score_cutoff is None:
+            return None
+        return ScoreCutoff(label=task.classes[-1], score=task.score_name, cutoff=task.score_cutoff)
 
     def _measure(
         self, recording: Recording, analysis: SpeechAnalysis, *, contours: bool = False

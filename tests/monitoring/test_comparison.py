@@ -31,11 +31,19 @@ def measure(name, value, retest=SEM):
 
 def visit(number, pause=0.6, *, pitch=None, retest=SEM, log_odds=-1.0, prevalence=0.1, model=None, sample=result, **context):
     """The result of one visit; no two visits have one recording."""
-    told = explanation()
+    told, probability = explanation(), float(expit(log_odds))
     changes = {} if sample is refused else {
-        "told": told.model_copy(update={"log_odds": log_odds, "base_log_odds": told.base_log_odds + log_odds - told.log_odds}),
-        "probability": ClassProbability(label="depressed", value=told.probability, prevalence=prevalence,
+        "told": told.model_copy(
+            update={
+                "log_odds": log_odds,
+                "base_log_odds": told.base_log_odds + log_odds - told.log_odds,
+                "probability": probability,
+                "base_probability": told.base_probability + probability - told.probability,
+            }
+        ),
+        "probability": ClassProbability(label="depressed", value=probability, prevalence=prevalence,
                                         interval=Interval(low=0.1, high=0.4, level=0.95, method="")),
+        "operating_point": None,
         "measures": (measure(PAUSE, pause, retest), measure(PITCH, pitch, retest)),
         "retest": retest,
         "retest_setting": "same day, same device",

@@ -104,7 +104,7 @@ def result(told=None, when=None, **changes):
         group="not depressed, female, 45 to 65 years", subjects=84, people="not depressed", sex="female", age_years=(45, 65), unmatched=("device",)
     )
     fields = {
-        "defined_by": ScoreCutoff(score="PHQ-8", cutoff=10.0),
+        "defined_by": ScoreCutoff(label="depressed", score="PHQ-8", cutoff=10.0),
         "measures": measures(),
         "performance": performance(),
         "retest": repeated(0.6),
@@ -124,7 +124,7 @@ def indeterminate(**changes):
 
 
 def refused(**changes):
-    return samples.refused(defined_by=ScoreCutoff(score="PHQ-8", cutoff=10.0), context=SubjectContext(age=54), **changes)
+    return samples.refused(defined_by=ScoreCutoff(label="depressed", score="PHQ-8", cutoff=10.0), context=SubjectContext(age=54), **changes)
 
 
 def of_classes(status=Status.CLASSIFIED, members=("sadness",)):

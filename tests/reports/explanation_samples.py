@@ -85,14 +85,16 @@ def explanation(effects=None, base=BASE, **changes):
     named = {name: tuple(feature(*one) for one in FEATURES.get(name, ())) for name in effects}
     families = tuple(family(name, rank, *effect, features=named[name]) for rank, (name, effect) in enumerate(effects.items(), 1))
     total = sum(one.probability.value for one in families)
+    probability = base + total
+    log_odds = math.log(probability / (1 - probability))
     fields = {
         "target": "depressed",
         "scale": "calibrated_log_odds",
         "reference": Reference(group="not depressed, female, 45 to 65 years", subjects=84, unmatched=("device",)),
         "base_probability": base,
-        "probability": base + total,
-        "base_log_odds": -1.99,
-        "log_odds": -1.99 + 8 * total,
+        "probability": probability,
+        "base_log_odds": log_odds - 8 * total,
+        "log_odds": log_odds,
         "families": families,
         "moves": (
             Move(family="timing", to_status="flagged", log_odds=0.41, percentile_now=92.0, percentile_then=97.6, within_reference=False),
@@ -106,7 +108,8 @@ def with_embedding(disagrees=True):
     """An explanation in which a learned pattern took part."""
     effects = {"embedding": (0.142, 0.09, False, 0.77), "timing": (0.061, 0.03, False, 0.7), "pitch": (-0.02, 0.03, False, 0.5)}
     without = WithoutEmbedding(
-        probability=estimate(0.17, 0.06), status="not_flagged" if disagrees else "flagged", disagrees=disagrees, reproduced_r2=estimate(0.42, 0.11),
+        probability=estimate(0.17, 0.06), status="not_flagged" if disagrees else "flagged",
+        label="depressed", disagrees=disagrees, reproduced_r2=estimate(0.42, 0.11),
         reproduced_subjects=120,
     )  # fmt: skip
     return explanation(effects, without_embedding=without)

@@ -432,9 +432,9 @@ def test_another_missing_character_is_named_by_its_number():
         rendering.pdf(_with_drawing("\U00016a80", "A finding."), system_fonts=False)
 
 
-def test_a_drawing_without_a_text_alternative_makes_no_pdf():
-    with pytest.raises(ReportError, match="alt"):
-        rendering.pdf(_with_drawing("a", ""), system_fonts=False)
+def test_a_drawing_without_a_text_alternative_cannot_be_made():
+    with pytest.raises(InvalidValueError, match="without words"):
+        _with_drawing("a", " ")
 
 
 def test_names_that_run_from_right_to_left_are_set_apart_in_sentences():

@@ -523,7 +523,7 @@ def test_what_is_switched_off_for_one_reason_is_said_in_one_go():
 
 def hostile():
     """A result in which every text that could be a stranger's holds markup of every kind."""
-    fixed = {"schema_id", "status", "scale", "verdict", "signature", "sex", "sha256", "family"}
+    fixed = {"schema_id", "status", "scale", "verdict", "signature", "sex", "sha256", "family", "bound"}
 
     def spoiled(value, key=""):
         match value:
