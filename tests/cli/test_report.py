@@ -17,6 +17,7 @@ import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cli import report as command
+from clinical_ser.cli.reporting import write
 from clinical_ser.features.workers import Lost
 from clinical_ser.screening.result import SCHEMA, ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
@@ -332,12 +333,15 @@ def test_a_batch_without_any_report_fails_and_says_why(run, tmp_path):
     assert "without a line" in err
 
 
-def test_a_result_that_is_given_twice_is_written_once_and_that_is_said(run, told, tmp_path):
+def test_a_result_that_is_given_twice_is_written_once_and_that_is_said(run, told, tmp_path, monkeypatch):
+    writes = []
+    monkeypatch.setattr(command, "write", lambda content, path: (writes.append(path), write(content, path)))
     (tmp_path / "a.jsonl").write_text(lines(told, [1, 2, 1, 1]))
     code, out, _ = run("report", tmp_path / "a.jsonl", "-o", tmp_path / "out")
     assert code == 0
     assert "2 reports written" in out
     assert "2 of the results had been given before" in out
+    assert len(writes) == 2
     assert written(tmp_path / "out") == names(told, [1, 2])
 
 
