@@ -117,7 +117,7 @@ def sheet_of(
         heading=locale("title.report"),
         site=tuple(filter(None, (site.name, site.department))),
         logo=site.image,
-        blank=locale("person.label"),
+        blank=locale("person.label" if result.context.recorded_on else "person.label_undated"),
         facts=tuple(pages.facts()),
         pages=tuple(page for page in shown if page.sections),
         footer=locale("title.footer"),

@@ -33,6 +33,11 @@ def unit_of(unit: str, locale: Locale, *, of: str = "") -> str:
     return locale.texts.get(f"units_of.{of}") or ("" if unit == "1" else locale.term("units", unit))
 
 
+def names_unit(label: str, unit: str) -> bool:
+    """Return whether a label ends with the unit already, as `Average pitch (Hz)` does."""
+    return bool(unit) and label.endswith((f"({unit})", f"（{unit}）"))
+
+
 def span(low: float, high: float, locale: Locale) -> str:
     """Write a range of measured values."""
     return locale("range", low=brief(low), high=brief(high))
@@ -233,6 +238,8 @@ def measures(shown: Sequence[Measure], locale: Locale) -> Picture:
 
 def _measure_cells(one: Measure, locale: Locale) -> list[str]:
     value = locale("measures.missing") if one.value is None else with_unit(one.value, one.unit, locale, of=one.name)
+    if one.value is not None and names_unit(locale.label(one), unit_of(one.unit, locale, of=one.name)):
+        value = brief(one.value)
     usual = span(one.band.low, one.band.high, locale) if one.band else locale("unknown")
     return [value, usual, locale("unknown") if one.percentile is None else place(one.percentile, locale)]
 

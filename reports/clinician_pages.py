@@ -32,6 +32,7 @@ _SENTENCES = 3
 _NOTES = 2
 _LONG = 260
 """Characters of a text of the maker's or the cohort's that a page has room for."""
+_STATEMENT = 200
 _NAME = 40
 _SENTENCE = 180
 _SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth")
@@ -131,6 +132,8 @@ class Pages:
             yield Notice("fail", say("simulated.title"), (say("simulated.text"),))
         means = defined and say("about.defined", label=self._class(defined.label), cutoff=f"{defined.cutoff:g}", score=_cut(defined.score, _NAME))
         yield Paragraph(self._joined([say("about.text"), means or ""]))
+        # What the model learned from has to be known before its answer.
+        yield from (Paragraph(say("caution.maker", text=_cut(note, _STATEMENT))) for note in self._of_the_maker()[:1])
 
     def _answer(self) -> Iterable[Block]:
         say, result = self._say, self._result
@@ -205,11 +208,14 @@ class Pages:
             else say("families.no_driver")
         )
         told = [(_cut(say.label(family), _NAME), _cut(_in(say, family.sentence), _SENTENCE)) for family in explanation.families[:_SENTENCES]]
-        start = say("families.start", base=percent(explanation.base_probability), value=percent(explanation.probability))
+        grouped = explanation.reference.subjects is not None
+        ends = {"base": percent(explanation.base_probability), "value": percent(explanation.probability)}
+        start = say("families.start" if grouped else "families.start_average", **ends)
         blocks: list[Block] = [
             figures.families(explanation, label, say),
             Paragraph(self._joined([first, self._learned(explanation)])),
-            *([Terms(tuple(told))] if all(sentence for _, sentence in told) else []),  # a result has sentences in some languages only
+            # A result has sentences in some languages only, and without a group they have nothing to say.
+            *([Terms(tuple(told))] if grouped and all(sentence for _, sentence in told) else []),
             Paragraph(self._joined([start, say("families.no_cause")]), quiet=True),
         ]
         return Section(say("families.title", label=label), tuple(blocks))
@@ -242,7 +248,9 @@ class Pages:
             return
         yield figures.measures(result.measures, say)
         relative = say("measures.relative") if result.model.uses_baseline else ""
-        yield Paragraph(self._joined([relative, say("measures.note")]), quiet=True)
+        note = say("measures.note") if any(one.band for one in result.measures) else ""
+        if relative or note:
+            yield Paragraph(self._joined([relative, note]), quiet=True)
         yield Paragraph(self._joined([group, site_text]))
 
     def _group(self, reference: Reference) -> str:
@@ -285,7 +293,8 @@ class Pages:
         columns += [Column(say(f"performance.{name}")) for name in names]
         rows = [[self._people(one), count(one.subjects), *self._figures(one, names)] for one in told]
         yield Table.of(say("performance.caption"), columns, rows)
-        missing, note = self._untested(), say("performance.note_of_several" if of_several else "performance.note")
+        missing = self._untested()
+        note = say("performance.note_of_several" if of_several else "performance.note") if any(one.figures for one in told) else ""
         yield Paragraph(self._joined([note, say("performance.not_in", what=self._listed(missing)) if missing else ""]), quiet=True)
         if self._result.answers:
             yield self._answered()
@@ -347,7 +356,7 @@ class Pages:
             yield say("caution.embedding_disagrees")
         if result.model.signature != "trusted":
             yield say("caution.untrusted")
-        yield from (say("caution.maker", text=_cut(note, _LONG)) for note in self._of_the_maker()[:_NOTES])
+        yield from (say("caution.maker", text=_cut(note, _LONG)) for note in self._of_the_maker()[1:_NOTES])
 
     def _of_the_maker(self) -> list[str]:
         """Return notices that no text of the language stands for."""

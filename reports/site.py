@@ -28,6 +28,8 @@ MAX_FILE_BYTES = 1_000_000
 MAX_CONTACTS = 6
 """Ours: what is still read in an emergency."""
 MAX_LINE, MAX_REFERENCE = 120, 600
+LOCKED = ("status.", "simulated.", "about.", "answer.", "safety.", "signature.", "title.footer")
+"""Beginnings of keys whose texts a site's wording leaves alone: with other words a report would say something else."""
 
 
 def _one_line(text: str) -> str:
@@ -112,6 +114,12 @@ class Site(Strict):
     def _complete(self) -> Self:
         if self.logo and not (self.logo_alt or self.name):
             raise ValueError("a logo needs logo_alt, or the site's name, for who does not see it")
+        if self.reviewed_on and self.reviewed_on > date.today():
+            raise ValueError("reviewed_on is a day that has not come yet")
+        if locked := sorted({key for texts in self.wording.values() for key in texts if key.startswith(LOCKED)}):
+            raise ValueError(
+                f"wording cannot replace {', '.join(locked)}: what an answer is called, what it is, and what is said for safety stay as they are"
+            )
         if any(self.wording.values()) and not (self.reviewed_by and self.reviewed_on):
             raise ValueError("wording of the site's own needs reviewed_by and reviewed_on: who read it, and when")
         return self
@@ -162,6 +170,13 @@ def find_site(given: Path | None = None) -> Site:
     """
     path = site_path(given)
     return Site() if path is None else read_site(path)
+
+
+def check_filled_in(site: Site) -> None:
+    """Raise SiteError for a contact whose number is still the example's: whoever dials it needs help."""
+    for i, contact in enumerate(site.contacts, 1):
+        if set(filter(str.isdigit, contact.phone)) == {"0"}:
+            raise SiteError(f"contacts, no. {i} has the example's telephone number; give that of your site.")
 
 
 def site_path(given: Path | None = None) -> Path | None:

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from clinical_ser.monitoring.comparison import Change, Comparison
 from reports import marks
-from reports.clinician_figures import unit_of
+from reports.clinician_figures import names_unit, unit_of
 from reports.document import Column, Picture, Table
 from reports.drawing import BOLD, FAINT, INK, PAPER, QUIET, SMALL, WASH, Drawing, Scale
 from reports.locale import Locale
@@ -103,7 +103,7 @@ class _Row:
         drawing.line(0, y + _VISIT_ROW / 2, WIDTH, y + _VISIT_ROW / 2, stroke=FAINT)
         label, own, now, moved, index, verdict = self.cells
         unit = "" if self._score else unit_of(self._change.unit, self._locale, of=self._change.name)
-        named = not unit or label.endswith((f"({unit})", f"（{unit}）"))
+        named = not unit or names_unit(label, unit)
         _lines(drawing, 0, y, _VISIT_NAMES, label if named else self._locale("with_unit", label=label, unit=unit))
         self._sparkline(drawing, y)
         change, changed = self._change, self._change.verdict == "changed"

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from clinical_ser.cli.console import FAILED, NOT_USABLE, WRONG_USAGE, check_output_file, complain, literal, output, percent, print_json, progress
-from clinical_ser.cli.explanation import words
+from clinical_ser.cli.console import FAILED, NOT_USABLE, WRONG_USAGE, complain, literal, output, percent, print_json, progress
+from clinical_ser.cli.explanation import status_words
+from clinical_ser.cli.reporting import PDF, Reporter, check_destination, ending_of, file_in, write
 from clinical_ser.cli.results import UNVOUCHED, read_result
-from clinical_ser.cohorts.table import replaced
+from clinical_ser.cli.screen import sex_named
 from clinical_ser.errors import AudioError, InvalidValueError
 from clinical_ser.monitoring.comparison import Change, Comparison, Flag, Reason
 from clinical_ser.monitoring.comparison import compare as compare_results
@@ -19,7 +20,6 @@ from clinical_ser.screening import DEFAULT_MODEL
 from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
 
-FORMATS = (".html", ".pdf")
 REASONS: dict[Reason, str] = {
     "not_usable": "not usable",
     "other_model": "another model",
@@ -43,28 +43,39 @@ def compare(
     sex: Annotated[str | None, typer.Option(help="For recordings: female, male or other.")] = None,
     age: Annotated[float | None, typer.Option(help="For recordings: years.")] = None,
     device: Annotated[str | None, typer.Option(help="For recordings: what recorded all of them, in the cohort's words.")] = None,
-    language: Annotated[str | None, typer.Option(help="For recordings: what language was spoken in all of them.")] = None,
+    spoken_language: Annotated[str | None, typer.Option(help="For recordings: what language was spoken in all of them.")] = None,
     task: Annotated[str | None, typer.Option(help="For recordings: what was spoken in all of them, in the cohort's words.")] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="For recordings: share of positives among the people you screen; the site's otherwise.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Write the current result's report with the comparison (.html, .pdf).", show_default=False)
     ] = None,
+    site: Annotated[Path | None, typer.Option(help="The site's configuration (site.toml); otherwise where docs/site.md says.")] = None,
+    report_language: Annotated[str | None, typer.Option(help="en, zh, or one of the site's own; the site's otherwise, or en.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole comparison.")] = False,
 ) -> None:
     """Compare a recording with earlier ones of the same person: what changed, beyond what recordings differ by anyway."""
     if report:
-        _check_report(report)
+        check_destination(report, "--report")
+    reporter = Reporter.find(site, report_language)
     told = [_read(path, place, len(sources)) for place, path in enumerate(sources, start=1)]
-    about: dict[str, Any] = {"sex": sex, "age": age, "device": device, "language": language, "task": task}
+    about: dict[str, Any] = {"sex": sex_named(sex), "age": age, "device": device, "language": spoken_language, "task": task, "prevalence": prevalence}
     if None in told:
-        results = _screened(sources, told, model, about)
+        results = _screened(sources, told, model, about, reporter)
     else:
         results = [one for one in told if one]
         if given := [name for name, value in {"model": model, **about}.items() if value is not None]:
-            raise InvalidValueError(f"--{given[0]}", "given with results alone", "recordings: a result is compared as it was answered")
+            raise InvalidValueError(
+                f"--{given[0].replace('language', 'spoken-language')}",
+                "given with results alone",
+                "recordings: a result is compared as it was answered",
+            )
     current = results[-1]
     comparison = compare_results(current, results[:-1])
     if report:
-        _write(current, comparison, report)
+        target = report if ending_of(report) else file_in(report, current, PDF)
+        write(reporter.report(current, ending_of(target), comparison=comparison), target)
     if as_json:
         print_json(comparison, indent=2)
     else:
@@ -72,7 +83,7 @@ def compare(
         if any(told):
             output.print(f"  [yellow]![/yellow] {UNVOUCHED}")
         if report:
-            output.print(f"Written: {literal(report)}.")
+            output.print(f"Report: {literal(target)}. Personal data: keep it as you keep the recordings.")
     if current.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
 
@@ -92,9 +103,13 @@ def _read(path: Path, place: int, of: int) -> ScreeningResult | None:
         return read_result(path)
 
 
-def _screened(sources: list[Path], told: list[ScreeningResult | None], model: str | None, about: dict[str, Any]) -> list[ScreeningResult]:
+def _screened(
+    sources: list[Path], told: list[ScreeningResult | None], model: str | None, about: dict[str, Any], reporter: Reporter
+) -> list[ScreeningResult]:
     """Return a result for each visit; recordings among them are screened, all with the same model and options."""
     screener = Screener.load(model or DEFAULT_MODEL)
+    if about["prevalence"] is None:
+        about["prevalence"] = reporter.prevalence_for(screener)
     screener.check_options(**about)
     results = []
     with progress("Screening") as done:
@@ -103,20 +118,6 @@ def _screened(sources: list[Path], told: list[ScreeningResult | None], model: st
                 results.append(result or screener.screen(path, **about))
             done(place, len(sources))
     return results
-
-
-def _check_report(path: Path) -> None:
-    if path.suffix.lower() not in FORMATS:
-        raise InvalidValueError("--report", f"a file {path.suffix or 'without an ending'}", f"one that ends in one of {', '.join(FORMATS)}")
-    check_output_file(path, "--report")
-
-
-def _write(current: ScreeningResult, comparison: Comparison, path: Path) -> None:
-    from reports.clinician import html_report, pdf_report
-
-    content = pdf_report(current, comparison=comparison) if path.suffix.lower() == ".pdf" else html_report(current, comparison=comparison).encode()
-    with replaced(path) as unfinished:
-        unfinished.write_bytes(content)
 
 
 def _show(comparison: Comparison) -> None:
@@ -161,7 +162,7 @@ def _visits(comparison: Comparison) -> Table:
         note = "now" if place == len(comparison.visits) else "left out" if visit.left_out else ""
         said = (visit.recorded_on, visit.device, visit.language, visit.task)
         probability = "" if visit.probability is None else percent(visit.probability)
-        table.add_row(f"{place}", *("" if one is None else literal(one) for one in said), probability, words(visit.status), note)
+        table.add_row(f"{place}", *("" if one is None else literal(one) for one in said), probability, status_words(visit.status), note)
     return table
 
 

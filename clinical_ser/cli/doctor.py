@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from clinical_ser.cli.console import FAILED, literal, output, print_json
-from clinical_ser.errors import ClinicalSerError, InvalidValueError
+from clinical_ser.errors import ClinicalSerError
 from clinical_ser.models.registry import list_models
 from clinical_ser.models.signing import SigningKey, default_key_path, user_folder
 
@@ -136,13 +136,12 @@ def _reports() -> list[Check]:
 
 def _configured(site: "Site") -> str:
     from reports.locale import REFERENCE, available
-    from reports.site import site_path
+    from reports.site import check_filled_in, site_path
 
     path = site_path()
     if path is None:
         return "none configured: reports name no hospital and no contacts (docs/site.md)"
-    if any(set(filter(str.isdigit, contact.phone)) == {"0"} for contact in site.contacts):
-        raise InvalidValueError("contacts", "the example's", f"those of your site; {path}")
+    check_filled_in(site)
     for language in available(site.languages_folder):
         site.locale(language)
     contacts = f"{len(site.contacts) or 'no'} contact{'' if len(site.contacts) == 1 else 's'}"

@@ -7,6 +7,7 @@ import typer
 
 from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
+from clinical_ser.cli.reporting import Reporter
 from clinical_ser.cli.results import UNVOUCHED, read_result
 from clinical_ser.cli.screen import load_baselines, sex_named, show
 from clinical_ser.cohorts.table import replaced
@@ -26,7 +27,9 @@ def explain(
     model: Annotated[str | None, typer.Option(help=f"Name of an installed model, or a bundle's folder; {DEFAULT_MODEL} otherwise.")] = None,
     sex: Annotated[str | None, typer.Option(help="female, male or other (or f, m, d ...): chooses the reference group, never the score.")] = None,
     age: Annotated[float | None, typer.Option(help="Years.")] = None,
-    prevalence: Annotated[float | None, typer.Option(help="Share of positives among the people you screen; the model's own otherwise.")] = None,
+    prevalence: Annotated[
+        float | None, typer.Option(help="Share of positives among the people you screen; the site's otherwise (site.toml), else the model's.")
+    ] = None,
     baseline: Annotated[list[Path] | None, typer.Option(help="An earlier recording of the same person (repeatable).")] = None,
     start: Annotated[float | None, typer.Option(help="Seconds into the recording at which to start.")] = None,
     end: Annotated[float | None, typer.Option(help="Seconds into the recording at which to end.")] = None,
@@ -48,6 +51,8 @@ def explain(
     if result is None:
         screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
         sex = sex_named(sex)
+        if prevalence is None:
+            prevalence = Reporter.find(None).prevalence_for(screener)
         screener.check_options(sex=sex, age=age, prevalence=prevalence, baselines=len(baseline or ()))
         result = screener.screen(
             source,
@@ -78,7 +83,8 @@ def explain(
         if what_if and result.explanation:
             show_moves(result.explanation)
         if drawn:
-            output.print(f"Written: {literal(drawn)}. It draws the person's voice: keep it as you keep the recording.")
+            voice = "It draws the person's voice: keep" if result.timeline else "Keep"
+            output.print(f"Written: {literal(drawn)}. {voice} it as you keep the recording.")
     if result.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
 

@@ -19,6 +19,7 @@ from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.monitoring.comparison import Comparison
 from clinical_ser.screening.result import ScreeningResult
+from clinical_ser.screening.screener import Screener
 
 if TYPE_CHECKING:  # half a second of imports that most commands do without
     from reports.site import Site
@@ -48,11 +49,16 @@ class Reporter:
         InvalidValueError
             There is no such language.
         """
-        from reports.site import find_site
+        from reports.site import check_filled_in, find_site
 
         found = find_site(site)
+        check_filled_in(found)
         found.locale(language)
         return cls(found, language)
+
+    def prevalence_for(self, screener: Screener) -> float | None:
+        """Return the site's share of positives, for a model of two classes that is not told another; None leaves it to the model."""
+        return self.site.prevalence if screener.model.binary else None
 
     def report(self, result: ScreeningResult, ending: str, *, comparison: Comparison | None = None, audio: Recording | None = None) -> bytes:
         """Return the report in the form that a file with this ending has; the recording itself goes into HTML alone."""

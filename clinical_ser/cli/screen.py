@@ -63,8 +63,8 @@ def screen(
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
     reports = _Reports.wanted(report or [], site, report_language, earlier or [], embed_audio=embed_audio, several=len(audio) > 1)
     screener = Screener.load(model, interpretable=interpretable)
-    if prevalence is None and screener.model.binary:
-        prevalence = reports.reporter.site.prevalence
+    if prevalence is None:
+        prevalence = reports.reporter.prevalence_for(screener)
     day = recorded_on.date() if recorded_on else None
     about: dict[str, Any] = {"sex": sex_named(sex), "age": age, "task": task, "device": device, "language": spoken_language, "recorded_on": day}
     screener.check_options(**about, prevalence=prevalence, baselines=len(baseline or ()))
@@ -141,9 +141,10 @@ class _Reports:
 
     def _audio(self, result: ScreeningResult, recording: Recording) -> Recording | None:
         """Return what goes into the HTML report."""
-        if self.embed_audio and result.timeline is None:
-            complain("No audio", "this result has no timeline to play it along; the report is written without")
-        return recording if self.embed_audio and result.timeline else None
+        playable = result.timeline is not None and result.status not in {Status.INDETERMINATE, Status.NOT_USABLE}
+        if self.embed_audio and not playable:
+            complain("No audio", "this report has no timeline to play it along, and is written without")
+        return recording if self.embed_audio and playable else None
 
 
 def sex_named(text: str | None) -> str | None:

@@ -230,7 +230,7 @@ def test_without_an_answer_there_is_no_number_and_what_to_do_is_said(case, langu
 def test_a_recording_that_is_not_usable_has_one_page_with_what_was_wrong_and_how_to_record_again():
     [page] = sheet("not usable").pages
     said = " ".join(words([page]))
-    assert "Speech: measured 4.2 s, needed at least 25 s" in said
+    assert "Speech: measured 4.2 s, recommended at least 25 s" in said
     [again] = [block for block in blocks([page]) if isinstance(block, Notice) and block.title == "How to record again"]
     assert "One person speaking, in a quiet room" in again.lines[-1]
     assert not [block for block in blocks([page]) if isinstance(block, Picture) and block.name != "code"]
@@ -339,10 +339,10 @@ def test_a_label_is_defined_for_any_questionnaire_and_any_status():
     ("name", "value", "unit", "limit", "topic", "said"),
     [
         ("speech", 24.96, "s", 25.0, "speech", "Speech: just short of 25 s."),
-        ("clipping", 0.02, "share", 0.001, "clipping", "Clipped samples: measured 2.0 %, needed at most 0.10 %."),
+        ("clipping", 0.02, "share", 0.001, "clipping", "Clipped samples: measured 2.0 %, recommended at most 0.10 %."),
         ("clipping", 0.00104, "share", 0.001, "clipping", "Clipped samples: just over 0.10 %."),
         ("snr", 22.0, "dB", 30.0, "noise_unknown", "Signal-to-noise ratio."),
-        ("codec", 32000.0, "bit/s", 64000.0, "codec", "Bit rate: measured 32 kbit/s, needed at least 64 kbit/s."),
+        ("codec", 32000.0, "bit/s", 64000.0, "codec", "Bit rate: measured 32 kbit/s, recommended at least 64 kbit/s."),
     ],
 )
 def test_a_fault_is_said_in_its_usual_unit_and_never_against_itself(name, value, unit, limit, topic, said):

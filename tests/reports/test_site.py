@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clinical_ser.errors import InvalidValueError, ReportError, SiteError
 from reports.locale import load_locale
 from reports.logo import MAX_BYTES, MAX_SIDE, Logo
-from reports.site import MAX_CONTACTS, Contact, Site, find_site, read_site
+from reports.site import MAX_CONTACTS, Contact, Site, check_filled_in, find_site, read_site
 from tests.reports.test_locale import BROUGHT_ALONG, catalogue_of
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ en = "Recorded in three clinics,\\n 2025."
 
 [wording.en]
 "next.flagged" = "Talk with the person."
-status.flagged = "To be looked at"
+next.not_flagged = "Go on as you would"
 """,
         logo_png=png(),
     )
@@ -103,7 +103,7 @@ status.flagged = "To be looked at"
     )
     assert (site.logo.media_type, site.logo.content) == ("image/png", png())
     assert site.reference_text == {"en": "Recorded in three clinics, 2025."}
-    assert site.wording == {"en": {"next.flagged": "Talk with the person.", "status.flagged": "To be looked at"}}
+    assert site.wording == {"en": {"next.flagged": "Talk with the person.", "next.not_flagged": "Go on as you would"}}
     assert (site.reviewed_by, site.reviewed_on) == ("Dr Example, psychiatrist", date(2026, 1, 31))
 
 
@@ -200,16 +200,19 @@ REVIEWED = 'reviewed_by = "Dr A"\nreviewed_on = 2026-01-31\n'
         (f'[reference_text]\nen = "{"x" * 601}"', "reference_text, en: String should have at most 600 characters"),
         ('[reference_text]\nen = "a\\u0000b"', "reference_text, en: one line of characters that print"),
         ('[reference_text]\nen = "This person has depression."', r"reference_text\.en says “has depression”"),
-        ('[wording.en]\n"status.flagged" = "A"', "wording of the site's own needs reviewed_by and reviewed_on"),
-        (f'{REVIEWED}[wording.xx]\n"status.flagged" = "A"', "Bad value 'xx' for language"),
+        ('[wording.en]\n"next.flagged" = "A"', "wording of the site's own needs reviewed_by and reviewed_on"),
+        (f'{REVIEWED}[wording.xx]\n"next.flagged" = "A"', "Bad value 'xx' for language"),
         (
-            f'{REVIEWED}[wording.en]\n"status.flaged" = "A"',
-            r"Bad value 'status\.flaged' for a key of the wording, expected one of \['status\.flagged'",
+            f'{REVIEWED}[wording.en]\n"next.flaged" = "A"',
+            r"Bad value 'next\.flaged' for a key of the wording, expected one of \['next\.flagged'",
         ),
-        (f'{REVIEWED}[wording.en]\n"status.flagged" = "A {{n}}"', r"The wording of status\.flagged has \{n\} where no placeholder is due"),
-        (f'{REVIEWED}[wording.en]\n"status.flagged" = "The person is depressed"', r"status\.flagged says “is depressed”"),
-        (f'{REVIEWED}[wording.en]\n"status.flagged" = "A"\nstatus.flagged = "B"', r"wording, en: status\.flagged is there twice"),
-        (f'{REVIEWED}[wording.en]\n"status.flagged" = 7', r"wording, en, status\.flagged: Input should be a valid string"),
+        (f'{REVIEWED}[wording.en]\n"next.flagged" = "A {{n}}"', r"The wording of next\.flagged has \{n\} where no placeholder is due"),
+        (f'{REVIEWED}[wording.en]\n"next.flagged" = "The person is depressed"', r"next\.flagged says “is depressed”"),
+        (f'{REVIEWED}[wording.en]\n"next.flagged" = "A"\nnext.flagged = "B"', r"wording, en: next\.flagged is there twice"),
+        (f'{REVIEWED}[wording.en]\n"status.flagged" = "Depression likely"', r"wording cannot replace status\.flagged"),
+        (f'{REVIEWED}[wording.en]\n"simulated.text" = "Validated"', r"wording cannot replace simulated\.text"),
+        ("reviewed_on = 2999-01-01", r"reviewed_on is a day that has not come yet"),
+        (f'{REVIEWED}[wording.en]\n"next.flagged" = 7', r"wording, en, next\.flagged: Input should be a valid string"),
         (f"{REVIEWED}wording = 7", "wording: Input should be a valid dictionary"),
         ('reviewed_on = "2026-01-31"', "reviewed_on: Input should be a valid date"),
         ("reviewed_on = 20260131", "reviewed_on: Input should be a valid date"),
@@ -393,19 +396,19 @@ def test_a_site_speaks_the_language_asked_for_else_its_own_else_english():
 
 
 def test_a_sites_wording_is_in_its_language_alone():
-    site = Site(wording={"en": {"status.flagged": "To be looked at"}}, reviewed_by="Dr A", reviewed_on=date(2026, 1, 31))
-    assert site.locale("en")("status.flagged") == "To be looked at"
-    assert site.locale("zh")("status.flagged") == load_locale("zh")("status.flagged")
-    assert Site().locale("en")("status.flagged") == load_locale("en")("status.flagged")
+    site = Site(wording={"en": {"next.flagged": "To be looked at"}}, reviewed_by="Dr A", reviewed_on=date(2026, 1, 31))
+    assert site.locale("en")("next.flagged") == "To be looked at"
+    assert site.locale("zh")("next.flagged") == load_locale("zh")("next.flagged")
+    assert Site().locale("en")("next.flagged") == load_locale("en")("next.flagged")
 
 
 def test_a_language_of_the_sites_own_lies_beside_its_file(read, tmp_path):
     (tmp_path / "languages").mkdir()
-    french = catalogue_of("fr", {**load_locale("en").texts, **BROUGHT_ALONG, "status.flagged": "Signalé"})
+    french = catalogue_of("fr", {**load_locale("en").texts, **BROUGHT_ALONG, "next.flagged": "Signalé"})
     (tmp_path / "languages" / "fr.toml").write_bytes(french)
-    site = read(f'language = "fr"\nlanguages_folder = "languages"\n{REVIEWED}[wording.fr]\nstatus.not_flagged = "Rien"')
-    assert site.locale()("status.flagged") == "Signalé"
-    assert site.locale()("status.not_flagged") == "Rien"
+    site = read(f'language = "fr"\nlanguages_folder = "languages"\n{REVIEWED}[wording.fr]\nnext.not_flagged = "Rien"')
+    assert site.locale()("next.flagged") == "Signalé"
+    assert site.locale()("next.not_flagged") == "Rien"
 
 
 def test_a_language_that_does_not_fit_is_found_when_the_site_is_read(read, tmp_path):
@@ -420,3 +423,10 @@ def test_a_site_made_in_a_program_is_checked_alike():
         Site(reference_text={"en": "She has depression."})
     with pytest.raises(ValueError, match="for language"):
         Site(language="de")
+
+
+def test_the_examples_number_is_refused_where_a_report_is_made(read):
+    example = (ROOT / "reports" / "templates" / "site.toml").read_text(encoding="utf-8")
+    with pytest.raises(SiteError, match=r"contacts, no\. 1 has the example's telephone number"):
+        check_filled_in(read(example))
+    check_filled_in(read(example.replace("0000 000 000", "0100 000 000")))
