@@ -68,8 +68,10 @@ def words(label: str) -> str:
 
 
 def status_words(status: str, label: str = "") -> str:
-    """Return an answer in the words of the reports; `label` is the class, where the answer is one of several."""
-    said = _english().term("status", status).replace("{label}", label.replace("_", " "))
+    """Return an answer in the words of the reports, with the class where it is one of several and known."""
+    said = _english().term("status", status)
+    if "{label}" in said:
+        said = said.replace("{label}", label.replace("_", " ")) if label else status
     return literal(said[:1].lower() + said[1:])
 
 
@@ -156,7 +158,7 @@ def _show_features(explanation: Explanation) -> None:
 def _show_without_embedding(without: WithoutEmbedding, target: str) -> None:
     output.print(
         f"  Without the learned pattern: {words(target)} {percent(without.probability.value)} ({percent(without.probability.low)} to "
-        f"{percent(without.probability.high)}), {status_words(without.status, target)}. Named features reproduce "
+        f"{percent(without.probability.high)}), {status_words(without.status, without.label)}. Named features reproduce "
         f"{max(without.reproduced_r2.value, 0.0):.0%} of what the pattern adds."
     )
     if without.disagrees:

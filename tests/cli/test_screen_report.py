@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
+from clinical_ser.cli.explanation import status_words
 from clinical_ser.cohorts.simulation import simulate_visits
 from clinical_ser.errors import ReportError
 from clinical_ser.screening.result import ScreeningResult, Status
@@ -243,6 +244,14 @@ def test_the_screen_says_an_answer_and_a_check_in_the_words_of_the_report(run, b
     assert " recording not usable " in out.splitlines()[1]
     assert "fail: Speech 0 s." in out
     assert "fail: Level of speech -120 dBFS." in out
+
+
+@pytest.mark.parametrize(
+    ("status", "label", "words"),
+    [("classified", "cold_anger", "most similar to: cold anger"), ("classified", "", "classified"), ("indeterminate", "depressed", "cannot tell")],
+)
+def test_an_answer_is_said_with_its_class_where_that_is_known(status, label, words):
+    assert status_words(status, label) == words
 
 
 def test_an_answer_of_several_classes_names_the_class(run, tmp_path):
