@@ -313,11 +313,12 @@ def _within(points: Sequence[tuple[float, ...]], low: float, high: float) -> lis
 
 def _attributes(**values: object) -> str:
     """Write attributes; those that are empty are left out."""
-    return "".join(
-        f" {key.replace('_', '-')}={quoteattr(_digits(value) if isinstance(value, int | float) else str(value))}"
-        for key, value in values.items()
-        if not isinstance(value, str) or value
-    )
+    return "".join(f" {key.replace('_', '-')}={_quoted(value)}" for key, value in values.items() if not isinstance(value, str) or value)
+
+
+def _quoted(value: object) -> str:
+    # Digits need no escaping, and are most of a drawing.
+    return f'"{_digits(value)}"' if isinstance(value, int | float) else quoteattr(str(value))
 
 
 def _digits(value: float) -> str:

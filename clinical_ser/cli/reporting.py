@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from clinical_ser.audio import Recording
 from clinical_ser.cli.console import check_output_file, check_output_folder
-from clinical_ser.cli.results import LARGEST_RESULT_BYTES, _what
+from clinical_ser.cli.results import LARGEST_RESULT_BYTES, what_it_is
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.monitoring.comparison import Comparison
@@ -120,7 +120,7 @@ def read_told(path: Path, what: str, *, start: int = 0, length: int = LARGEST_RE
     try:
         return ScreeningResult.model_validate_json(content)
     except ValidationError:
-        raise InvalidValueError(what, _what(content), _EXPECTED) from None
+        raise InvalidValueError(what, what_it_is(content), _EXPECTED) from None
 
 
 def _unwrapped(content: bytes, what: str) -> bytes:

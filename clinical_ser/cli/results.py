@@ -36,10 +36,10 @@ def read_result(source: Path) -> ScreeningResult | None:
     try:
         return ScreeningResult.model_validate_json(content)
     except ValidationError:
-        raise InvalidValueError("SOURCE", _what(content), "a recording, or one result of `screen --json` or `explain --json`") from None
+        raise InvalidValueError("SOURCE", what_it_is(content), "a recording, or one result of `screen --json` or `explain --json`") from None
 
 
-def _what(content: bytes) -> str:
+def what_it_is(content: bytes) -> str:
     """Say what JSON that is no result seems to be."""
     try:
         first = json.loads(content.split(b"\n", 1)[0] if b'"position"' in content[:64] else content)
