@@ -23,9 +23,9 @@ HALF = 330.0
 # --- Numbers ------------------------------------------------------------------------------------------------------------------------------
 
 
-def with_unit(value: float, unit: str, locale: Locale, *, of: str = "") -> str:
-    """Write a measured value, of this feature, with its unit in the reader's language."""
-    return f"{brief(value)} {unit_of(unit, locale, of=of)}".rstrip()
+def with_unit(value: float, unit: str, locale: Locale) -> str:
+    """Write a measured value with its unit in the reader's language."""
+    return f"{brief(value)} {unit_of(unit, locale)}".rstrip()
 
 
 def unit_of(unit: str, locale: Locale, *, of: str = "") -> str:
@@ -75,14 +75,14 @@ _PERSON, _ROWS = 13.0, 10
 
 
 def people(one: ClassProbability, label: str, locale: Locale) -> Picture:
-    """Draw a hundred people as they are screened, and a hundred who get an answer like this one, the condition filled in.
+    """Draw a hundred people of the group that a probability is stated for, and a hundred who get it; those with the label are filled in.
 
     Parameters
     ----------
     one
         The probability, its interval, and what it is stated for.
     label
-        What the condition is called in the reader's language.
+        What the class is called in the reader's language.
     locale
         The reader's language.
     """
@@ -237,9 +237,9 @@ def measures(shown: Sequence[Measure], locale: Locale) -> Picture:
 
 
 def _measure_cells(one: Measure, locale: Locale) -> list[str]:
-    value = locale("measures.missing") if one.value is None else with_unit(one.value, one.unit, locale, of=one.name)
-    if one.value is not None and names_unit(locale.label(one), unit_of(one.unit, locale, of=one.name)):
-        value = brief(one.value)
+    unit = unit_of(one.unit, locale, of=one.name)
+    shown = "" if names_unit(locale.label(one), unit) else unit
+    value = locale("measures.missing") if one.value is None else f"{brief(one.value)} {shown}".rstrip()
     usual = span(one.band.low, one.band.high, locale) if one.band else locale("unknown")
     return [value, usual, locale("unknown") if one.percentile is None else place(one.percentile, locale)]
 

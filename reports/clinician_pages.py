@@ -26,8 +26,6 @@ from reports.wording import count, plain
 
 RECORD = "clinical-ser:result:"
 """Before the digits of `ScreeningResult.digest` in the string by which the record of a result is found."""
-SCORED = frozenset({Status.FLAGGED, Status.NOT_FLAGGED, Status.CLASSIFIED})
-"""Answers that come with a number."""
 _SENTENCES = 3
 _NOTES = 2
 _LONG = 260
@@ -54,7 +52,7 @@ class Pages:
     def __init__(self, result: ScreeningResult, site: Site, locale: Locale):
         self._result, self._site, self._say = result, site, locale
         self._label = self._class(result.probability.label) if result.probability else ""
-        self._shown = result.explanation if result.status in SCORED else None
+        self._shown = result.explanation if result.status.has_number else None
         """The explanation, of an answer that comes with a number."""
 
     @property
@@ -171,13 +169,13 @@ class Pages:
             return say("answer.indeterminate", label=self._label)
         if not members:
             return say("answer.indeterminate_none")
-        return say("answer.indeterminate_of_several", labels=self._listed(list(map(self._class, members))))
+        return say("answer.indeterminate_of_several", labels=self._listed(map(self._class, members)))
 
     def _quality(self) -> Iterable[Block]:
         say, quality = self._say, self._result.quality
         faults = sorted((check for check in quality.checks if check.verdict != "pass"), key=lambda check: check.verdict != quality.verdict)
         advice = list(dict.fromkeys(filter(None, map(say.advice, faults))))
-        found = say("full_stop", text=self._clauses(list(map(self._check, faults)))) if faults else ""
+        found = say("full_stop", text=self._clauses(map(self._check, faults))) if faults else ""
         refused = quality.verdict == "fail"
         yield Paragraph(self._joined([say(f"quality.{quality.verdict}"), found, *([] if refused else advice)]))
         if refused:
@@ -225,7 +223,7 @@ class Pages:
         if without is None:
             return ""
         say, status = self._say, self._say(f"status.{without.status}", label=self._class(without.label))
-        if without.status not in SCORED or without.label != explanation.target:
+        if not Status(without.status).has_number or without.label != explanation.target:
             return say("families.learned", status=status)
         interval = percents(max(without.probability.low, 0.0), min(without.probability.high, 1.0), say)
         return say("families.learned_at", status=status, value=percent(without.probability.value), interval=interval)
@@ -392,7 +390,7 @@ class Pages:
             (say("record.recording"), result.recording.sha256),
             (say("record.model"), say("record.model_is", name=name, version=version, signature=say(f"signature.{model.signature}"))),
             (say("record.digest"), plain(model.digest)),
-            (say("record.software"), self._listed([f"{name} {_cut(result.software[name], _NAME)}" for name in _SOFTWARE if name in result.software])),
+            (say("record.software"), self._listed(f"{name} {_cut(result.software[name], _NAME)}" for name in _SOFTWARE if name in result.software)),
         ]
         site = self._site
         reviewed = bool(site.wording.get(say.code)) and site.reviewed_by and site.reviewed_on

@@ -5,7 +5,7 @@ The one idea: both outputs are made from the same blocks, so that they say the s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from clinical_ser.errors import InvalidValueError
 from reports.drawing import Drawing
@@ -176,6 +176,9 @@ class Section:
 @dataclass(frozen=True)
 class Document:
     """A whole report."""
+
+    template: ClassVar = "document"
+    language: ClassVar = "en"
 
     title: str
     subtitle: str

@@ -12,27 +12,14 @@ from reports.drawing import ACCENT, DASHED, INK, SMALL, WASH, Drawing, Scale, sh
 
 WIDTH = 700.0
 """Of a drawing over the whole width of a page: its text is then as large as that beside it."""
-
-
-_LINE = 20.0
-
-
-_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200)
-
-
-_MOST_TIMES = 9
-
-
 PLAIN_BAR = "#b9c3cc"
-
-
+_LINE = 20.0
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1200)
+_MOST_TIMES = 9
 _BANDS_SEEN = 1.5
 """Widths of the middle half that a line shows on either side of its centre: two SD of a normal distribution."""
 
-
 Kind = Literal["raises", "lowers", "unstable"]
-
-
 Sample = tuple[str, Callable[[Drawing, float, float], None]]
 """An entry of a key: its words, and what draws its sample around a point."""
 

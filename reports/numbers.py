@@ -10,12 +10,8 @@ from clinical_ser.explain.explanation import Estimate
 from reports.wording import plain
 
 _MINUS = "\u2212"
-
-
 _LEAST, _LEAST_POINTS = 0.1, 0.01
 """Percent, and points of percent, below which a number is not written out."""
-
-
 UNITS = {"1": "", "us": "µs"}
 """Units as they are written beside a value; the others as they are."""
 

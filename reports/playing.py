@@ -13,7 +13,6 @@ from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.screening.result import ScreeningResult
 from reports.clinician_figures import MOMENTS_TRACK, when
-from reports.clinician_pages import SCORED
 from reports.locale import Locale
 from reports.marks import WIDTH
 from reports.numbers import points
@@ -47,7 +46,7 @@ def audio_of(recording: Recording, result: ScreeningResult, locale: Locale) -> A
     """
     if recording.sha256 != result.recording.sha256:
         raise InvalidValueError("audio", "another recording than the one that was screened", "that one, with the same start and end")
-    if result.timeline is None or result.status not in SCORED:
+    if result.timeline is None or not result.status.has_number:
         raise InvalidValueError("audio", "asked for with a result without a timeline to play along", "an answer, of `screen --timeline`")
     if recording.duration_s > MOST_SECONDS:
         raise InvalidValueError("audio", f"{recording.duration_s:.0f} s of sound", f"at most {MOST_SECONDS} s")

@@ -28,7 +28,6 @@ PDF_FONT = "Libertinus Serif"
 CJK_FONTS = ("Noto Sans CJK SC", "Source Han Sans SC", "Noto Serif CJK SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei")
 """For characters that the built-in font lacks, the first that is there. Typst would find another itself, but not always the same."""
 _CJK_LANGUAGES = frozenset({"zh", "ja", "ko"})
-LANGUAGE = "en"
 PDF_STANDARD: Final = "ua-1"
 _CJK = re.compile("[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
 _SCRIPT = 4
@@ -38,19 +37,18 @@ _QUOTED = re.compile(r"the text `\"(.*?)\"` could not be displayed", re.DOTALL)
 
 def html(document: Document | Sheet) -> str:
     """Return the document as one HTML file, which loads nothing; it runs nothing either, but for the player of a sheet that holds the recording."""
-    kind = _kind(document)
-    style = _template(f"{kind}.css")
+    style = _template(f"{document.template}.css")
     script = _template("player.js") if isinstance(document, Sheet) and document.audio else ""
     return (
         _environment()
-        .get_template(f"{kind}.html")
+        .get_template(f"{document.template}.html")
         .render(
             document=document.as_data(HTML_FONT),
             style=Markup(style),  # noqa: S704 - a file of this package
             style_digest=_digest(style),
             script=Markup(script),  # noqa: S704 - a file of this package
             script_digest=_digest(script),
-            language=document.language if isinstance(document, Sheet) else LANGUAGE,
+            language=document.language,
         )
     )
 
@@ -74,25 +72,21 @@ def png(document: Document | Sheet, *, pixels_per_inch: float = 100) -> list[byt
 
 
 def _compiled(document: Document | Sheet, font_paths: Sequence[Path], system_fonts: bool, **options: Any) -> Any:
-    kind, fonts = _kind(document), _fonts(tuple(map(str, font_paths)), system_fonts=system_fonts)
+    fonts = _fonts(tuple(map(str, font_paths)), system_fonts=system_fonts)
     families = [PDF_FONT, *fonts.cjk]
-    language, *others = (document.language if isinstance(document, Sheet) else LANGUAGE).split("-")
+    language, *others = document.language.split("-")
     region = next((part for part in others if len(part) < _SCRIPT), None)
     drawn_in = ", ".join(_in_drawings(families, language))
     data: dict[str, Any] = {"fonts": families, "language": language, "region": region, **document.as_data(drawn_in)}
     try:
         return typst.compile(
-            (_template("blocks.typ") + _template(f"{kind}.typ")).encode(),
+            (_template("blocks.typ") + _template(f"{document.template}.typ")).encode(),
             sys_inputs={"document": json.dumps(data)},
             font_paths=fonts.all,
             **options,
         )
     except typst.TypstError as error:
         raise ReportError(_explained(error)) from None
-
-
-def _kind(document: Document | Sheet) -> str:
-    return "sheet" if isinstance(document, Sheet) else "document"
 
 
 def _in_drawings(families: Sequence[str], language: str) -> Sequence[str]:
@@ -135,7 +129,7 @@ def _fonts(folders: tuple[str, ...], *, system_fonts: bool) -> _Fonts:
 
 @cache
 def _environment() -> Environment:
-    names = ("blocks.html", "document.html", "sheet.html")
+    names = ("page.html", "blocks.html", "document.html", "sheet.html")
     environment = Environment(
         loader=DictLoader({name: _template(name) for name in names}),
         autoescape=True,

@@ -4,7 +4,7 @@ The one idea: a page is a unit of reading. Nothing flows from one into the next,
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from unicodedata import east_asian_width
 
 from reports.document import BlockData, Section
@@ -63,6 +63,8 @@ class Page:
 @dataclass(frozen=True)
 class Sheet:
     """A whole report of few pages, in one language."""
+
+    template: ClassVar = "sheet"
 
     language: str
     """BCP 47."""

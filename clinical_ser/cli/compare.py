@@ -66,11 +66,8 @@ def compare(
     else:
         results = [one for one in told if one]
         if given := [name for name, value in {"model": model, **about}.items() if value is not None]:
-            raise InvalidValueError(
-                f"--{given[0].replace('language', 'spoken-language')}",
-                "given with results alone",
-                "recordings: a result is compared as it was answered",
-            )
+            option = {"language": "--spoken-language"}.get(given[0], f"--{given[0]}")
+            raise InvalidValueError(option, "given with results alone", "recordings: a result is compared as it was answered")
     current = results[-1]
     comparison = compare_results(current, results[:-1])
     if report:

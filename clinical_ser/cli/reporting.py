@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import ValidationError
-
 from clinical_ser.audio import Recording
 from clinical_ser.cli.console import check_output_file, check_output_folder
-from clinical_ser.cli.results import LARGEST_RESULT_BYTES, what_it_is
+from clinical_ser.cli.results import LARGEST_RESULT_BYTES, parsed
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.monitoring.comparison import Comparison
@@ -117,10 +115,7 @@ def read_told(path: Path, what: str, *, start: int = 0, length: int = LARGEST_RE
     content = _unwrapped(content, what)
     if not content.lstrip().startswith(b"{"):
         raise InvalidValueError(what, "something that is no JSON" if content.strip() else "nothing", f"{_EXPECTED}; recordings are screened first")
-    try:
-        return ScreeningResult.model_validate_json(content)
-    except ValidationError:
-        raise InvalidValueError(what, what_it_is(content), _EXPECTED) from None
+    return parsed(content, what, _EXPECTED)
 
 
 def _unwrapped(content: bytes, what: str) -> bytes:

@@ -33,13 +33,18 @@ def read_result(source: Path) -> ScreeningResult | None:
         raise AudioNotFoundError("No readable file is at the path given; give a recording, or a result of `screen --json`.") from None
     if len(content) > LARGEST_RESULT_BYTES:
         raise InvalidValueError("SOURCE", "a result of many megabytes", "one of `screen --json` or `explain --json`")
+    return parsed(content, "SOURCE", "a recording, or one result of `screen --json` or `explain --json`")
+
+
+def parsed(content: bytes, what: str, expected: str) -> ScreeningResult:
+    """Return the result that JSON holds; InvalidValueError, which names it `what`, says what it seems to be instead."""
     try:
         return ScreeningResult.model_validate_json(content)
     except ValidationError:
-        raise InvalidValueError("SOURCE", what_it_is(content), "a recording, or one result of `screen --json` or `explain --json`") from None
+        raise InvalidValueError(what, _what_it_is(content), expected) from None
 
 
-def what_it_is(content: bytes) -> str:
+def _what_it_is(content: bytes) -> str:
     """Say what JSON that is no result seems to be."""
     try:
         first = json.loads(content.split(b"\n", 1)[0] if b'"position"' in content[:64] else content)

@@ -141,7 +141,7 @@ class _Reports:
 
     def _audio(self, result: ScreeningResult, recording: Recording) -> Recording | None:
         """Return what goes into the HTML report."""
-        playable = result.timeline is not None and result.status not in {Status.INDETERMINATE, Status.NOT_USABLE}
+        playable = result.timeline is not None and result.status.has_number
         if self.embed_audio and not playable:
             complain("No audio", "this report has no timeline to play it along, and is written without")
         return recording if self.embed_audio and playable else None

@@ -143,7 +143,6 @@ def _feature(
 ) -> FeatureContribution:
     spec = catalogue.get(name)
     percentile = reference.percentile(name, value) if reference else None
-    band = reference.middle_half(name) if reference else None
     return FeatureContribution(
         name=name,
         label_en=spec.label_en,
@@ -156,11 +155,17 @@ def _feature(
         stable=log_odds.stable,
         rank_agreement=agreement,
         percentile=percentile,
-        band=FeatureBand(low=band[0], high=band[1]) if band else None,
+        band=band_of(name, reference),
         published=None if relative else published(spec),
         stands_out=percentile is not None and not wording.TAIL_PERCENT < percentile < 100 - wording.TAIL_PERCENT,
         sentence=wording.feature_sentence(spec, percentile, relative=relative),
     )
+
+
+def band_of(name: str, reference: ReferenceGroup | None) -> FeatureBand | None:
+    """Return where the middle half of a group lies; None without a group, or where the group does not know the feature."""
+    known = reference.middle_half(name) if reference else None
+    return FeatureBand(low=known[0], high=known[1]) if known else None
 
 
 def published(spec: catalogue.FeatureSpec) -> str | None:

@@ -241,7 +241,7 @@ def _visit(result: ScreeningResult, prevalence: float | None, left_out: LeftOut 
 def _probability(result: ScreeningResult, prevalence: float | None) -> float | None:
     """Return the probability of two classes, restated."""
     stated = result.probability
-    if prevalence is None or stated is None or result.classes or result.status is Status.INDETERMINATE:
+    if prevalence is None or stated is None or result.classes or not result.status.has_number:
         return None
     return float(expit(shift_log_odds(logit(stated.value), stated.prevalence, prevalence)))
 
@@ -249,7 +249,7 @@ def _probability(result: ScreeningResult, prevalence: float | None) -> float | N
 def _log_odds(result: ScreeningResult, prevalence: float | None) -> float | None:
     """Return the calibrated log-odds of two classes, restated; a probability near 0 or 1 no longer tells them."""
     told, stated = result.explanation, result.probability
-    if prevalence is None or told is None or stated is None or result.classes or result.status is Status.INDETERMINATE:
+    if prevalence is None or told is None or stated is None or result.classes or not result.status.has_number:
         return None
     return float(shift_log_odds(told.log_odds, stated.prevalence, prevalence))
 

@@ -9,7 +9,7 @@ Timing and rate have the best evidence in depression, then loudness: Mundt et al
 """
 
 from clinical_ser.evaluation.retest import Repeated, Retest
-from clinical_ser.explain.explaining import published
+from clinical_ser.explain.explaining import band_of, published
 from clinical_ser.explain.explanation import FeatureBand
 from clinical_ser.features import catalogue
 from clinical_ser.features.vector import FeatureVector
@@ -74,7 +74,6 @@ def measures_of(vector: FeatureVector, reference: ReferenceGroup | None, retest:
 
 def _measure(name: str, value: float, vector: FeatureVector, reference: ReferenceGroup | None, retest: Retest | None, relative: bool) -> Measure:
     spec, missing = catalogue.get(name), vector.missing.get(name)
-    band = reference.middle_half(name) if reference else None
     return Measure(
         name=name,
         family=spec.family,
@@ -86,7 +85,7 @@ def _measure(name: str, value: float, vector: FeatureVector, reference: Referenc
         value=value if missing is None else None,
         reason=missing,
         percentile=reference.percentile(name, value) if reference and missing is None else None,
-        band=FeatureBand(low=band[0], high=band[1]) if band else None,
+        band=band_of(name, reference),
         published=None if relative else published(spec),
         retest=retest.features.get(name) if retest else None,
     )

@@ -43,6 +43,11 @@ class Status(StrEnum):
     INDETERMINATE = "indeterminate"
     NOT_USABLE = "not_usable"
 
+    @property
+    def has_number(self) -> bool:
+        """Whether it is an answer: only then does a reader get its probability."""
+        return self in {Status.FLAGGED, Status.NOT_FLAGGED, Status.CLASSIFIED}
+
 
 class Interval(_Strict):
     """Sampling error of the model: how much the answer depends on who happened to be in training.

@@ -19,7 +19,7 @@ from reports import clinician_figures as figures
 from reports import clinician_pages
 from reports.clinician import html_report, pdf_report, sheet_of
 from reports.document import Beside, Headline, Notice, Paragraph, Picture, Table, Terms
-from reports.drawing import ACCENT, INK, PAPER, WASH, text_width
+from reports.drawing import ACCENT, INK, PAPER, WASH
 from reports.forbidden import findings
 from reports.locale import load_locale
 from reports.numbers import brief, one_place
@@ -27,10 +27,12 @@ from reports.qr import code
 from reports.site import Site, read_site
 from reports.visit_figures import visits
 from tests.reports import clinician_samples as samples
+from tests.reports import layout
+from tests.reports.layout import boxes
 from tests.reports.pdf_structure import broken_rules, read
 from tests.reports.test_cohort import HOSTILE, Page
-from tests.reports.test_explanation import boxes, corners
 from tests.reports.test_figures import FONT, SVG, drawn, texts
+from tests.reports.test_figures import points as corners
 
 EN, ZH = load_locale("en"), load_locale("zh")
 LANGUAGES = ("en", "zh")
@@ -405,34 +407,15 @@ def test_drawings_name_themselves_and_have_numbers_in_words_and_a_table(pictures
 
 
 def test_texts_stay_on_the_drawing_and_apart_from_each_other(pictures):
-    for one in pictures:
-        taken = []
-        for text in drawn(one).iter(f"{SVG}text"):
-            size = float(text.get("font-size"))
-            x, y, room = float(text.get("x")), float(text.get("y")), text_width(text.text, size, bold=bool(text.get("font-weight")))
-            left = x - {"end": room, "middle": room / 2}.get(text.get("text-anchor"), 0)
-            assert left >= -1, (one.name, text.text)
-            assert left + room <= one.drawing.width + 1, (one.name, text.text)
-            assert size <= y + 1
-            assert y <= one.drawing.height, (one.name, text.text)
-            for other, other_left, other_right, other_y in taken:
-                assert abs(y - other_y) > 9 or left > other_right - 2 or left + room < other_left + 2, (one.name, text.text, other)
-            taken.append((text.text, left, left + room, y))
+    layout.check_texts(pictures)
 
 
 def test_shapes_stay_on_the_drawing(pictures):
-    for one in pictures:
-        tree, width, height = drawn(one), one.drawing.width, one.drawing.height
-        spots = [spot for shape in tree.iter() if shape.get("points") for spot in corners(shape)]
-        spots += [(float(line.get(f"x{i}")), float(line.get(f"y{i}"))) for line in tree.iter(f"{SVG}line") for i in (1, 2)]
-        spots += [spot for x, y, w, h in boxes(tree) for spot in ((x, y), (x + w, y + h))]
-        assert all(-0.01 <= x <= width + 0.01 and -0.01 <= y <= height + 0.01 for x, y in spots), one.name
+    layout.check_shapes(pictures)
 
 
 def test_no_colour_is_red_or_green(pictures):
-    for colour in {colour for one in pictures for colour in re.findall('(?:fill|stroke)="#([0-9a-f]{6})"', one.svg(FONT))}:
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (0, 2, 4))
-        assert blue >= max(red, green), colour
+    layout.check_colours(pictures)
 
 
 @pytest.mark.parametrize(

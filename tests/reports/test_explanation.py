@@ -16,22 +16,18 @@ from clinical_ser.screening.result import ClassProbability, Interval, ScreeningR
 from reports import cohort_explanation, explanation_figures
 from reports.cohort_explanation import recordings_per_dot, section
 from reports.document import Notice, Picture, Table, Terms
-from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, WASH, text_width
+from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, WASH
 from reports.explanation import SIMULATED, document_of, html_report, pdf_report, svg_picture
 from reports.numbers import clock, measured, percent, points
 from tests.reports import explanation_samples as samples
+from tests.reports import layout
+from tests.reports.layout import boxes
 from tests.reports.test_cohort import HOSTILE, Page, unpacked
 from tests.reports.test_figures import FONT, SVG, drawn, texts
 from tests.reports.test_figures import points as corners
 
 LONG = "A name that is a great deal longer than any column of any drawing has room for, and then goes on"
 UNSURE = {"timing": (0.05, 0.02, False, 0.9), "embedding": (-0.04, 0.06, False, 0.6), "pitch": (0.02, 0.09, False, 0.5)}
-
-
-def boxes(tree, **wanted):
-    """Rectangles with these attributes, as (x, y, width, height)."""
-    found = [shape for shape in tree.iter(f"{SVG}rect") if all(shape.get(key) == value for key, value in wanted.items())]
-    return [tuple(float(shape.get(key)) for key in ("x", "y", "width", "height")) for shape in found]
 
 
 def row_boxes(tree, label):
@@ -88,37 +84,15 @@ def test_pictures_name_themselves_and_have_numbers_in_words_and_a_table(pictures
 
 
 def test_texts_stay_on_the_page_and_apart_from_each_other(pictures):
-    for picture in pictures:
-        tree, taken = drawn(picture), []
-        for text in tree.iter(f"{SVG}text"):
-            if text.get("transform"):
-                continue
-            size = float(text.get("font-size"))
-            x, y, room = float(text.get("x")), float(text.get("y")), text_width(text.text, size, bold=bool(text.get("font-weight")))
-            left = x - {"end": room, "middle": room / 2}.get(text.get("text-anchor"), 0)
-            assert left >= -1, (picture.name, text.text)
-            assert left + room <= picture.drawing.width + 1, (picture.name, text.text)
-            assert size <= y <= picture.drawing.height, (picture.name, text.text)
-            for words, other_left, other_right, other_y in taken:
-                apart = abs(y - other_y) > 9 or left > other_right - 2 or left + room < other_left + 2
-                assert apart, (picture.name, text.text, words)
-            taken.append((text.text, left, left + room, y))
+    layout.check_texts(pictures)
 
 
 def test_shapes_stay_on_the_page(pictures):
-    for picture in pictures:
-        tree, width, height = drawn(picture), picture.drawing.width, picture.drawing.height
-        spots = [spot for shape in tree.iter() if shape.get("points") for spot in corners(shape)]
-        spots += [(float(line.get(f"x{i}")), float(line.get(f"y{i}"))) for line in tree.iter(f"{SVG}line") for i in (1, 2)]
-        spots += [spot for x, y, w, h in boxes(tree) for spot in ((x, y), (x + w, y + h))]
-        assert all(-0.01 <= x <= width + 0.01 and -0.01 <= y <= height + 0.01 for x, y in spots), picture.name
+    layout.check_shapes(pictures)
 
 
 def test_no_colour_is_red_or_green(pictures):
-    used = {colour for picture in pictures for colour in re.findall('(?:fill|stroke)="#([0-9a-f]{6})"', picture.svg(FONT))}
-    for colour in used:
-        red, green, blue = (int(colour[i : i + 2], 16) for i in (0, 2, 4))
-        assert blue >= max(red, green), colour
+    layout.check_colours(pictures)
 
 
 def test_the_same_models_draw_the_same_bytes(pictures):
