@@ -51,6 +51,14 @@ class FeatureError(ClinicalSerError):
     """A feature could not be computed for a reason other than the recording's content."""
 
 
+class EmbeddingError(FeatureError):
+    """An encoder cannot make a vector of this recording (too short, no speech)."""
+
+
+class EncoderError(ClinicalSerError):
+    """An encoder that is not there, is not the one asked for, or cannot be trusted byte for byte."""
+
+
 class ManifestError(ClinicalSerError):
     """The manifest as a whole cannot be used (a missing column, no row at all); single bad rows are reported, not raised."""
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from clinical_ser.errors import ReportError, SiteError
-from clinical_ser.models.signing import user_folder
+from clinical_ser.folders import user_folder
 from clinical_ser.strict import Strict
 from reports import forbidden
 from reports.locale import REFERENCE, Locale, available, flattened, load_locale

@@ -13,7 +13,7 @@ from clinical_ser.audio.pitch import FRAME_STEP_S, PitchTrack, track_pitch
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.audio.voice_activity import detect_speech, level_track
 
-__all__ = ["FINGERPRINT", "FRAME_STEP_S", "PitchTrack", "SpeechAnalysis", "analyse"]
+__all__ = ["FINGERPRINT", "FRAME_STEP_S", "PitchTrack", "SpeechAnalysis", "analyse", "analyse_samples"]
 
 FINGERPRINT = "audio/1"
 """Part of every feature's fingerprint: counts up with any change to loading, pitch or speech detection that could move a value.
@@ -56,10 +56,15 @@ def analyse(recording: Recording) -> SpeechAnalysis:
     >>> analyse(from_samples(np.zeros(16_000), 16_000)).speech_s
     0.0
     """
-    sound = parselmouth.Sound(recording.samples.astype(np.float64), float(SAMPLE_RATE_HZ))
+    return analyse_samples(recording.samples)
+
+
+def analyse_samples(samples: NDArray[np.float32]) -> SpeechAnalysis:
+    """As `analyse`, for a part of a recording's samples: shape (n,), at 16 kHz."""
+    sound = parselmouth.Sound(samples.astype(np.float64), float(SAMPLE_RATE_HZ))
     pitch = track_pitch(sound)
-    level_dbfs = level_track(recording.samples)
-    activity = detect_speech(recording.samples, level_dbfs, pitch)
+    level_dbfs = level_track(samples)
+    activity = detect_speech(samples, level_dbfs, pitch)
     return SpeechAnalysis(
         sound=sound,
         pitch=pitch,

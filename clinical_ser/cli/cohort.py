@@ -1,6 +1,7 @@
 """`clinical-ser simulate`, `cohort` and `extract`: from speakers or a corpus to a feature table."""
 
 import os
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,11 @@ from clinical_ser.cohorts.simulation import simulate as simulate_cohort
 from clinical_ser.cohorts.table import FeatureTable, write_table
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.features.batch import Executor
-from clinical_ser.features.extraction import DEFAULT_SETS
+from clinical_ser.features.cache import DEFAULT_MAX_AGE
+from clinical_ser.features.extraction import DEFAULT_SETS, ENCODER
+
+# Not 0 for "only this run": what a killed run leaves is what a cache is for. A decade stands for "until it is cleared".
+CacheDays = Annotated[int, typer.Option("--cache-days", min=1, max=3650, help="Days after which what the cache keeps is deleted.")]
 
 
 def processors() -> int:
@@ -88,17 +93,29 @@ def extract(
     manifest: Annotated[Path, typer.Argument(help="Manifest (.csv or .parquet) with at least path and subject.", show_default=False)],
     table: Annotated[Path, typer.Option("--output", "-o", help="Feature table to write (.parquet).", show_default=False)],
     features: Annotated[str, typer.Option(help="Feature sets, separated by commas: egemaps, praat, timing, compare.")] = ",".join(DEFAULT_SETS),
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Also embed with this encoder: an installed one's name, a folder, or BACKEND:ARGUMENT (repeatable).")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; all processors otherwise, 0 works in this one.")] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder to keep what was measured, so that a killed run goes on. Feature vectors identify people.")
+        Path | None,
+        typer.Option(help="Folder to keep what was measured, encrypted, so that a killed run goes on. Feature vectors identify people."),
     ] = None,
+    cache_days: CacheDays = DEFAULT_MAX_AGE.days,
     ray: Annotated[str | None, typer.Option(help="Extract on a Ray cluster: 'auto' or its address, 'local' for one on this machine.")] = None,
 ) -> None:
     """Extract features of every recording of a manifest; rows that fail are reported by number, and the rest goes on."""
     if table.suffix != ".parquet":
         raise InvalidValueError("the table's suffix", table.suffix, [".parquet"])
     check_output_file(table)
-    built = run_extraction(manifest, sets=tuple(features.split(",")), workers=workers, cache=cache, ray=ray)
+    built = run_extraction(
+        manifest,
+        sets=(*features.split(","), *(f"{ENCODER}{one}" for one in encoder or ())),
+        workers=workers,
+        cache=cache,
+        cache_days=cache_days,
+        ray=ray,
+    )
     write_table(built, table)
     report_problems(built.problems)
     output.print(f"{len(built.frame)} recordings, {len(built.feature_names)} features, {len(built.problems)} rows with a problem.")
@@ -107,7 +124,13 @@ def extract(
 
 
 def run_extraction(
-    manifest: Path, *, sets: tuple[str, ...] = DEFAULT_SETS, workers: int | None = None, cache: Path | None = None, ray: str | None = None
+    manifest: Path,
+    *,
+    sets: tuple[str, ...] = DEFAULT_SETS,
+    workers: int | None = None,
+    cache: Path | None = None,
+    cache_days: int = DEFAULT_MAX_AGE.days,
+    ray: str | None = None,
 ) -> FeatureTable:
     """Extract a manifest with a progress bar."""
     rows = read_manifest(manifest)
@@ -118,6 +141,7 @@ def run_extraction(
             sets=sets,
             workers=processors() if workers is None else workers,
             cache=cache,
+            cache_max_age=timedelta(days=cache_days),
             executor=Executor.RAY if ray else Executor.PROCESSES,
             ray_address=None if ray == "local" else ray,
             progress=lambda _: report(next(finished) + 1, len(rows)),

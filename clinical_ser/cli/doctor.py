@@ -13,8 +13,9 @@ from rich.table import Table
 
 from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.errors import ClinicalSerError
+from clinical_ser.folders import user_folder
 from clinical_ser.models.registry import list_models
-from clinical_ser.models.signing import SigningKey, default_key_path, user_folder
+from clinical_ser.models.signing import SigningKey, default_key_path
 
 if TYPE_CHECKING:
     from reports.site import Site

@@ -37,6 +37,9 @@ def explain(
     device: Annotated[str | None, typer.Option(help="What recorded it, in the cohort's words: chooses the reference group too.")] = None,
     explained: Annotated[str | None, typer.Option("--class", help="The class to explain, of several; the most probable one otherwise.")] = None,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Where the model's encoder is, if it is not installed: a folder, or BACKEND:ARGUMENT (repeatable).")
+    ] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Also print which family would have to move for another answer.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The whole ScreeningResult, with timeline and tracks: personal data, to be kept as the recording is.")
@@ -47,9 +50,10 @@ def explain(
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
     of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
+    of_recording |= {"encoder": str(encoder) if encoder else None}
     told = result = read_result(source)
     if result is None:
-        screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable)
+        screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable, encoders=encoder or ())
         sex = sex_named(sex)
         if prevalence is None:
             prevalence = Reporter.find(None).prevalence_for(screener)

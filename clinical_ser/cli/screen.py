@@ -45,6 +45,9 @@ def screen(
         bool, typer.Option("--timeline", help="Also say when in the recording the score came about; its tracks are a voice's melody, personal data.")
     ] = False,
     interpretable: Annotated[bool, typer.Option("--interpretable", help="Ask the model without its embeddings, if it has any.")] = False,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Where the model's encoder is, if it is not installed: a folder, or BACKEND:ARGUMENT (repeatable).")
+    ] = None,
     report: Annotated[
         list[Path] | None,
         typer.Option(help="Write the clinician's report (.pdf, .html; repeatable); of several recordings, a folder. Makes a timeline too."),
@@ -62,7 +65,7 @@ def screen(
 ) -> None:
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
     reports = _Reports.wanted(report or [], site, report_language, earlier or [], embed_audio=embed_audio, several=len(audio) > 1)
-    screener = Screener.load(model, interpretable=interpretable)
+    screener = Screener.load(model, interpretable=interpretable, encoders=encoder or ())
     if prevalence is None:
         prevalence = reports.reporter.prevalence_for(screener)
     day = recorded_on.date() if recorded_on else None

@@ -45,7 +45,8 @@ def train(
     table: Annotated[Path, typer.Argument(help="Feature table from `extract`.", show_default=False)],
     output_folder: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)],
     task: Annotated[str, typer.Option(help="depression, emotion, or a .toml file that defines a task.")] = "depression",
-    head: Annotated[str, typer.Option(help="linear or xgboost.")] = "linear",
+    head: Annotated[str, typer.Option(help="linear or xgboost; embeddings always have a linear one.")] = "linear",
+    fusion: Annotated[str, typer.Option(help="How embeddings join named features: late (margins added), stacked or concatenated.")] = "late",
     split: Annotated[str, typer.Option(help="Number of folds by subject, 'loso', or a column with an official split.")] = "5",
     name: Annotated[str | None, typer.Option(help="Name of the model; the folder's name otherwise.")] = None,
     version: Annotated[str, typer.Option(help="Version of the model.")] = "1",
@@ -65,6 +66,7 @@ def train(
     """Train a calibrated, explained model with subjects kept apart, and report it with intervals."""
     options = TrainingOptions(
         head=head,
+        fusion=fusion,
         split=int(split) if re.fullmatch(r"[0-9]{1,9}", split) else split,
         coverage=coverage,
         without=tuple(without or ()),

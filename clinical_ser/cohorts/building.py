@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from clinical_ser.cohorts.manifest import Manifest
 from clinical_ser.cohorts.table import FeatureTable, RowProblem
 from clinical_ser.errors import ManifestError
 from clinical_ser.features.batch import Executor, Outcome, Progress, extract_many
+from clinical_ser.features.cache import DEFAULT_MAX_AGE
 from clinical_ser.features.extraction import DEFAULT_SETS, Source, feature_names, fingerprints
 from clinical_ser.features.workers import JOB_TIMEOUT_S
 
@@ -27,6 +29,7 @@ def build_table(
     sets: Sequence[str] = DEFAULT_SETS,
     workers: int = 0,
     cache: Path | None = None,
+    cache_max_age: timedelta | None = DEFAULT_MAX_AGE,
     progress: Progress | None = None,
     executor: Executor | str = Executor.PROCESSES,
     ray_address: str | None = None,
@@ -55,6 +58,7 @@ def build_table(
         sets=sets,
         workers=workers,
         cache=cache,
+        cache_max_age=cache_max_age,
         progress=progress,
         executor=executor,
         ray_address=ray_address,

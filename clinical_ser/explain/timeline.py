@@ -182,7 +182,8 @@ class _Asked:
 
     def probabilities(self, kept: Sequence[Mask]) -> NDArray[np.float64]:
         """Return the target's probability for each mask of frames that stay."""
-        place = [self.contours.names.index(name) for name in self.vector.names]
+        of_name = {name: place for place, name in enumerate(self.contours.names)}
+        place = [of_name[name] for name in self.vector.names]
         whole = self.contours.leaving_out(None)[place]
         rows = np.array([self._moved(whole, self.contours.leaving_out(keep)[place]) for keep in kept])
         log_odds = self.model.log_odds(rows)

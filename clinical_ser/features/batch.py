@@ -7,12 +7,13 @@ is an outcome with a reason, not the end of the run.
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
 from clinical_ser.errors import ClinicalSerError, FeatureError, InvalidValueError
-from clinical_ser.features.cache import FeatureCache
+from clinical_ser.features.cache import DEFAULT_MAX_AGE, FeatureCache
 from clinical_ser.features.extraction import DEFAULT_SETS, Extraction, Source, extract_file, feature_names, fingerprints
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.features.workers import JOB_TIMEOUT_S, Lost, run_in_processes
@@ -47,6 +48,7 @@ def extract_many(
     sets: Sequence[str] = DEFAULT_SETS,
     workers: int = 0,
     cache: Path | None = None,
+    cache_max_age: timedelta | None = DEFAULT_MAX_AGE,
     progress: Progress | None = None,
     executor: Executor | str = Executor.PROCESSES,
     ray_address: str | None = None,
@@ -67,8 +69,10 @@ def extract_many(
         0: one after the other in this process. Otherwise as many warm processes; with Ray, the most recordings under way at once,
         and 0 leaves that to the cluster.
     cache
-        A folder for what has been measured (see `FeatureCache`: it holds biometric data). A run that was killed and is started again goes on
-        from there, and the same audio under two names is measured once. None: nothing is kept.
+        A folder for what has been measured (see `FeatureCache`: it holds biometric data, sealed). A run that was killed and is started again
+        goes on from there, and the same audio under two names is measured once. None: nothing is kept.
+    cache_max_age
+        What was measured longer ago is deleted from the cache and measured again; None: nothing expires.
     progress
         Called with each outcome as it is finished.
     executor
@@ -86,7 +90,7 @@ def extract_many(
     Raises
     ------
     InvalidValueError
-        An unknown set or executor, a negative number of workers, or a folder that cannot be the cache.
+        An unknown set or executor, a negative number of workers, or a folder that cannot be the cache or whose key is not here.
     FeatureError
         Workers cannot start, or Ray is not installed or not reachable.
     """
@@ -96,7 +100,8 @@ def extract_many(
         raise InvalidValueError("executor", executor, list(Executor))
     names = feature_names(sets)
     alone = executor == Executor.PROCESSES and not workers
-    extract_one = partial(extract_row, sets=tuple(sets), cache=FeatureCache(cache) if cache else None, expected=fingerprints(sets), threads=alone)
+    kept = FeatureCache(cache, max_age=cache_max_age) if cache else None
+    extract_one = partial(extract_row, sets=tuple(sets), cache=kept, expected=fingerprints(sets), threads=alone)
     rows = [(index, replace(source, path=source.path.absolute())) for index, source in enumerate(sources)]
     answers: Generator[tuple[int, Outcome | Lost]]
     if executor == Executor.RAY:

@@ -330,7 +330,7 @@ def _dimension_spec(name: str) -> FeatureSpec:
     return FeatureSpec(
         name=name,
         engine="encoder",
-        set="embedding",
+        set=name.rpartition(".")[0],
         family="embedding",
         unit="1",
         label_en=family.label_en,

@@ -22,14 +22,17 @@ from clinical_ser import audio
 from clinical_ser.audio.analysis import FINGERPRINT, SpeechAnalysis
 from clinical_ser.audio.quality import QualityMeasures, QualityReport
 from clinical_ser.audio.recording import Recording, SourceInfo
-from clinical_ser.errors import FeatureError, InvalidValueError
+from clinical_ser.embeddings import Embedding, Encoder, column_names, find_encoder
+from clinical_ser.errors import EmbeddingError, FeatureError, InvalidValueError
 from clinical_ser.features import egemaps, praat, timing
 from clinical_ser.features.cache import Entry, FeatureCache, key_of
 from clinical_ser.features.praat import PraatTracks
 from clinical_ser.features.vector import FeatureVector
 
 FEATURE_SETS = ("egemaps", "praat", "timing", "compare")
-"""In the order in which their features stand in a vector."""
+"""In the order in which their features stand in a vector; sets of embeddings come after them."""
+ENCODER = "encoder:"
+"""Begins the name of a set of embeddings: `encoder:ge2e`, or `encoder:` and any other reference that `find_encoder` takes."""
 DEFAULT_SETS = ("egemaps", "praat", "timing")
 
 _Measured = tuple[Mapping[str, float], Mapping[str, str]]
@@ -66,12 +69,14 @@ class _Work:
         load: Callable[[], Recording],
         analysis: SpeechAnalysis | None = None,
         tracks: Callable[[], PraatTracks] | None = None,
+        embed: Callable[[Encoder], Embedding] | None = None,
         *,
         threads: bool,
     ) -> None:
         self._load = load
         self._given = analysis
         self._tracks = tracks
+        self._embed = embed
         self.threads = threads
 
     @cached_property
@@ -81,6 +86,9 @@ class _Work:
     @cached_property
     def analysis(self) -> SpeechAnalysis:
         return self._given or audio.analyse(self.recording)
+
+    def embeddings(self, encoder: Encoder) -> Embedding:
+        return self._embed(encoder) if self._embed else encoder.encode([self.recording], speech=[self.analysis.speech])[0]
 
     @property
     def praat_tracks(self) -> PraatTracks:
@@ -108,6 +116,31 @@ _ENGINES: Mapping[str, _Engine] = {
 }
 
 
+def _engine(feature_set: str) -> _Engine:
+    return _encoder_engine(find_encoder(feature_set.removeprefix(ENCODER))) if feature_set.startswith(ENCODER) else _ENGINES[feature_set]
+
+
+def _encoder_engine(encoder: Encoder) -> _Engine:
+    names = column_names(encoder.spec)
+    return _Engine(names, encoder.fingerprint, lambda work: _embedded(encoder, names, work), frees_gil=True)
+
+
+def _embedded(encoder: Encoder, names: tuple[str, ...], work: _Work) -> _Measured:
+    """Encode one recording; one that cannot be has no value in any dimension, and says why."""
+    try:
+        found = work.embeddings(encoder)
+    except EmbeddingError as error:
+        return dict.fromkeys(names, np.nan), dict.fromkeys(names, str(error))
+    return dict(zip(names, found.utterance.tolist(), strict=True)), {}
+
+
+def set_of(feature_set: str) -> str:
+    """Return what a set is called in tables and bundles: `embedding.ge2e` for one of embeddings, else its own name."""
+    if not feature_set.startswith(ENCODER):
+        return feature_set
+    return f"embedding.{find_encoder(feature_set.removeprefix(ENCODER)).spec.name}"
+
+
 def feature_names(sets: Sequence[str] = DEFAULT_SETS) -> tuple[str, ...]:
     """Return the names of all features of these sets, in the order of a vector."""
     return _names(_chosen(sets))
@@ -115,7 +148,7 @@ def feature_names(sets: Sequence[str] = DEFAULT_SETS) -> tuple[str, ...]:
 
 def fingerprints(sets: Sequence[str] = DEFAULT_SETS) -> dict[str, str]:
     """Return for each set the fingerprint of the code that computes it: equal fingerprints, equal values."""
-    return {name: _ENGINES[name].fingerprint for name in _chosen(sets)}
+    return {set_of(name): _engine(name).fingerprint for name in _chosen(sets)}
 
 
 def extract(
@@ -124,6 +157,7 @@ def extract(
     sets: Sequence[str] = DEFAULT_SETS,
     analysis: SpeechAnalysis | None = None,
     tracks: Callable[[], PraatTracks] | None = None,
+    embed: Callable[[Encoder], Embedding] | None = None,
     threads: bool = True,
 ) -> FeatureVector:
     """Measure the features of one recording, in this process.
@@ -133,11 +167,13 @@ def extract(
     recording
         From `clinical_ser.audio.load`.
     sets
-        Some of `FEATURE_SETS`; their order does not matter.
+        Some of `FEATURE_SETS`, whose order does not matter, and sets of embeddings (`encoder:ge2e`).
     analysis
         The recording's shared analysis, if it was made already (the gate needs it too).
     tracks
         Gives the recording's Praat tracks, if they are measured elsewhere.
+    embed
+        Gives what an encoder makes of the recording, if more than the vector is wanted of it.
     threads
         openSMILE beside Praat, in two threads: the same bits, and on two free cores 1.4 times (clips of 4 s) to 1.6 times (43 s) as fast.
 
@@ -152,7 +188,7 @@ def extract(
         An unknown feature set.
     """
     chosen = _chosen(sets)
-    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis, tracks, threads=threads)))
+    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis, tracks, embed, threads=threads)))
 
 
 def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: FeatureCache | None = None, threads: bool = True) -> Extraction:
@@ -215,16 +251,23 @@ def select(names: tuple[str, ...], selector: str) -> tuple[str, ...]:
 
 
 def _chosen(sets: Sequence[str]) -> tuple[str, ...]:
-    if unknown := [name for name in sets if name not in FEATURE_SETS]:
-        raise InvalidValueError("feature set", unknown[0], FEATURE_SETS)
+    encoders = [name for name in sets if name.startswith(ENCODER)]
+    if unknown := [name for name in sets if name not in {*FEATURE_SETS, *encoders}]:
+        raise InvalidValueError("feature set", unknown[0], [*FEATURE_SETS, f"{ENCODER}NAME"])
+    if len({set_of(name) for name in encoders}) < len(encoders):
+        raise InvalidValueError("encoders", encoders, "each under a name of its own, once")
     if not sets:
         raise InvalidValueError("feature sets", list(sets), f"at least one of {list(FEATURE_SETS)}")
-    return tuple(name for name in FEATURE_SETS if name in sets)
+    return (*(name for name in FEATURE_SETS if name in sets), *encoders)
 
 
-@lru_cache(maxsize=1 << len(FEATURE_SETS))  # so that all vectors share one tuple
 def _names(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(name for one in chosen for name in _ENGINES[one].names)
+    return _joined(tuple(_engine(one).names for one in chosen))
+
+
+@lru_cache(maxsize=64)  # so that all vectors share one tuple
+def _joined(parts: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    return tuple(name for part in parts for name in part)
 
 
 def _vector(chosen: tuple[str, ...], measured: Mapping[str, _Measured]) -> FeatureVector:
@@ -240,17 +283,19 @@ def _thread_pools() -> ThreadpoolController:
 
 
 def _measure(chosen: Sequence[str], work: _Work) -> dict[str, _Measured]:
-    beside = [name for name in chosen if _ENGINES[name].frees_gil]
+    engines = {name: _engine(name) for name in chosen}
+    beside = [name for name in chosen if engines[name].frees_gil]
     others = [name for name in chosen if name not in beside]
     # One BLAS thread everywhere: how a matrix product is split over threads decides the order of its sums, and so the last bits.
     with _thread_pools().limit(limits=1):
         if not (work.threads and beside and others):
-            return {name: _ENGINES[name].measure(work) for name in chosen}
-        _ = work.recording  # decoded before both threads ask for it
+            return {name: engines[name].measure(work) for name in chosen}
+        # Before both threads ask for it: decoded, and analysed where embeddings, too, ask where there is speech.
+        _ = work.analysis if any(name.startswith(ENCODER) for name in beside) else work.recording
         # openSMILE stays in the caller's thread, where its objects are warm (one a thread, 5 ms each to make).
         with ThreadPoolExecutor(1) as helper:
-            running = helper.submit(lambda: {name: _ENGINES[name].measure(work) for name in others})
-            return {name: _ENGINES[name].measure(work) for name in beside} | running.result()
+            running = helper.submit(lambda: {name: engines[name].measure(work) for name in others})
+            return {name: engines[name].measure(work) for name in beside} | running.result()
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,23 +339,23 @@ def _through_cache(cache: FeatureCache, key: str, chosen: tuple[str, ...], work:
         wanted = [name for name in chosen if known[name] is None]
         measured = _measure(wanted, work) if wanted else {}
         for name, (values, missing) in measured.items():
-            cache.put(_set_key(facts.samples, name), missing, [values[feature] for feature in _ENGINES[name].names])
+            cache.put(_set_key(facts.samples, name), missing, [values[feature] for feature in _engine(name).names])
     remembered = {name: _remembered(name, found) for name, found in known.items() if found is not None}
     return _extraction(facts, chosen, measured | remembered, cached=entry is not None and not measured)
 
 
 def _set_key(samples: str, name: str) -> str:
     # The names too: they decide which value is whose. The analysis too: Praat and timing start from it.
-    engine = _ENGINES[name]
+    engine = _engine(name)
     return key_of("features", samples, name, engine.fingerprint, _digest_of_names(engine.names), _audio_fingerprint())
 
 
 def _remembered(name: str, entry: Entry) -> _Measured:
     missing = {feature: str(reason) for feature, reason in entry.facts.items()}
-    return dict(zip(_ENGINES[name].names, entry.values.tolist(), strict=True)), missing
+    return dict(zip(_engine(name).names, entry.values.tolist(), strict=True)), missing
 
 
-@lru_cache(maxsize=len(FEATURE_SETS))
+@lru_cache(maxsize=64)
 def _digest_of_names(names: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 

@@ -106,6 +106,11 @@ class BoostedHead(Head):
         super().__init__(families, classes, balanced=balanced, seed=seed)
         self.rounds = rounds
 
+    @property
+    def has_trees(self) -> bool:
+        """It has."""
+        return True
+
     def _fit(self, rows: TrainingRows) -> None:
         data = xgboost.DMatrix(rows.Z, label=rows.target, weight=rows.weight, nthread=1)
         parameters = self._parameters(rows.n_classes)

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clinical_ser.atomic_folder import publish_folder, replace_file
 from clinical_ser.cohorts.tasks import Task, TaskKind
 from clinical_ser.errors import (
     BundleFeatureMismatchError,
@@ -25,7 +26,6 @@ from clinical_ser.errors import (
     BundleSchemaError,
     BundleTamperedError,
 )
-from clinical_ser.models.atomic_folder import publish_folder, replace_file
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.signing import SignatureStatus, SigningKey, TrustStore, require_trust, verify_signature
 from clinical_ser.models.strict_json import JsonValue, StrictJsonError, canonical_json, parse_canonical_object, parse_json
@@ -307,7 +307,7 @@ def check_features(manifest: BundleManifest, available: Mapping[str, str], names
     problems = [
         f"{extractor} here is {available[extractor]!r}, the model needs {needed!r}"
         if extractor in available
-        else f"{extractor} is not installed, the model needs {needed!r}"
+        else f"{extractor} is not installed, the model needs {needed!r}{_how_to_install(extractor)}"
         for extractor, needed in sorted(manifest.extractors.items())
         if available.get(extractor) != needed
     ]
@@ -317,6 +317,11 @@ def check_features(manifest: BundleManifest, available: Mapping[str, str], names
         raise BundleFeatureMismatchError(
             f"{MANIFEST}: {'; '.join(problems)}. Install the versions the model was trained with ({_versions(manifest)}), or train it again here."
         )
+
+
+def _how_to_install(extractor: str) -> str:
+    kind, _, name = extractor.partition(".")
+    return f" (`clinical-ser encoder install {name}`, or say where it is with --encoder)" if name and kind == "embedding" else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,10 @@ class TrainingRows:
         """Return the rows at `index`; weights keep their values, so that penalties keep their meaning."""
         return TrainingRows(self.Z[index], self.target[index], self.weight[index], self.subject[index], self.n_classes)
 
+    def columns(self, index: NDArray[np.intp]) -> "TrainingRows":
+        """Return the same rows with some of their features."""
+        return TrainingRows(np.ascontiguousarray(self.Z[:, index]), self.target, self.weight, self.subject, self.n_classes)
+
     @property
     def class_weight_totals(self) -> NDArray[np.float64]:
         """Shape (n_classes,); sum of the weights of each class."""
@@ -122,6 +126,16 @@ class Head(ABC):
         if self.balanced:
             self.intercept_ = self.intercept_ + _prior_offset(rows.class_weight_totals)
         return self
+
+    def fit_rows(self, rows: TrainingRows, classes: Labels) -> None:
+        """Learn from rows that were checked, and balanced where they should be, as part of another head."""
+        self.classes_ = classes
+        self._fit(rows)
+
+    @property
+    def has_trees(self) -> bool:
+        """Whether answers come from trees: milliseconds each, without Python's lock."""
+        return False
 
     @abstractmethod
     def _fit(self, rows: TrainingRows) -> None:
@@ -214,6 +228,12 @@ def log_loss_total(margins: NDArray[np.float64], target: NDArray[np.int64], weig
     """Return the weighted sum of -log p(target), in nats."""
     logits = margins if margins.ndim == 2 else np.column_stack([np.zeros_like(margins), margins])
     return float(-weight @ log_softmax(logits, axis=1)[np.arange(len(target)), target])
+
+
+def log_shares(rows: TrainingRows) -> NDArray[np.float64]:
+    """Return the logarithm of each class's share of the weight, shape (classes,)."""
+    totals = rows.class_weight_totals
+    return np.asarray(np.log(totals / totals.sum()))
 
 
 def encode_labels(y: ArrayLike, classes: Sequence[str] | Sequence[int]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from clinical_ser.errors import TrainingError
-from clinical_ser.models.heads import Head, TrainingRows, inner_folds, log_loss_total
+from clinical_ser.models.heads import Head, TrainingRows, inner_folds, log_loss_total, log_shares
 from clinical_ser.models.state import Finite, Label, Matrix, State, Vector
 
 STRENGTHS = (10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
@@ -170,7 +170,7 @@ class RidgePath:
         self.rotated = centred @ self.rotation
         width = self.contrasts.shape[1]
         self.coef = np.zeros((len(self.curvature), width))
-        self.intercept = _log_shares(rows) @ self.contrasts if not binary else np.diff(_log_shares(rows))
+        self.intercept = log_shares(rows) @ self.contrasts if not binary else np.diff(log_shares(rows))
 
     def solve(self, strength: float, tolerance: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (coef, intercept) for features as given, of shapes (p,) and () for two classes, (p, K) and (K,) for several.
@@ -221,11 +221,6 @@ def _principal_axes(A: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     eigenvalues, vectors = eigh(A @ A.T)
     spanned = eigenvalues > n_columns * np.finfo(float).eps * eigenvalues[-1]
     return eigenvalues[spanned], A.T @ vectors[:, spanned] / np.sqrt(eigenvalues[spanned])
-
-
-def _log_shares(rows: TrainingRows) -> NDArray[np.float64]:
-    totals = rows.class_weight_totals
-    return np.asarray(np.log(totals / totals.sum()))
 
 
 def _choose_strength(rows: TrainingRows, seed: int) -> float:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import BundleError, BundleNotFoundError, InvalidValueError
+from clinical_ser.folders import user_folder
 from clinical_ser.models.bundle import read_bundle
-from clinical_ser.models.signing import SignatureState, TrustStore, user_folder
+from clinical_ser.models.signing import SignatureState, TrustStore
 
 SHIPPED_MODELS = Path(__file__).parent / "shipped"
 # The form of names in `ManifestFields`, less the folder of keys that lies beside the shipped models.

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from clinical_ser.errors import BundleSchemaError, BundleTamperedError, BundleUntrustedError, SigningKeyError
+from clinical_ser.folders import HOME_VARIABLE, user_folder
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 
 SIGNATURE_SCHEMA = "clinical-ser/signature/1"
@@ -37,42 +38,12 @@ ALGORITHM = "Ed25519"
 DOMAIN = b"clinical-ser bundle manifest v1\n"
 
 SHIPPED_TRUSTED_KEYS = Path(__file__).parent / "shipped" / "trusted_keys"
-HOME_VARIABLE = "CLINICAL_SER_HOME"
-_APPLICATION = "clinical-ser"
-_XDG_FOLDERS = {"config": ("XDG_CONFIG_HOME", ".config"), "data": ("XDG_DATA_HOME", ".local/share")}
 
 # An Ed25519 key in PEM is 119 bytes; whatever is longer than this is another file given by mistake.
 _MAX_KEY_FILE_BYTES = 16 * 1024
 _KEY_ID_HEX = 16
 _OTHERS_MAY = stat.S_IRWXG | stat.S_IRWXO
 _SIGNATURE_FIELDS = frozenset({"schema", "algorithm", "key_id", "public_key", "signature"})
-
-
-def user_folder(kind: str) -> Path | None:
-    """Return this user's folder of a kind, which need not exist.
-
-    `CLINICAL_SER_HOME` when it is set; else what the XDG Base Directory Specification 0.8 says (a relative path in its variables is ignored).
-
-    Parameters
-    ----------
-    kind
-        `config` (keys) or `data` (models).
-
-    Returns
-    -------
-    Path or None
-        None where the process has no home, as under an arbitrary user id in a container.
-    """
-    if own := os.environ.get(HOME_VARIABLE):
-        return Path(own)
-    variable, default = _XDG_FOLDERS[kind]
-    base = Path(os.environ.get(variable, ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / default
-        except RuntimeError:
-            return None
-    return base / _APPLICATION
 
 
 def default_key_path() -> Path:

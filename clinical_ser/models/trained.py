@@ -24,6 +24,7 @@ from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, payload_json
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
+from clinical_ser.models.fused_head import FusedHead
 from clinical_ser.models.heads import Head, probabilities, with_margins
 from clinical_ser.models.interpretable import EMBEDDING, InterpretableFile, Reproduced
 from clinical_ser.models.linear_head import LinearHead
@@ -241,7 +242,7 @@ class TrainedModel:
                 scaled(version, with_margins(head.feature_margins_of(prepared))),
             )
 
-        if isinstance(self.head, BoostedHead):
+        if self.head.has_trees:
             # Forests of many classes take milliseconds each, without Python's lock.
             with ThreadPoolExecutor(TREE_THREADS) as threads:
                 found = list(threads.map(parts, versions))
@@ -288,7 +289,7 @@ class TrainedModel:
             files["interpretable.json"] = InterpretableFile.of(twin.features, twin.operating_point, self.reproduced, twin.to_files())
         if isinstance(self.head, BoostedHead):
             return files | {"head.ubj": self.head.to_bytes()}
-        return files | {"head.json": canonical_json(_linear(self.head).to_dict())}
+        return files | {"head.json": canonical_json(_in_json(self.head).to_dict())}
 
     @classmethod
     def from_bundle(cls, bundle: VerifiedBundle) -> "TrainedModel":
@@ -385,8 +386,8 @@ def _read(manifest: BundleManifest, files: Mapping[str, bytes], features: tuple[
     return model
 
 
-def _linear(head: Head) -> LinearHead:
-    assert isinstance(head, LinearHead)
+def _in_json(head: Head) -> LinearHead | FusedHead:
+    assert isinstance(head, LinearHead | FusedHead)
     return head
 
 
@@ -394,7 +395,7 @@ def _refit_state(refit: Refit) -> _RefitState:
     calibrator = refit.calibrator.to_dict()
     if isinstance(refit.head, BoostedHead):
         return _RefitState(calibrator=calibrator, class_shares=refit.class_shares, trees=base64.b64encode(refit.head.to_bytes()).decode("ascii"))
-    return _RefitState(calibrator=calibrator, class_shares=refit.class_shares, head=_linear(refit.head).to_dict())
+    return _RefitState(calibrator=calibrator, class_shares=refit.class_shares, head=_in_json(refit.head).to_dict())
 
 
 def _refit_head(state: _RefitState) -> Head:
@@ -403,12 +404,21 @@ def _refit_head(state: _RefitState) -> Head:
             return BoostedHead.from_bytes(base64.b64decode(state.trees, validate=True))
         except binascii.Error:
             raise BundleSchemaError("refits.json: trees are not in base64.") from None
-    return LinearHead.from_dict(state.head)
+    return _from_json(state.head)
+
+
+def _from_json(data: object) -> LinearHead | FusedHead:
+    fused = isinstance(data, Mapping) and data.get("kind") == FusedHead.kind
+    return FusedHead.from_dict(data) if fused else LinearHead.from_dict(data)
 
 
 def _read_head(kind: str, files: Mapping[str, bytes]) -> Head:
     if kind == "xgboost" and "head.ubj" in files:
         return BoostedHead.from_bytes(files["head.ubj"])
-    if kind == "linear" and "head.json" in files:
-        return LinearHead.from_dict(parse_json(files["head.json"]))
-    raise BundleSchemaError(f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; this version reads {sorted(HEADS)}.")
+    if kind in {LinearHead.kind, FusedHead.kind} and "head.json" in files:
+        head = _from_json(parse_json(files["head.json"]))
+        if head.kind == kind:
+            return head
+    raise BundleSchemaError(
+        f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; this version reads {sorted([*HEADS, FusedHead.kind])}."
+    )

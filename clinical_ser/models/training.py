@@ -22,6 +22,7 @@ from clinical_ser.features import catalogue
 from clinical_ser.models.background import BackgroundLearner
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
+from clinical_ser.models.fused_head import INTERPRETABLE, FusedHead
 from clinical_ser.models.heads import Head, probabilities
 from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.operating_point import OperatingPoint, choose
@@ -34,6 +35,8 @@ from clinical_ser.models.weights import subject_weights
 MINIMUM_SUBJECTS_PER_CLASS = 5
 """Below this a fold may have to calibrate on three people; a model from fewer would only look like one."""
 LEAVE_ONE_SUBJECT_OUT = "loso"
+FUSIONS = ("late", "stacked", "concatenated")
+"""How embeddings join named features: heads apart and their margins added, the same with learned weights, or one head over all columns."""
 
 Progress = Callable[[int, int], None]
 
@@ -43,6 +46,8 @@ class TrainingOptions:
     """How to train; everything that changes the model is here, so that the same table and options give the same bytes."""
 
     head: str = "linear"
+    """Of named features; each embedding has a linear one."""
+    fusion: str = "late"
     split: int | str = 5
     """Number of folds by subject, `loso`, or the name of the table's column with an official split."""
     coverage: float = 0.90
@@ -57,6 +62,8 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise InvalidValueError("head", self.head, sorted(HEADS))
+        if self.fusion not in FUSIONS:
+            raise InvalidValueError("fusion", self.fusion, FUSIONS)
         if unknown := sorted(set(self.without) - set(catalogue.FAMILIES)):
             raise InvalidValueError("without", unknown, catalogue.FAMILIES)
         if self.refits < 2:
@@ -263,7 +270,20 @@ def _fit(rows: Rows, task: Task, options: TrainingOptions) -> tuple[Head, Prepro
     preprocessor = Preprocessor().fit(rows.X, rows.names)
     families = [catalogue.get(name).family for name in rows.names]
     balanced = task.kind is TaskKind.MULTICLASS
-    head = HEADS[options.head](families, task.classes, balanced=balanced, seed=options.seed)
+    blocks = [catalogue.get(name).set if family == EMBEDDING else INTERPRETABLE for name, family in zip(rows.names, families, strict=True)]
+    head: Head
+    if options.fusion != "concatenated" and len(set(blocks)) > 1:
+        head = FusedHead(
+            families,
+            task.classes,
+            blocks=blocks,
+            interpretable=HEADS[options.head],
+            weighted=options.fusion == "stacked",
+            balanced=balanced,
+            seed=options.seed,
+        )
+    else:
+        head = HEADS[options.head](families, task.classes, balanced=balanced, seed=options.seed)
     return head.fit(preprocessor.transform(rows.X), _labels(rows, task), groups=rows.subjects), preprocessor
 
 

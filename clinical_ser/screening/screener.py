@@ -4,6 +4,7 @@ A `Screener` is a verified model in memory, made once and asked often. It keeps 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -15,6 +16,7 @@ from clinical_ser import audio
 from clinical_ser.audio import GateLimits, QualityReport, Recording, SpeechAnalysis
 from clinical_ser.cohorts.baseline import relative
 from clinical_ser.cohorts.tasks import TaskKind
+from clinical_ser.embeddings import find_encoder
 from clinical_ser.errors import AudioError, BaselineError, InvalidValueError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.figure import Figure
@@ -25,7 +27,7 @@ from clinical_ser.explain.explaining import explain
 from clinical_ser.explain.explanation import Explanation
 from clinical_ser.explain.timeline import timeline_of, too_short
 from clinical_ser.features import catalogue, extraction
-from clinical_ser.features.contours import SETS, Contours, extract_with_contours
+from clinical_ser.features.contours import Contours, can_be_left_out, extract_with_contours
 from clinical_ser.features.extraction import FEATURE_SETS
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_features, read_bundle
@@ -75,9 +77,11 @@ class Screener:
     <Status.NOT_FLAGGED: 'not_flagged'>
     """
 
-    def __init__(self, bundle: VerifiedBundle, *, interpretable: bool = False) -> None:
+    def __init__(self, bundle: VerifiedBundle, *, interpretable: bool = False, encoders: Sequence[str] = ()) -> None:
         needed = _without_embedding(bundle.manifest) if interpretable else bundle.manifest
-        check_features(needed, extraction.fingerprints(FEATURE_SETS), extraction.feature_names(FEATURE_SETS))
+        self._sets = _sets_for(needed, encoders)
+        everything = (*FEATURE_SETS, *(name for name in self._sets if name not in FEATURE_SETS))
+        check_features(needed, extraction.fingerprints(everything), extraction.feature_names(everything))
         self._bundle = bundle
         whole = TrainedModel.from_bundle(bundle)
         if interpretable and not needed.features:
@@ -87,11 +91,10 @@ class Screener:
         # The card's figures were counted with the embedding.
         self._card = None if self._interpretable else Card.from_json(bundle.files["card.json"])
         self._answers = _answer_rates(self._card)
-        self._sets = tuple(name for name in FEATURE_SETS if name in self.model.extractors)
         self._explainer = Explainer(self.model)
 
     @classmethod
-    def load(cls, model: str | Path, *, interpretable: bool = False) -> Self:
+    def load(cls, model: str | Path, *, interpretable: bool = False, encoders: Sequence[str] = ()) -> Self:
         """Load a model by name or folder.
 
         Parameters
@@ -101,13 +104,20 @@ class Screener:
         interpretable
             Ask the model without its embeddings, which every bundle with embeddings carries; it needs no encoder. A model that has none is
             itself interpretable.
+        encoders
+            Where to find the model's encoders, for those that are not installed under the name the model gives them: what `find_encoder` takes.
 
         Raises
         ------
         BundleError
-            The bundle cannot be trusted byte for byte, or this installation computes its features differently.
+            The bundle cannot be trusted byte for byte, or this installation computes its features differently; another encoder of the same name
+            is refused.
+        EncoderError
+            An encoder cannot be used.
+        InvalidValueError
+            There is no such model or encoder, or the model has no use for one that is given.
         """
-        return cls(read_bundle(find_model(model)), interpretable=interpretable)
+        return cls(read_bundle(find_model(model)), interpretable=interpretable, encoders=encoders)
 
     @property
     def limits(self) -> GateLimits:
@@ -352,7 +362,7 @@ class Screener:
         return explain(self._explainer, vector, target=target, person=_person(context), prevalence=prevalence)
 
     def _why_no_timeline(self, recording: Recording) -> str | None:
-        if others := sorted(set(self._sets) - set(SETS)):
+        if others := [extraction.set_of(name) for name in self._sets if not can_be_left_out(name)]:
             return f"features of {', '.join(others)} cannot be summed up with a window left out"
         return too_short(recording.duration_s)
 
@@ -378,6 +388,21 @@ def _without_embedding(manifest: BundleManifest) -> BundleManifest:
     named = tuple(name for name in manifest.features if catalogue.get(name).family != EMBEDDING)
     sets = {catalogue.get(name).set for name in named}
     return manifest.model_copy(update={"features": named, "extractors": {key: text for key, text in manifest.extractors.items() if key in sets}})
+
+
+def _sets_for(manifest: BundleManifest, references: Sequence[str]) -> tuple[str, ...]:
+    """Return the feature sets that a model needs, its encoders found among those given or installed."""
+    wanted = sorted(name.removeprefix(f"{EMBEDDING}.") for name in manifest.extractors if name.startswith(f"{EMBEDDING}."))
+    given = {find_encoder(reference).spec.name: reference for reference in references}
+    if useless := sorted(set(given) - set(wanted)):
+        raise InvalidValueError("encoder", useless[0], f"one of the model's: {wanted}" if wanted else "none: this model uses no embedding")
+    sets = [name for name in FEATURE_SETS if name in manifest.extractors]
+    for name in wanted:
+        reference = given.get(name, name)
+        with suppress(InvalidValueError):  # not installed: `check_features` says so, with everything else that is missing
+            find_encoder(reference)
+            sets.append(f"{extraction.ENCODER}{reference}")
+    return tuple(sets)
 
 
 def _recording(source: Source, start: float | None, end: float | None) -> Recording:

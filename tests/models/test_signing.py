@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clinical_ser.errors import BundleError, BundleSchemaError, BundleTamperedError, BundleUntrustedError, SigningKeyError
+from clinical_ser.folders import user_folder
 from clinical_ser.models.signing import (
     DOMAIN,
     SHIPPED_TRUSTED_KEYS,
@@ -22,7 +23,6 @@ from clinical_ser.models.signing import (
     TrustStore,
     default_key_path,
     require_trust,
-    user_folder,
     verify_signature,
 )
 

@@ -9,16 +9,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from clinical_ser.errors import BundleWriteError
+from clinical_ser.errors import BundleWriteError, ClinicalSerError
 
 # Anyone may read a model, and it holds nobody's data; fixed, so that the umask of whoever trained is not part of the result.
 _FILE_MODE = 0o644
 _FOLDER_MODE = 0o755
 
 
-def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collection[str], replace: bool) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """What kind of thing the folder is, for errors."""
+
+    name: str = "bundle"
+    error: type[ClinicalSerError] = BundleWriteError
+
+
+BUNDLE = Kind()
+
+
+def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collection[str], replace: bool, kind: Kind = BUNDLE) -> None:
     """Write a folder of files in one step.
 
     Parameters
@@ -32,16 +44,18 @@ def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collec
     replace
         Whether such a folder that is there may be replaced. It is moved aside first, so no reader sees a mixture; if the process dies between
         the two renames, the old folder is complete beside the target as `.<name>.*.old`.
+    kind
+        What errors call it, and which they are.
 
     Raises
     ------
-    BundleWriteError
+    BundleWriteError, or the error of `kind`
         Something is in the way, or the system refuses; what was there is as it was.
     """
     parent = target.absolute().parent
-    with _refused_by_system():
+    with _refused_by_system(kind):
         parent.mkdir(parents=True, exist_ok=True)
-        _check_place(target, known, replace=replace)
+        _check_place(target, known, kind, replace=replace)
         with _workplace(target) as workplace:
             draft = workplace / "draft"
             draft.mkdir()
@@ -55,7 +69,7 @@ def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collec
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
     """Write one file of a published folder in one step, its draft beside the folder; BundleWriteError when the system refuses."""
-    with _refused_by_system():
+    with _refused_by_system(BUNDLE):
         with _workplace(folder) as workplace:
             _write_file(workplace / name, content)
             (workplace / name).replace(folder / name)
@@ -68,16 +82,16 @@ def _workplace(target: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_place(target: Path, known: Collection[str], *, replace: bool) -> None:
+def _check_place(target: Path, known: Collection[str], kind: Kind, *, replace: bool) -> None:
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not target.is_dir():
-        raise BundleWriteError("A file or a link is where the bundle should go; remove it, or choose another place.")
+        raise kind.error(f"A file or a link is where the {kind.name} should go; remove it, or choose another place.")
     names = {entry.name for entry in target.iterdir()}
     if not names <= set(known):
-        raise BundleWriteError("The folder where the bundle should go holds other files; choose another place.")
+        raise kind.error(f"The folder where the {kind.name} should go holds other files; choose another place.")
     if names and not replace:
-        raise BundleWriteError("A bundle is there already; choose another place, or say that it may be replaced.")
+        raise kind.error(f"The {kind.name} is there already; choose another place, or say that it may be replaced.")
 
 
 def _move_into_place(draft: Path, target: Path, *, replace: bool) -> None:
@@ -119,8 +133,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _refused_by_system() -> Iterator[None]:
+def _refused_by_system(kind: Kind) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # its text holds the path
-        raise BundleWriteError(f"The bundle cannot be written: {error.strerror or 'the system gives no reason'}.") from None
+        raise kind.error(f"The {kind.name} cannot be written: {error.strerror or 'the system gives no reason'}.") from None
