@@ -31,12 +31,18 @@ SETS = ("praat", "timing")
 
 
 def table_of(
-    subjects: int = 200, *, rows_each: int = 1, seed: int = 0, effect: float = 1.5, quality: list[QualityMeasures] | None = None
+    subjects: int = 200,
+    *,
+    rows_each: int = 1,
+    seed: int = 0,
+    effect: float = 1.5,
+    quality: list[QualityMeasures] | None = None,
+    sets: tuple[str, ...] = SETS,
 ) -> FeatureTable:
     """Make a table in which the pause and the pitch move the risk; column `truth` is each row's true log-odds."""
     rng = np.random.default_rng(seed)
     n = subjects * rows_each
-    names = feature_names(SETS)
+    names = feature_names(sets)
     who = np.repeat(np.arange(subjects), rows_each)
     trait = rng.normal(size=(subjects, len(names)))
     X = trait[who] + 0.3 * rng.normal(size=(n, len(names)))
@@ -55,4 +61,4 @@ def table_of(
     )
     measured = quality_columns(quality or [GOOD] * n)
     features = pd.DataFrame(X, columns=list(names))
-    return FeatureTable(pd.concat([frame, measured, features], axis=1), names, fingerprints(SETS))
+    return FeatureTable(pd.concat([frame, measured, features], axis=1), names, fingerprints(sets))

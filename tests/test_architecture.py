@@ -17,7 +17,7 @@ def test_rooms_import_from_their_left_only():
 
 
 @pytest.mark.parametrize(
-    "forbidden", [r"\bpickle\b\.|import pickle", r"\bjoblib\b", r"torch\.load", r"logging\.basicConfig", r"except Exception", r"\beval\("]
+    "forbidden", [r"\bpickle\b\.|import pickle", r"\bjoblib\b", r"torch\.load", r"logging\.basicConfig", r"except Exception", r"(?<!\.)\beval\("]
 )
 def test_no_source_does_what_the_style_forbids(forbidden):
     found = [path.relative_to(ROOT).as_posix() for path in SOURCES if re.search(forbidden, _code(path))]

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from clinical_ser.cli.console import FAILED, literal, output, print_json
-from clinical_ser.errors import ClinicalSerError
+from clinical_ser.embeddings import find_encoder, list_encoders
+from clinical_ser.embeddings.registry import EncoderEntry
+from clinical_ser.errors import ClinicalSerError, EncoderError
 from clinical_ser.folders import user_folder
 from clinical_ser.models.registry import list_models
 from clinical_ser.models.signing import SigningKey, default_key_path
@@ -39,8 +41,15 @@ LICENCES = {
     "rich": "MIT",
     "jinja2": "BSD-3-Clause",
     "typst": "Apache-2.0 (fonts OFL-1.1, GUST, Bitstream Vera)",
+    "onnxruntime": "MIT",
 }
-OPTIONAL = {"ray": "Apache-2.0 (extra 'cluster')"}
+OPTIONAL = {
+    "ray": "Apache-2.0 (extra 'cluster')",
+    "onnx": "Apache-2.0 (extra 'encoders': to install an encoder)",
+    "torch": "BSD-3-Clause (extra 'neural': to export or train an encoder)",
+    "transformers": "Apache-2.0 (extra 'neural')",
+    "funasr": "MIT (emotion2vec)",
+}
 
 
 class Check(BaseModel):
@@ -55,7 +64,7 @@ class Check(BaseModel):
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON lines.")] = False) -> None:
     """Check versions, licences, codecs, models, writable folders and what reports need; exits 1 if something needed is missing."""
-    checks = [*_packages(), *_codecs(), *_models(), *_folders(), *_reports()]
+    checks = [*_packages(), *_codecs(), *_models(), *_encoders(), *_folders(), *_reports()]
     if as_json:
         for check in checks:
             print_json(check)
@@ -109,6 +118,24 @@ def _models() -> list[Check]:
         return [Check(what="models", ok=False, finding=str(error))]
     checks = [Check(what=f"model {e.name}", ok=e.problem is None, finding=e.problem or f"version {e.version}, {e.signature}") for e in entries]
     return checks or [Check(what="models", ok=False, finding="none found")]
+
+
+def _encoders() -> list[Check]:
+    """List the installed encoders; a model without embeddings needs none, so only a broken one is at fault."""
+    try:
+        entries = list_encoders()
+    except ClinicalSerError as error:
+        return [Check(what="encoders", ok=False, finding=str(error))]
+    checks = [_check(f"encoder {entry.name}", lambda entry=entry: _encoder(entry)) for entry in entries]  # type: ignore[misc]
+    return checks or [Check(what="encoders", ok=True, finding="none installed; only models with an embedding need one (docs/encoders.md)")]
+
+
+def _encoder(entry: EncoderEntry) -> str:
+    """Read an encoder with its weights, which finds what is damaged."""
+    if entry.problem:
+        raise EncoderError(entry.problem)
+    spec = find_encoder(entry.name).spec
+    return f"{spec.dim} dimensions; {spec.licence}{'; its vectors identify speakers' if spec.identifies_speakers else ''}"
 
 
 def _folders() -> list[Check]:

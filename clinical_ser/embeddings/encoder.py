@@ -200,4 +200,3 @@ def column_names(spec: EncoderSpec) -> tuple[str, ...]:
 @lru_cache(maxsize=64)  # so that all tables and vectors share one tuple
 def _columns(name: str, dim: int) -> tuple[str, ...]:
     return tuple(f"embedding.{name}.{i}" for i in range(dim))
-

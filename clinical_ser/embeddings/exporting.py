@@ -3,7 +3,7 @@
 The one idea: nothing is written that was not first run beside the original at three lengths, alone and in a batch.
 """
 
-import io
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -94,8 +94,7 @@ def traced(encoder: TorchEncoder) -> bytes:
     samples, lengths = torch.zeros(2, length), torch.tensor([length, length * 2 // 3])
     samples[:, ::7] = 0.1
     axes = {SAMPLES: {0: "windows", 1: "samples"}, FRAMES: {0: "windows", 1: "frames"}} | ({LENGTHS: {0: "windows"}} if masked else {})
-    written = io.BytesIO()
-    with warnings.catch_warnings(), one_thread(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), one_thread(), torch.no_grad():
         # That a trace keeps what was one number in the example is what `check_parity` is for.
         warnings.simplefilter("ignore")
         try:
@@ -103,14 +102,14 @@ def traced(encoder: TorchEncoder) -> bytes:
             torch.onnx.export(
                 encoder.module,
                 (samples, lengths) if masked else (samples,),
-                written,
+                Path(folder, "traced.onnx"),
                 input_names=[SAMPLES, LENGTHS] if masked else [SAMPLES],
                 output_names=[FRAMES],
                 dynamic_axes=axes,
                 opset_version=OPSET,
                 dynamo=False,
             )
-            model = onnx.load_from_string(written.getvalue())
+            model = onnx.load(Path(folder, "traced.onnx"))
         except Exception as error:  # noqa: BLE001  the exporter and protobuf raise whatever they stumble over
             raise EncoderError(f"Encoder {spec.name!r} cannot become a graph ({type(error).__name__}).") from None
     strip(model)

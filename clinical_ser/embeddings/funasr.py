@@ -8,8 +8,9 @@ The one idea: FunASR gives frames, and what becomes of them is decided here as f
 
 References
 ----------
-Ma Z et al. (2024), emotion2vec: Self-Supervised Pre-Training for Speech Emotion Representation, Findings of ACL, arXiv 2312.15185. Code: FunASR 1.4,
-`funasr/models/emotion2vec/model.py`: 16 kHz; each clip standardised where the model's configuration says `normalize`, then run alone; 50 frames a second.
+Ma Z et al. (2024), emotion2vec: Self-Supervised Pre-Training for Speech Emotion Representation, Findings of ACL, arXiv 2312.15185.
+Code: FunASR 1.4, `funasr/models/emotion2vec/model.py`: 16 kHz, each clip standardised where the model's configuration says `normalize`, then run
+alone; 50 frames a second.
 """
 
 import contextlib
@@ -163,7 +164,7 @@ def _is_folder(path: Path) -> bool:
 
 def _check_description(folder: Path) -> None:
     """Refuse a folder whose description holds more than numbers where FunASR will evaluate it as Python."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         with (folder / "config.yaml").open("rb") as file:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import Field, ValidationError
 
 from clinical_ser.atomic_folder import Kind, publish_folder
@@ -30,6 +31,13 @@ MAX_MODEL_BYTES = 2**31 - 1
 """What protobuf, and so one ONNX file, can hold: 500 million parameters in float32."""
 SAMPLES, LENGTHS, FRAMES = "samples", "lengths", "frames"
 """Inputs, float32 (windows, samples) and, for a network that masks padding, int64 (windows,); output, float32 (windows, frames, frame_dim)."""
+# ONNX Runtime raises classes of its own that have no base in common but Exception.
+_ORT_ERRORS = (
+    *(getattr(ort_errors, name) for name in ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented")),
+    *(getattr(ort_errors, name) for name in ("RuntimeException", "NoModel", "NoSuchFile", "ModelLoaded")),
+    RuntimeError,
+    ValueError,
+)
 _ENCODER = Kind("encoder", EncoderError)
 
 
@@ -72,7 +80,7 @@ class OnnxEncoder(WindowedEncoder):
         given: dict[str, Any] = {SAMPLES: samples} | ({LENGTHS: lengths} if self.spec.padding is Padding.MASK else {})
         try:
             frames: NDArray[np.float32] = self._session.run([FRAMES], given)[0]
-        except Exception as error:  # noqa: BLE001  ONNX Runtime raises its own classes, which have no common base but this
+        except _ORT_ERRORS as error:
             raise EncoderError(f"Encoder {self.spec.name!r} failed ({type(error).__name__}).") from None
         return frames
 
@@ -175,5 +183,5 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
     try:
         # From bytes, so that a graph cannot send ONNX Runtime to other files for its weights.
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  as in `run`
+    except _ORT_ERRORS as error:
         raise EncoderError(f"{MODEL_FILE}: ONNX Runtime cannot read it ({type(error).__name__}).") from None

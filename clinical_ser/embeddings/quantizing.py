@@ -232,7 +232,7 @@ def _least_cosine(first: WindowedEncoder, second: WindowedEncoder, recordings: S
 def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """Return the cosine of the angle between two vectors."""
     a, b = first.astype(np.float64), second.astype(np.float64)
-    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300))
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300))
 
 
 def _everywhere(recording: Recording) -> NDArray[np.bool_]:

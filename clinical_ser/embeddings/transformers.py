@@ -261,15 +261,16 @@ def _model_of(folder: Path, kind: str) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the library from printing: what fails raises."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    log: Any = logging  # its functions are not typed
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def _name(model: str, kind: str, layer: int) -> str:

@@ -6,8 +6,11 @@ The one idea: a statement is a method, and the lists name it. It says what the r
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
+from pydantic import Field
+
 from clinical_ser.audio.quality import GateLimits
 from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.embeddings import Pooling, list_encoders
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.evidence import Evidence, Group
 from clinical_ser.evaluation.figure import Figure
@@ -28,6 +31,7 @@ MAIN_FIGURES = {
 """By whether the task has two classes: the figures that speak for the model in one sentence; the card's table has all."""
 GROUP_FIGURES = {True: ("auroc", "sensitivity", "specificity"), False: ("uar", "accuracy")}
 
+_EMBEDDED = "embedding."
 _Words = Callable[[str, Evidence], str | None]
 
 
@@ -40,6 +44,8 @@ class HowTrained(Strict):
     without: tuple[str, ...]
     baseline: bool
     seed: int
+    fusion: str = "late"
+    """How embeddings, where there are any, join named features."""
 
 
 class TrainingFacts(Strict):
@@ -62,6 +68,8 @@ class TrainingFacts(Strict):
     cohort_digest: str
     simulated: bool
     warnings: tuple[str, ...]
+    encoders: dict[str, str] = Field(default_factory=dict)
+    """Set of embeddings to what made them, where they have come in."""
 
     @classmethod
     def of(cls, training: Training) -> Self:
@@ -84,11 +92,23 @@ class TrainingFacts(Strict):
                 without=options.without,
                 baseline=options.use_baseline,
                 seed=options.seed,
+                fusion=options.fusion,
             ),
+            encoders={name: _encoder_words(name, fingerprint) for name, fingerprint in model.extractors.items() if name.startswith(_EMBEDDED)},
             cohort_digest=training.cohort_digest,
             simulated=training.simulated,
             warnings=training.warnings,
         )
+
+
+def _encoder_words(feature_set: str, fingerprint: str) -> str:
+    """Describe an encoder from its own description, if the one that made the features is still installed."""
+    name = feature_set.removeprefix(_EMBEDDED)
+    known = next((entry.spec for entry in list_encoders() if entry.fingerprint == fingerprint), None)
+    if known is None:
+        return f"{name}, which is not installed where this card was written"
+    how = "mean and standard deviation" if known.pooling is Pooling.MEAN_SD else "mean"
+    return f"{name}: {known.title}, {how} over speech; {known.source}; licence {known.licence}"
 
 
 def caveat(evidence: Evidence) -> str:
@@ -148,12 +168,24 @@ class _Statements:
             "xgboost": "Gradient-boosted trees, each held to one family of features; the number of rounds is the one with the least log-loss in "
             "inner folds by subject.",
         }.get(self._facts.head, f"A head of kind {self._facts.head}.")
+        joined = {
+            "late": " Named features and each embedding have a head of their own, a linear one for embeddings, and their margins are added.",
+            "stacked": " Named features and each embedding have a head of their own, and their margins are added with weights learned out of fold.",
+            "concatenated": " Embeddings stand beside named features in one head.",
+        }[self._facts.options.fusion]
+        head += joined if self._facts.encoders and len(self._facts.features) > 1 else ""
         return (
             f"{head} Its margin is a sum over families of features, so that explanations add up. It is calibrated by an affine map of the margin, "
             "fitted out of fold."
         )
 
     def foundation_models(self) -> str | None:
+        if self._facts.encoders:
+            return (
+                f"Embeddings come from networks that were trained elsewhere and are not trained further: {'; '.join(self._facts.encoders.values())}. "
+                "Their dimensions have no meaning of their own and are explained as one family. The model without them is in the bundle too. An "
+                "embedding identifies the speaker."
+            )
         if "embedding" in self._facts.features:
             return None
         return "None: every input is an acoustic measurement with a name and a unit."

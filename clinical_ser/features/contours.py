@@ -116,13 +116,14 @@ class Contours:
         if "timing" in self._sets:
             parts.append(np.array(list(timing.compute(self._analysis, keep)[0].values())))
         for names, cells in self._cells.items():
-            pooled = None if cells is None else cells.pooled(None if keep is None else _share_of_cells(keep, len(cells.weight)))
+            pooled = None if cells is None else cells.pooled(None if keep is None else self._share_of_cells(keep, len(cells.weight)))
             parts.append(np.full(len(names), np.nan) if pooled is None else pooled)
         return np.concatenate(parts)
 
-
-def _share_of_cells(keep: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:
-    """Return how much of each cell is kept, shape (cells,); what the grid of frames does not reach is kept."""
-    padded = np.ones(cells * _FRAMES_A_CELL)
-    padded[: len(keep)] = keep[: len(padded)]
-    return np.asarray(padded.reshape(cells, _FRAMES_A_CELL).mean(axis=1))
+    def _share_of_cells(self, keep: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:
+        """Return how much of the speech in each cell is kept, shape (cells,)."""
+        speech = np.zeros((2, cells * _FRAMES_A_CELL))
+        length = min(len(keep), speech.shape[1])
+        speech[:, :length] = self._analysis.speech[:length], (self._analysis.speech & keep)[:length]
+        there, kept = speech.reshape(2, cells, _FRAMES_A_CELL).sum(axis=2)
+        return np.asarray(kept / np.maximum(there, 1))

@@ -295,13 +295,13 @@ class TrainedModel:
     def from_bundle(cls, bundle: VerifiedBundle) -> "TrainedModel":
         """Read a verified bundle; BundleSchemaError if its files do not fit each other."""
         manifest = bundle.manifest
-        model = _read(manifest, bundle.files, manifest.features, manifest.operating_point)
+        model = _read(manifest, bundle.files, manifest.features, manifest.operating_point, manifest.head)
         if "interpretable.json" not in bundle.files:
             return model
         twin = InterpretableFile.read(bundle.files["interpretable.json"])
         if set(twin.features) != {name for name in model.features if catalogue.get(name).family != EMBEDDING}:
             raise BundleSchemaError("interpretable.json: its features are not those of the model without embeddings.")
-        return replace(model, interpretable=_read(manifest, twin.payload(), twin.features, twin.operating_point), reproduced=twin.reproduced)
+        return replace(model, interpretable=_read(manifest, twin.payload(), twin.features, twin.operating_point, None), reproduced=twin.reproduced)
 
     def check_fit(self) -> None:
         """Raise BundleSchemaError if the parts do not fit each other."""
@@ -361,7 +361,9 @@ def _log_odds_of_each(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(p) - np.log1p(-p))
 
 
-def _read(manifest: BundleManifest, files: Mapping[str, bytes], features: tuple[str, ...], point: OperatingPoint | None) -> TrainedModel:
+def _read(
+    manifest: BundleManifest, files: Mapping[str, bytes], features: tuple[str, ...], point: OperatingPoint | None, head: str | None
+) -> TrainedModel:
     """Read the files of one model, with embeddings or without."""
     calibration = _CalibratorFile.from_dict(payload_json(files, "calibrator.json"))
     read = MarginPlatt.from_dict if manifest.task.kind is TaskKind.BINARY else MulticlassPlatt.from_dict
@@ -372,7 +374,7 @@ def _read(manifest: BundleManifest, files: Mapping[str, bytes], features: tuple[
         features=features,
         extractors={name: fingerprint for name, fingerprint in manifest.extractors.items() if name in sets},
         preprocessor=Preprocessor.from_dict(payload_json(files, "preprocessing.json")),
-        head=_read_head(manifest.head, files),
+        head=_read_head(head, files),
         calibrator=read(calibration.calibrator),
         conformal=ConformalSets.from_dict(payload_json(files, "conformal.json")),
         operating_point=point,
@@ -412,12 +414,13 @@ def _from_json(data: object) -> LinearHead | FusedHead:
     return FusedHead.from_dict(data) if fused else LinearHead.from_dict(data)
 
 
-def _read_head(kind: str, files: Mapping[str, bytes]) -> Head:
-    if kind == "xgboost" and "head.ubj" in files:
+def _read_head(kind: str | None, files: Mapping[str, bytes]) -> Head:
+    """Read the head; `kind` is what the manifest calls it, None for the twin of a fused one, whose file says it."""
+    if kind in {None, BoostedHead.kind} and "head.ubj" in files:
         return BoostedHead.from_bytes(files["head.ubj"])
-    if kind in {LinearHead.kind, FusedHead.kind} and "head.json" in files:
+    if kind != BoostedHead.kind and "head.json" in files:
         head = _from_json(parse_json(files["head.json"]))
-        if head.kind == kind:
+        if kind in {None, head.kind}:
             return head
     raise BundleSchemaError(
         f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; this version reads {sorted([*HEADS, FusedHead.kind])}."

@@ -30,6 +30,11 @@ NOTICE = (
     "from before, by more than recordings differ when nothing changes; it names no cause, and no change rules nothing out."
 )
 
+OWN_BASELINE = (
+    "The model takes each visit relative to the baseline recordings that were given with it: values of two visits are comparable only where these "
+    "were the same."
+)
+
 LeftOut = Literal["not_usable", "other_model", "other_task", "other_device", "other_language"]
 """Why an earlier visit is not compared with; for the last three, one of the two visits may just not have said."""
 Reason = LeftOut | Literal["not_measured", "no_earlier_value", "no_retest", "no_spread"]
@@ -197,7 +202,7 @@ def compare(current: ScreeningResult, earlier: Sequence[ScreeningResult]) -> Com
         retest_setting=current.retest_setting,
         expected_by_chance=(1 - LEVEL) * sum(change.reason is None for change in measures),
         flags=tuple(_flags(visits)),
-        notices=(NOTICE, *current.notices),
+        notices=(NOTICE, *([OWN_BASELINE] if current.model.uses_baseline else []), *current.notices),
     )
 
 

@@ -36,7 +36,8 @@ def by_torch(content: bytes, samples: np.ndarray) -> np.ndarray:
     lstm = torch.nn.LSTM(40, 256, 2, batch_first=True)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     layers = ge2e.layers_of(content)[:2]
-    lstm.load_state_dict({f"{name}_l{k}": torch.from_numpy(part.copy()) for k, layer in enumerate(layers) for name, part in zip(names, layer, strict=True)})
+    named = {f"{name}_l{k}": part for k, layer in enumerate(layers) for name, part in zip(names, layer, strict=True)}
+    lstm.load_state_dict({name: torch.from_numpy(part.copy()) for name, part in named.items()})
     window = torch.hann_window(400)
     spectrum = torch.stft(torch.from_numpy(samples)[None], 400, 160, window=window, center=True, pad_mode="constant", return_complex=True).abs() ** 2
     with torch.inference_mode():

@@ -1,6 +1,7 @@
 """Cutting, batching and pooling: what a recording becomes does not depend on windows, on its company, or on how long it is."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def test_windows_keep_every_moment_exactly_once_and_are_never_longer_than_the_ne
         edges = [window.keep_from for window in windows] + [windows[-1].keep_to]
         assert edges[0] == -np.inf
         assert edges[-1] == np.inf
-        assert all(one.keep_to == two.keep_from for one, two in zip(windows[:-1], windows[1:], strict=True))
+        assert all(one.keep_to == two.keep_from for one, two in pairwise(windows))
         assert all(window.start % 160 == 0 and window.stop - window.start <= 160_000 for window in windows)
         assert windows[-1].stop == samples
         assert all(window.keep_from - window.start == 16_000 for window in windows[1:])
