@@ -12,7 +12,7 @@ the ones that a baseline is compared with.
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.cohorts.tasks import EMOTION
 from clinical_ser.evaluation.evaluating import EvaluationOptions, evaluate
 from clinical_ser.evaluation.predictions import of_training
+from clinical_ser.features import catalogue
 from clinical_ser.models.training import TrainingOptions, train
 
 EVERY_CLIP = EMOTION.model_copy(
@@ -72,9 +73,9 @@ def run(table: FeatureTable, corpus: str, features: str, head: str, speaker: str
     }
 
 
-def only(table: FeatureTable, sets: tuple[str, ...]) -> FeatureTable:
+def only(table: FeatureTable, sets: Collection[str]) -> FeatureTable:
     """Keep the features of some sets."""
-    names = tuple(name for name in table.feature_names if name.split(".")[0] in sets)
+    names = tuple(name for name in table.feature_names if catalogue.get(name).set in sets)
     return replace(table, feature_names=names)
 
 

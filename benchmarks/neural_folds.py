@@ -3,9 +3,9 @@
     python -m benchmarks.neural_folds PATH/TO/ravdess
     python -m benchmarks.neural_folds PATH/TO/ravdess --network crnn --seeds 0,1 --epochs 45 --precision bfloat16 --out FILE.npz
 
-A fold's test actors are heard once, by the finished network: they take no part in normalisation, stopping or the choice of a recipe. Clips count
-alike in the log-probabilities of several seeds together, which are their sums. Intervals are over speakers. FILE.npz holds, a clip of the sorted
-corpus each, `row`, `label`, `subject`, `fold` and `log_probabilities` (seeds, clips, classes), and `classes` and `seeds`.
+A fold's test actors are heard once, by the finished network: they take no part in normalisation, stopping or the choice of a recipe. Several
+seeds together answer by the sum of their log-probabilities. Intervals are over speakers. FILE.npz holds, a clip of the sorted corpus each, `row`,
+`label`, `subject`, `fold` and `log_probabilities` (seeds, clips, classes), and `classes` and `seeds`.
 """
 
 import argparse

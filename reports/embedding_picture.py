@@ -50,12 +50,11 @@ def picture(projection: Projection, groups: Sequence[str | None], *, by: str | N
     shown, counts = _shown(named, ordered=by == SUBJECT)
     samples = _samples(shown, counts, by)
     lines = _said(projection)
-    key = key_height(samples) if samples else 0.0
-    drawing = Drawing(WIDTH, key + _HEIGHT + _LINE * len(lines) + 8)
-    draw_key(drawing, samples) if samples else None
-    drawing.place(_plot(projection, named, shown), 0, key)
+    drawing = _plot(projection, named, shown, key=key_height(samples) if samples else 0.0, foot=_LINE * len(lines) + 8)
+    if samples:
+        draw_key(drawing, samples)
     for i, line in enumerate(lines):
-        drawing.text(_LEFT, key + _HEIGHT + _LINE * (i + 0.75), line, size=SMALL, fill=QUIET)
+        drawing.text(_LEFT, drawing.height - _LINE * (len(lines) - i - 1) - 10, line, size=SMALL, fill=QUIET)
     method = "PCA" if projection.method is Method.PCA else "t-SNE"
     title = f"Recordings by {method} of their embeddings"
     rows = [[_called(group, by), count(counts[group])] for group in sorted(counts, key=lambda group: (group == _NO_GROUP, named.index(group)))]
@@ -114,9 +113,10 @@ def _samples(shown: Sequence[str], counts: dict[str, int], by: str | None) -> li
     return samples
 
 
-def _plot(projection: Projection, named: Sequence[str], shown: Sequence[str]) -> Plot:
+def _plot(projection: Projection, named: Sequence[str], shown: Sequence[str], *, key: float, foot: float) -> Plot:
+    """Draw the signs and their axes, with room above for a key and below for words."""
     x, y = _ranges(projection.points)
-    plot = Plot(x, y, width=WIDTH, height=_HEIGHT, left=_LEFT, right=_RIGHT, top=_TOP, bottom=_BOTTOM)
+    plot = Plot(x, y, width=WIDTH, height=key + _HEIGHT + foot, left=_LEFT, right=_RIGHT, top=key + _TOP, bottom=_BOTTOM + foot)
     if projection.explained:
         words = [f"{which} axis: {percent(share)} of the variance" for which, share in zip(("First", "Second"), projection.explained, strict=True)]
         plot.axes(words[0], words[1], ticks(*x), ticks(*y))
@@ -152,7 +152,7 @@ def _said(projection: Projection) -> list[str]:
             f"t-SNE, perplexity {projection.perplexity:.3g}, seed {projection.seed}. Who lies close together is alike; distances between groups, and",
             "how large or dense they are, mean nothing, and groups can appear where there are none.",
         ]
-    return [*lines, "Each sign is a recording. Where the sign of a person is known, the picture is personal data, as the embeddings are."]
+    return [*lines, "Each sign is a recording: the picture is personal data, as the embeddings are."]
 
 
 def _finding(projection: Projection, named: Sequence[str], counts: dict[str, int], by: str | None, encoder: str) -> str:

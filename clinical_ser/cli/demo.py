@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clinical_ser.cli.cohort import processors, run_extraction
-from clinical_ser.cli.console import check_output_folder, literal, output, percent, program, progress, report_problems
+from clinical_ser.cli.console import check_output_folder, complain, literal, output, percent, program, progress, report_problems
 from clinical_ser.cli.evidence import write_report
 from clinical_ser.cli.model import show_card
 from clinical_ser.cli.reporting import ENDINGS, Reporter, write
@@ -16,12 +16,16 @@ from clinical_ser.cli.train import own_key, publish
 from clinical_ser.cohorts.simulation import SimulatedCohort, SimulatedVisit, simulate, simulate_visits
 from clinical_ser.cohorts.table import write_table
 from clinical_ser.cohorts.tasks import DEPRESSION
+from clinical_ser.embeddings.installing import install
+from clinical_ser.errors import EncoderError
+from clinical_ser.features.extraction import DEFAULT_SETS, ENCODER
 from clinical_ser.models.training import train
 from clinical_ser.screening.screener import Screener
 
 SUBJECTS = 120
 SPEECH_S = 27.0
 MODEL = "demo-depression"
+ENCODER_NAME = "ge2e"
 
 
 def demo(
@@ -33,8 +37,9 @@ def demo(
     check_output_folder(folder)
     reporter = Reporter.find(None)
     started = time.monotonic()
+    sets = (*DEFAULT_SETS, *_encoder())
     cohort = _cohort(folder / "cohort", subjects, speech)
-    table = run_extraction(cohort.manifest, cache=folder / "cache")
+    table = run_extraction(cohort.manifest, sets=sets, cache=folder / "cache")
     report_problems(table.problems)
     write_table(table, folder / "features.parquet")
     with progress("Training, subjects kept apart") as report:
@@ -58,6 +63,16 @@ def demo(
     about = f"--sex {first.sex.value} --age {first.age} --model {literal(folder / MODEL)}"
     output.print(f"A report again: {program()} report {literal(folder)}/visits/{first.name}.json -o report.pdf")
     output.print(f"Try: {program()} explain {literal(folder)}/visits/{first.name}.flac {about} -o explained.pdf")
+
+
+def _encoder() -> tuple[str, ...]:
+    """Install the demo's encoder; where its weights cannot be had, the demo goes on with named features alone."""
+    try:
+        with progress(f"Installing encoder {ENCODER_NAME}"):
+            return (f"{ENCODER}{install(ENCODER_NAME)}",)
+    except EncoderError as error:
+        complain("No encoder, so the demo's model has named features only", error)
+        return ()
 
 
 def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:

@@ -244,15 +244,17 @@ def simulated_speech() -> "list[Recording]":
 
 
 def _show_export(report: "ExportReport", folder: Path) -> None:
-    worst = max(one.difference for one in report.parity)
-    lengths = ", ".join(f"{one.seconds:g}" for one in report.parity)
     output.print(
         f"{literal(report.name)}: {report.dim} dimensions, {report.bytes / 1e6:.1f} MB, fingerprint {report.fingerprint.rpartition('/')[2][:12]}."
     )
-    output.print(f"The graph differs from the original by {worst:.0e} of its scale at most, at {lengths} s, alone and in a batch.")
+    if report.parity:
+        worst, lengths = max(one.difference for one in report.parity), ", ".join(f"{one.seconds:g}" for one in report.parity)
+        output.print(f"The graph differs from the original by {worst:.0e} of its scale at most, in batches of {lengths} s.")
     if about := report.quantized:
         cosines = ", ".join(f"{one.cosine:.4f} at {one.seconds:g} s" for one in about.agreement)
         output.print(f"INT8 ({about.kind}): {about.bytes_before / 1e6:.1f} to {about.bytes_after / 1e6:.1f} MB, cosine {cosines}.")
+        if moved := [one.moved for one in about.agreement if one.moved is not None]:
+            output.print(f"Vectors moved by at most {100 * max(moved):.1f} % of how far those of different recordings lie apart.")
         if about.uar is None:
             output.print("[yellow]![/yellow] What recognition loses was not checked; --check MANIFEST does, with recordings whose labels are known.")
         else:
@@ -300,9 +302,9 @@ def bench(
 
 
 def _bench_table(found: "Sequence[Bench]") -> Table:
-    table = Table(Column("encoder", no_wrap=True), box=None)
-    for title in ("dim", "ms a second", "in eights", "x real time", "memory MB", "size MB", "loads in s"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = Table(Column("encoder", overflow="fold"), box=None)
+    for title in ("dim", "ms a second", "in eights", "times real time", "memory MB", "size MB", "loads in s"):
+        table.add_column(title, justify="right", min_width=6)
     table.add_column("note")
     for one in found:
         numbers = [one.dim, one.alone_ms, one.batch_ms, one.times_real_time, one.memory_mb, one.size_mb, one.load_s]

@@ -52,6 +52,13 @@ def show_moves(explanation: Explanation) -> None:
 def show_timeline(timeline: Timeline) -> None:
     """Print the moments that stand out."""
     out = timeline.standing_out
+    if timeline.course:
+        lowest, highest = (pick(timeline.course, key=lambda moment: moment.probability) for pick in (min, max))
+        spans = " and ".join(
+            f"{percent(moment.probability)} ({percent(moment.low)} to {percent(moment.high)}) around {_clock(timeline.offset_s + moment.time_s)}"
+            for moment in (lowest, highest)
+        )
+        output.print(f"  Over time, from {timeline.course_window_s:g} s at a time: between {spans}")
     band = f"{_points(timeline.band_low)} to {_points(timeline.band_high)} points ({100 * timeline.level:g} %) for windows at random places"
     output.print(f"  Timeline: {len(timeline.windows)} windows of {timeline.window_s:g} s, each left out in turn; {band}")
     if not out:

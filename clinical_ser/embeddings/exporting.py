@@ -3,8 +3,13 @@
 The one idea: nothing is written that was not first run beside the original at three lengths, alone and in a batch.
 """
 
+import contextlib
+import ctypes
+import os
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,7 @@ from pydantic import Field
 
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, WindowedEncoder
 from clinical_ser.embeddings.graph import OPSET
-from clinical_ser.embeddings.onnx import FRAMES, LENGTHS, MAX_MODEL_BYTES, SAMPLES, write_encoder
+from clinical_ser.embeddings.onnx import FRAMES, LENGTHS, MAX_MODEL_BYTES, SAMPLES, OnnxEncoder, write_encoder
 from clinical_ser.embeddings.quantizing import LENGTHS_S, Quantized, Trial, cosine, encoder_of, quantize, strip
 from clinical_ser.embeddings.torch_encoder import TorchEncoder, one_thread
 from clinical_ser.errors import EncoderError
@@ -45,6 +50,7 @@ class ExportReport(Strict):
     dim: int
     bytes: int
     parity: tuple[Parity, ...]
+    """Empty where the original was a graph already."""
     quantized: Quantized | None = None
     """None: in float32."""
 
@@ -77,11 +83,13 @@ def export(
         The smaller graph did not stand its trial. Nothing is written.
     """
     spec = encoder.spec if name is None else EncoderSpec.model_validate(encoder.spec.model_dump() | {"name": name})
+    if isinstance(encoder, OnnxEncoder) and encoder.about.quantized != "none":
+        raise EncoderError(f"Encoder {spec.name!r} is quantized already; install its folder as it is.")
     if model is None:
         if not isinstance(encoder, TorchEncoder):
             raise EncoderError(f"Encoder {spec.name!r} is no torch model, so that it cannot be exported.")
         model = traced(encoder)
-    parity = check_parity(encoder, model)
+    parity = () if isinstance(encoder, OnnxEncoder) else check_parity(encoder, model)
     smaller, about = (model, None) if trial is None else quantize(spec, model, trial)
     fingerprint = write_encoder(folder, spec, smaller, quantized=about.kind if about else "none", replace=replace)
     return ExportReport(name=spec.name, fingerprint=fingerprint, dim=spec.dim, bytes=len(smaller), parity=parity, quantized=about)
@@ -94,7 +102,7 @@ def traced(encoder: TorchEncoder) -> bytes:
     samples, lengths = torch.zeros(2, length), torch.tensor([length, length * 2 // 3])
     samples[:, ::7] = 0.1
     axes = {SAMPLES: {0: "windows", 1: "samples"}, FRAMES: {0: "windows", 1: "frames"}} | ({LENGTHS: {0: "windows"}} if masked else {})
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), one_thread(), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _without_stdout(), one_thread(), torch.no_grad():
         # That a trace keeps what was one number in the example is what `check_parity` is for.
         warnings.simplefilter("ignore")
         try:
@@ -117,6 +125,21 @@ def traced(encoder: TorchEncoder) -> bytes:
     if len(raw) > MAX_MODEL_BYTES:
         raise EncoderError("The graph is larger than one ONNX file can be (2 GB); choose a lower layer.")
     return raw
+
+
+@contextlib.contextmanager
+def _without_stdout() -> Iterator[None]:
+    """Keep what C++ writes to stdout away from it: a network that cannot be traced is printed there, with paths of this machine in it."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_parity(encoder: WindowedEncoder, model: bytes) -> tuple[Parity, ...]:

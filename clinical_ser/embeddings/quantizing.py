@@ -44,6 +44,9 @@ class Agreement(Strict):
     seconds: float
     cosine: float
     """The least of all recordings."""
+    moved: float | None
+    """How far the vectors moved, of how far those of different recordings lie apart (root mean squares); None for one recording. A cosine hides this
+    where all vectors point the same way, as those of many networks do."""
 
 
 class UarLoss(Strict):
@@ -110,7 +113,7 @@ def quantize(spec: EncoderSpec, model: bytes, trial: Trial) -> tuple[bytes, Quan
     original = encoder_of(spec, model)
     smaller_model = _rounded(graph, kind, _calibration(original, excerpts))
     smaller = encoder_of(spec, smaller_model, kind)
-    agreement = tuple(Agreement(seconds=seconds, cosine=_least_cosine(original, smaller, cut)) for seconds, cut in excerpts.items())
+    agreement = tuple(_agreement(seconds, original, smaller, cut) for seconds, cut in excerpts.items())
     if far := [f"{one.cosine:.4f} at {one.seconds:g} s" for one in agreement if not one.cosine >= LEAST_COSINE]:
         raise GateError(
             f"Not written: the smaller encoder's vectors differ too much (cosine {', '.join(far)}; at least {LEAST_COSINE} is asked for)."
@@ -223,10 +226,13 @@ def _calibration(encoder: WindowedEncoder, excerpts: Mapping[float, Sequence[Rec
     return heard
 
 
-def _least_cosine(first: WindowedEncoder, second: WindowedEncoder, recordings: Sequence[Recording]) -> float:
+def _agreement(seconds: float, first: WindowedEncoder, second: WindowedEncoder, recordings: Sequence[Recording]) -> Agreement:
     speech = [_everywhere(recording) for recording in recordings]
-    pairs = zip(first.encode(recordings, speech=speech), second.encode(recordings, speech=speech), strict=True)
-    return min(cosine(one.utterance, other.utterance) for one, other in pairs)
+    before, after = (np.stack([one.utterance for one in encoder.encode(recordings, speech=speech)]) for encoder in (first, second))
+    apart = float(np.sqrt(((before - before.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    moved = float(np.sqrt(((before - after) ** 2).sum(axis=1).mean()))
+    least = min(cosine(one, other) for one, other in zip(before, after, strict=True))
+    return Agreement(seconds=seconds, cosine=least, moved=moved / apart if apart > 0 else None)
 
 
 def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:

@@ -233,7 +233,9 @@ def encode_file(
         found = encoder.encode([recording], frames=frames is not None)[0]
         if frames is not None:
             frames.add(found.times_s, found.frames)
-        about = StoredRow(row=row, recording=recording.sha256, start_s=start or 0.0, duration_s=recording.duration_s, speech_s=round(found.speech_s, 6))
+        about = StoredRow(
+            row=row, recording=recording.sha256, start_s=start or 0.0, duration_s=recording.duration_s, speech_s=round(found.speech_s, 6)
+        )
         return Encoded(found.utterance, about)
     parts = _Parts(path, start or 0.0, end, encoder.spec)
     if frames is None:
@@ -492,12 +494,13 @@ def read_side_car(path: Path) -> About:
 def _opened(path: Path, what: str) -> Iterator[BufferedReader]:
     """Open a plain file; its path is in no message."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+        # Without waiting, as for the other end of a pipe.
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - below
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no path can have this form"
         raise TableError(f"The {what} cannot be read ({reason}); `clinical-ser embed` writes one.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise TableError(f"The {what} is no plain file.")
         yield file
 
@@ -545,7 +548,7 @@ def _read_parquet(file: BufferedReader, about: About) -> tuple[NDArray[np.float6
         _refuse_table()
     if any(column.type != pa.float64() or column.null_count for column in columns) or len(set(table.column_names)) < len(table.column_names):
         _refuse_table()
-    if not {"row", "recording"} <= set(further) or not frame[["row", "recording"]].equals(_named(about).astype(frame[["row", "recording"]].dtypes)):
+    if frame.get(["row", "recording"], pd.DataFrame()).to_dict("list") != _named(about).to_dict("list"):
         _refuse_table()
     return np.column_stack([column.to_numpy() for column in columns]).astype(np.float64, copy=False), frame
 

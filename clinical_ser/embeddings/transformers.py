@@ -95,7 +95,7 @@ def load(argument: str, *, offline: bool = False) -> TorchEncoder:
     folder, source = _folder_of(reference, offline=offline)
     config, hearing = _json_of(folder / CONFIG_FILE), _json_of(folder / HEARING_FILE)
     kind = config.get("model_type")
-    if kind not in _CLASSES:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise EncoderError(f"{CONFIG_FILE}: the model is of no architecture that is read here, which are {', '.join(_CLASSES)}.")
     model = _model_of(folder, _CLASSES[kind])
     layers = len(model.encoder.layers)

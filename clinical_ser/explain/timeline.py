@@ -4,7 +4,7 @@ Left out means removed, with what was before and after joined; silence in its pl
 little when it goes; only what goes beyond that of windows at random places is a moment that stands out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -37,6 +37,13 @@ MAD_TO_SD, MEAN_TO_SD = 1.4826, 1.2533
 """Of the median and the mean absolute deviation of a normal distribution."""
 LEAST_EFFECT = 0.005
 """Half a point of percent: a smaller effect is no moment to listen to, however steady the rest of the recording is."""
+COURSE_WINDOW_S = 10.0
+"""As much as embeddings are made of at a time; in less, pauses and pitch are hardly measured."""
+COURSE_STEP_S = 1.0
+MOST_MOMENTS = 600
+"""Of a longer recording than ten minutes, moments lie further apart."""
+LEAST_SPEECH_S = 2.0
+"""A stretch with less speech is no moment: nothing is said of it."""
 LEAST_WINDOWS = 4
 """Of a recording that is cut into fewer, a window is most of it."""
 
@@ -52,6 +59,17 @@ class Window(Strict):
     """Probability of the recording less that without the window: above 0, the window raised it."""
     stands_out: bool
     """The effect lies outside the band, and is worth `LEAST_EFFECT`."""
+
+
+class Moment(Strict):
+    """What the model says of the stretch around one moment alone."""
+
+    time_s: float
+    """Middle of the stretch."""
+    probability: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    """95 % interval over refits: the sampling error of the model. That a short stretch tells less than a recording is not in it."""
 
 
 class Tracks(Strict):
@@ -88,6 +106,10 @@ class Timeline(Strict):
     level: float = Field(default=LEVEL, gt=0, lt=1)
     draws: int
     """Windows at random places that the band is learned from."""
+    course_window_s: float = Field(default=0.0, ge=0)
+    """Length of the stretches that `course` is about."""
+    course: tuple[Moment, ...] = ()
+    """The probability over time, from stretches that overlap. The model learned from whole recordings: of a stretch it is less sure than it says."""
     tracks: Tracks
 
     @property
@@ -150,6 +172,8 @@ def timeline_of(
         band_low=low,
         band_high=high,
         draws=DRAWS,
+        course_window_s=COURSE_WINDOW_S,
+        course=tuple(asked.course(frames, analysis.speech)),
         tracks=tracks(analysis),
     )
 
@@ -182,14 +206,29 @@ class _Asked:
 
     def probabilities(self, kept: Sequence[Mask]) -> NDArray[np.float64]:
         """Return the target's probability for each mask of frames that stay."""
-        of_name = {name: place for place, name in enumerate(self.contours.names)}
-        place = [of_name[name] for name in self.vector.names]
-        whole = self.contours.leaving_out(None)[place]
-        rows = np.array([self._moved(whole, self.contours.leaving_out(keep)[place]) for keep in kept])
-        log_odds = self.model.log_odds(rows)
+        log_odds = self.model.log_odds(self._rows(kept))
         if self.model.binary:
             return np.asarray(expit(log_odds + self.model.prevalence_shift(self.prevalence)))
         return np.asarray(softmax(log_odds, axis=1)[:, self.model.task.classes.index(self.target)])
+
+    def course(self, frames: int, speech: Mask) -> Iterator[Moment]:
+        """Yield what the model says of the stretch around each moment, where there is enough speech in it."""
+        half = round(COURSE_WINDOW_S / 2 / FRAME_STEP_S)
+        step = max(round(COURSE_STEP_S / FRAME_STEP_S), -(-(frames - 2 * half) // MOST_MOMENTS))
+        spoken = np.concatenate([[0], np.cumsum(speech)]) * FRAME_STEP_S
+        middles = [m for m in range(half, frames - half + 1, step) if spoken[m + half] - spoken[m - half] >= LEAST_SPEECH_S]
+        if not middles:
+            return
+        rows = self._rows(_only(frames, (middle - half, middle + half)) for middle in middles)
+        for middle, (value, low, high) in zip(middles, self.model.probabilities_of(rows, self.target, prevalence=self.prevalence), strict=True):
+            yield Moment(time_s=round(middle * FRAME_STEP_S, 2), probability=float(value), low=float(low), high=float(high))
+
+    def _rows(self, kept: Iterable[Mask]) -> NDArray[np.float64]:
+        """Return the features that the model would have been given for each mask of frames that stay."""
+        of_name = {name: place for place, name in enumerate(self.contours.names)}
+        place = [of_name[name] for name in self.vector.names]
+        whole = self.contours.leaving_out(None)[place]
+        return np.array([self._moved(whole, self.contours.leaving_out(keep)[place]) for keep in kept])
 
     def _moved(self, whole: NDArray[np.float64], without: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move the features that entered the model by what leaving out changes; what cannot be measured any more is missing."""
@@ -213,6 +252,10 @@ def _all_but(frames: int, span: tuple[int, int]) -> Mask:
     keep = np.ones(frames, bool)
     keep[slice(*span)] = False
     return keep
+
+
+def _only(frames: int, span: tuple[int, int]) -> Mask:
+    return ~_all_but(frames, span)
 
 
 def _at_random(frames: int, length: int) -> list[tuple[int, int]]:

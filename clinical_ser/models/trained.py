@@ -145,7 +145,7 @@ class TrainedModel:
 
     def _refit_log_odds(self, refit: Refit, Z: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move from the refit's own shares to those of training, so that chance in who was drawn ill does not count as doubt about a voice."""
-        log_odds = at_answering_shares(refit.calibrator.apply(refit.head.margins(Z)), refit.class_shares)[0]
+        log_odds = at_answering_shares(refit.calibrator.apply(refit.head.margins(Z)), refit.class_shares)
         return shift_log_odds(log_odds, refit.class_shares[1], self.class_shares[1]) if self.binary else log_odds
 
     def _calibrated(self, head: Head, calibrator: Calibrator, Z: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -174,7 +174,7 @@ class TrainedModel:
         """
         Z = self.preprocessor.transform(np.asarray(x, float)[None])
         point = self._calibrated(self.head, self.calibrator, Z)[0]
-        refits = np.array([self._refit_log_odds(refit, Z) for refit in self.refits])
+        refits = np.array([self._refit_log_odds(refit, Z)[0] for refit in self.refits])
         # Sets compare within a class, so they hold at any prevalence; they are read before it is moved.
         labels = self._prediction_set(point)
         self.check_prevalence(prevalence)
@@ -191,6 +191,22 @@ class TrainedModel:
             prediction_set=labels,
             status=str(self.statuses(point[None])[0]),
         )
+
+    def probabilities_of(self, X: ArrayLike, label: str, *, prevalence: float | None = None) -> NDArray[np.float64]:
+        """Return the probability of one class for rows X (rows, features), with its interval over refits: shape (rows, 3), value, low, high.
+
+        Value and interval are those that `answer` gives for each row.
+        """
+        Z = self.preprocessor.transform(X)
+        point, refits = self._calibrated(self.head, self.calibrator, Z), np.array([self._refit_log_odds(refit, Z) for refit in self.refits])
+        if self.binary:
+            point, refits = (one + self.prevalence_shift(prevalence) for one in (point, refits))
+        else:
+            of = self.task.classes.index(label)
+            point = _log_odds_of_each(point)[:, of]
+            refits = np.stack([_log_odds_of_each(refit)[:, of] for refit in refits])
+        spread = NORMAL_95 * refits.std(axis=0, ddof=1)
+        return np.asarray(expit(np.column_stack([point, point - spread, point + spread])))
 
     def check_prevalence(self, prevalence: float | None) -> None:
         """Raise InvalidValueError for a prevalence that is no share, or that a model of several classes has no use for."""

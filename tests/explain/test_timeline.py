@@ -12,7 +12,10 @@ from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.explain.timeline import (
+    COURSE_STEP_S,
+    COURSE_WINDOW_S,
     DRAWS,
+    LEAST_SPEECH_S,
     LEAST_WINDOWS,
     MOST_WINDOWS,
     SHORTEST_WINDOW_S,
@@ -209,3 +212,34 @@ def test_features_measured_beside_their_contours_are_the_same_bit_for_bit():
     assert beside.names == alone.names == contours.names
     assert beside.values.tobytes() == alone.values.tobytes()
     assert contours.leaving_out(None) == pytest.approx(alone.values, rel=1e-4, abs=1e-5, nan_ok=True)
+
+
+def test_the_course_follows_the_voice_at_a_step_of_a_second(model):
+    recording, starts = spoken(*PLANTED)
+    found, _ = ask(model, recording)
+    times = np.array([moment.time_s for moment in found.course])
+    assert np.allclose(np.diff(times), COURSE_STEP_S)
+    assert times[0] == COURSE_WINDOW_S / 2
+    inside = (times > starts[1]) & (times < starts[2])
+    risk = np.array([moment.probability for moment in found.course])
+    assert risk[inside].max() > risk[~inside].mean() + 0.2
+    assert all(moment.low <= moment.probability <= moment.high for moment in found.course)
+
+
+def test_a_stretch_of_hardly_any_speech_is_no_moment(model):
+    talk, _ = spoken((130, 12))
+    silence = 1e-4 * np.random.default_rng(0).normal(size=20 * SAMPLE_RATE_HZ)
+    recording = audio.from_samples(np.concatenate([talk.samples, silence]), SAMPLE_RATE_HZ)
+    found, analysis = ask(model, recording)
+    spoken_until = analysis.segments_s[-1][1]
+    assert found.course
+    assert max(moment.time_s for moment in found.course) <= spoken_until + COURSE_WINDOW_S / 2 - LEAST_SPEECH_S + 0.5
+
+
+@pytest.mark.parametrize("prevalence", [None, 0.05])
+def test_a_moments_probability_and_interval_are_those_that_the_model_answers(model, prevalence):
+    X = np.random.default_rng(0).normal(size=(5, len(model.features)))
+    told = model.probabilities_of(X, "depressed", prevalence=prevalence)
+    for row, (value, low, high) in zip(X, told, strict=True):
+        answer = model.answer(row, prevalence=prevalence)
+        assert (value, low, high) == pytest.approx((answer.probabilities[1], answer.low[1], answer.high[1]), abs=1e-12)

@@ -8,8 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from clinical_ser.errors import InvalidValueError, TrainingError  # noqa: E402
+from clinical_ser.neural import training  # noqa: E402
 from clinical_ser.neural.networks import NetworkShape  # noqa: E402
-from clinical_ser.neural.training import TrainingRecipe, log_probabilities, prepared, train_network  # noqa: E402
+from clinical_ser.neural.training import TrainingRecipe, log_probabilities, padded, prepared, train_network  # noqa: E402
 
 RATE_HZ = 16_000
 CLASSES = ("low", "high", "rising")
@@ -85,6 +86,19 @@ def test_the_order_of_classes_is_that_of_the_answers():
     network = train_network(waves, labels, CLASSES[::-1], BRIEF)
     assert network.classes == CLASSES[::-1]
     assert log_probabilities(network, waves).shape == (12, 3)
+
+
+def test_every_clip_is_heard_once_an_epoch(monkeypatch):
+    waves, labels = clips(20, 0)
+    heard: list[int] = []
+
+    def listening(batch: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        heard.extend(len(wave) for wave in batch)
+        return padded(batch)
+
+    monkeypatch.setattr(training, "padded", listening)
+    train_network(waves, labels, CLASSES, replace(BRIEF, epochs=3))
+    assert sorted(heard) == sorted(3 * [len(prepared(wave, SMALL)) for wave in waves])
 
 
 def test_a_long_clip_is_heard_in_stretches_and_a_short_one_gets_zeros():
