@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import cache, cohort, demo, doctor, evaluate, model, plan, train
+from clinical_ser.cli import cache, cohort, demo, doctor, encoder, evaluate, model, plan, train
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
@@ -58,5 +58,6 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(plan.plan)
 app.add_typer(model.app, name="model")
+app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
 app.command()(doctor.doctor)

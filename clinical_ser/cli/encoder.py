@@ -302,7 +302,7 @@ def bench(
 
 
 def _bench_table(found: "Sequence[Bench]") -> Table:
-    table = Table(Column("encoder", overflow="fold"), box=None)
+    table = Table(Column("encoder", min_width=14, overflow="fold"), box=None)
     for title in ("dim", "ms a second", "in eights", "times real time", "memory MB", "size MB", "loads in s"):
         table.add_column(title, justify="right", min_width=6)
     table.add_column("note")
