@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ALLOWED = {"except Exception": ["clinical_ser/embeddings/foreign.py"]}
+"""Which files may, all the same."""
 SOURCES = sorted((ROOT / "clinical_ser").rglob("*.py"))
 
 
@@ -21,7 +23,7 @@ def test_rooms_import_from_their_left_only():
 )
 def test_no_source_does_what_the_style_forbids(forbidden):
     found = [path.relative_to(ROOT).as_posix() for path in SOURCES if re.search(forbidden, _code(path))]
-    assert not found
+    assert found == ALLOWED.get(forbidden, [])
 
 
 def test_screening_loads_neither_torch_nor_ray_nor_the_trainers_of_anything_else():

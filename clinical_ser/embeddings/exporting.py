@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, WindowedEncoder
+from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.graph import OPSET
 from clinical_ser.embeddings.onnx import FRAMES, LENGTHS, MAX_MODEL_BYTES, SAMPLES, OnnxEncoder, write_encoder
 from clinical_ser.embeddings.quantizing import LENGTHS_S, Quantized, Trial, cosine, encoder_of, quantize, strip
@@ -105,7 +106,7 @@ def traced(encoder: TorchEncoder) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _without_stdout(), one_thread(), torch.no_grad():
         # That a trace keeps what was one number in the example is what `check_parity` is for.
         warnings.simplefilter("ignore")
-        try:
+        with refused_as(f"Encoder {spec.name!r} cannot become a graph ({{kind}})."):
             # The exporter by tracing: 0.3-1.3 s for networks that the one by torch.export takes 16-38 s for, with graphs as near to the original.
             torch.onnx.export(
                 encoder.module,
@@ -118,8 +119,6 @@ def traced(encoder: TorchEncoder) -> bytes:
                 dynamo=False,
             )
             model = onnx.load(Path(folder, "traced.onnx"))
-        except Exception as error:  # noqa: BLE001  the exporter and protobuf raise whatever they stumble over
-            raise EncoderError(f"Encoder {spec.name!r} cannot become a graph ({type(error).__name__}).") from None
     strip(model)
     raw = bytes(model.SerializeToString(deterministic=True))
     if len(raw) > MAX_MODEL_BYTES:

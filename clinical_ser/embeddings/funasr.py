@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding
+from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.torch_encoder import TorchEncoder, grid_of, one_thread, slug, weights_digest
 from clinical_ser.errors import EncoderError, InvalidValueError
 
@@ -106,7 +107,7 @@ def load(argument: str) -> FunasrEncoder:
     with _quiet(log), one_thread():
         from funasr import AutoModel
 
-        try:
+        with refused_as("FunASR cannot load this model ({kind}): no connection, no such model, or its files are damaged."):
             model = AutoModel(
                 **settings,
                 device="cpu",
@@ -118,10 +119,6 @@ def load(argument: str) -> FunasrEncoder:
                 ignore_init_mismatch=False,
                 log_level="ERROR",
             )
-        except Exception as error:  # noqa: BLE001  FunASR and both hubs raise whatever they stumble over, with paths and addresses in the text
-            raise EncoderError(
-                f"FunASR cannot load this model ({type(error).__name__}): no connection, no such model, or its files are damaged."
-            ) from None
     if type(model.model).__name__ != "Emotion2vec":
         raise EncoderError("The model is no emotion2vec, so that it is not known how it hears.")
     # FunASR prints what it does not find, and leaves random numbers there. The decoder served the training alone.

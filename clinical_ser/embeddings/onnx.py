@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import Field, ValidationError
 
 from clinical_ser.atomic_folder import Kind, publish_folder
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, Sha256, WindowedEncoder
+from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.errors import EncoderError
 from clinical_ser.strict import Strict
 
@@ -31,13 +31,6 @@ MAX_MODEL_BYTES = 2**31 - 1
 """What protobuf, and so one ONNX file, can hold: 500 million parameters in float32."""
 SAMPLES, LENGTHS, FRAMES = "samples", "lengths", "frames"
 """Inputs, float32 (windows, samples) and, for a network that masks padding, int64 (windows,); output, float32 (windows, frames, frame_dim)."""
-# ONNX Runtime raises classes of its own that have no base in common but Exception.
-_ORT_ERRORS = (
-    *(getattr(ort_errors, name) for name in ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented")),
-    *(getattr(ort_errors, name) for name in ("RuntimeException", "NoModel", "NoSuchFile", "ModelLoaded")),
-    RuntimeError,
-    ValueError,
-)
 _ENCODER = Kind("encoder", EncoderError)
 
 
@@ -78,10 +71,8 @@ class OnnxEncoder(WindowedEncoder):
 
     def _run(self, samples: NDArray[np.float32], lengths: NDArray[np.int64]) -> NDArray[np.float32]:
         given: dict[str, Any] = {SAMPLES: samples} | ({LENGTHS: lengths} if self.spec.padding is Padding.MASK else {})
-        try:
+        with refused_as(f"Encoder {self.spec.name!r} failed ({{kind}})."):
             frames: NDArray[np.float32] = self._session.run([FRAMES], given)[0]
-        except _ORT_ERRORS as error:
-            raise EncoderError(f"Encoder {self.spec.name!r} failed ({type(error).__name__}).") from None
         return frames
 
 
@@ -180,8 +171,6 @@ def _session(model: bytes) -> onnxruntime.InferenceSession:
     # One thread: how a product is split over threads decides its last bits. Recordings are spread over processes instead.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # its warnings name nodes; what fails, raises
-    try:
+    with refused_as(f"{MODEL_FILE}: ONNX Runtime cannot read it ({{kind}})."):
         # From bytes, so that a graph cannot send ONNX Runtime to other files for its weights.
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
-        raise EncoderError(f"{MODEL_FILE}: ONNX Runtime cannot read it ({type(error).__name__}).") from None

@@ -23,6 +23,7 @@ from pydantic import Field
 from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, WindowedEncoder
+from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.onnx import LENGTHS, SAMPLES, SCHEMA, EncoderFile, OnnxEncoder
 from clinical_ser.errors import EncoderError, GateError, InvalidValueError
 from clinical_ser.strict import Strict
@@ -168,7 +169,7 @@ def _rounded(model: onnx.ModelProto, kind: Kind, calibration: Sequence[Mapping[s
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "whole.onnx"), Path(folder, "rounded.onnx")
         onnx.save(model, source)
-        try:
+        with refused_as("ONNX Runtime cannot round this graph ({kind})."):
             if kind == "dynamic":
                 quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], **options)
             else:
@@ -177,8 +178,6 @@ def _rounded(model: onnx.ModelProto, kind: Kind, calibration: Sequence[Mapping[s
                     source, target, Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=wanted, activation_type=QuantType.QUInt8, **options
                 )
             rounded = onnx.load(target)
-        except Exception as error:  # noqa: BLE001  its own classes, onnx's and plain ones, whose texts hold paths
-            raise EncoderError(f"ONNX Runtime cannot round this graph ({type(error).__name__}).") from None
     strip(rounded)
     return bytes(rounded.SerializeToString(deterministic=True))
 

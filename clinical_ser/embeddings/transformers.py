@@ -32,6 +32,7 @@ from torch.nn.utils import parametrize
 from transformers.utils import logging
 
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding
+from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.mel import dft_kernels, mel_filters
 from clinical_ser.embeddings.torch_encoder import TorchEncoder, grid_of, slug, weights_digest
 from clinical_ser.embeddings.whisper import FRAME_STEP_S, HOP, N_FFT
@@ -48,7 +49,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-
 _NOT_THE_NETWORK = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _FILES = [CONFIG_FILE, HEARING_FILE, CARD_FILE, "*.safetensors", "*.safetensors.index.json"]
 _CONVERT = (
-    "they are never read from a pickle. Name a revision with safetensors (NAME#refs/pr/NUMBER, as the hub's converter makes them), or convert a copy "
+    "they are never read from a pickle: name a revision with safetensors (NAME#refs/pr/NUMBER, as the hub's converter makes them), or convert a copy "
     "that you trust (docs/encoders.md)"
 )
 
@@ -196,18 +197,14 @@ def _is_folder(path: Path) -> bool:
 
 def _fetched(reference: Reference, *, offline: bool) -> Path:
     """Return the folder of the hub's cache that holds a model; what is not asked for, above all pickles, is not fetched."""
-    try:
+    why = f"Model {reference.model!r} cannot be fetched from the hub ({{kind}}): no connection, no such model, or a login is needed."
+    if offline or constants.HF_HUB_OFFLINE:
+        why = (
+            f"Model {reference.model!r} is not in this machine's copy of the hub, and nothing may be fetched (offline). Where there is a connection, "
+            "`clinical-ser encoder export` writes a folder that can be carried here."
+        )
+    with refused_as(why):
         return Path(snapshot_download(reference.model, revision=reference.revision, allow_patterns=_FILES, local_files_only=offline))
-    except Exception as error:  # noqa: BLE001  the hub's client raises its own classes and those of two HTTP libraries
-        if offline or constants.HF_HUB_OFFLINE:
-            raise EncoderError(
-                f"Model {reference.model!r} is not in this machine's copy of the hub, and nothing may be fetched (offline). Where there is a "
-                "connection, `clinical-ser encoder export` writes a folder that can be carried here."
-            ) from None
-        # Its text may hold an address and a token.
-        raise EncoderError(
-            f"Model {reference.model!r} cannot be fetched from the hub ({type(error).__name__}): no connection, no such model, or a login is needed."
-        ) from None
 
 
 def _json_of(path: Path) -> dict[str, Any]:
@@ -239,18 +236,15 @@ def _licence(folder: Path) -> str:
 
 def _model_of(folder: Path, kind: str) -> Any:
     """Load a model, complete and in float32."""
-    with _quiet():
-        try:
-            model, about = getattr(transformers, kind).from_pretrained(
-                os.fspath(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
-        except Exception as error:  # noqa: BLE001  a damaged file raises whatever the library stumbles over, with the path in its text
-            raise EncoderError(f"The model cannot be loaded ({type(error).__name__}): its files are damaged, or do not belong together.") from None
+    with _quiet(), refused_as("The model cannot be loaded ({kind}): its files are damaged, or do not belong together."):
+        model, about = getattr(transformers, kind).from_pretrained(
+            os.fspath(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     missing = [name for name in about["missing_keys"] if not name.startswith("decoder.") and name != "masked_spec_embed"]
     if missing or about.get("mismatched_keys"):
         # The library would fill them with random numbers.

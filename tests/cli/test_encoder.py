@@ -27,13 +27,6 @@ def graph():
     return made.finish(made.node("Transpose", whole, perm=[0, 2, 1]), 160)
 
 
-@pytest.fixture(autouse=True)
-def _registered():
-    """Until `cli/app.py` lists the command."""
-    if "encoder" not in {group.name for group in app.registered_groups}:
-        app.add_typer(command.app, name="encoder")
-
-
 @pytest.fixture
 def exported(tmp_path):
     """Return an encoder's folder, as `encoder export` writes it."""
