@@ -258,6 +258,8 @@ class _FfmpegStream:
         for frame in self._frames():
             block = frame[:, skip:]
             skip -= frame.shape[1] - block.shape[1]
+            if not block.shape[1]:
+                continue  # an empty view would keep the whole frame in memory until the part begins
             pending.append(block)
             held += block.shape[1]
             if held >= BLOCK_FRAMES:

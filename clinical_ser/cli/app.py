@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import cache, cohort, demo, doctor, encoder, evaluate, model, plan, train
+from clinical_ser.cli import cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, train
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
@@ -54,6 +54,8 @@ app.command()(demo.demo)
 app.command()(cohort.simulate)
 app.command()(cohort.cohort)
 app.command()(cohort.extract)
+app.command()(embed.embed)
+app.add_typer(embed.app, name="embeddings")
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(plan.plan)
