@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -106,17 +105,13 @@ def measure(table: FeatureTable, corpus: str, neural: Mapping[str, Answers]) -> 
     for chosen in (
         *((one,) for one in learned),
         *([tuple(learned)] if len(learned) > 1 else []),
-        *([tuple(encoders)] if len(encoders) > len(learned) else []),
     ):
         fused = only(table, {*INTERPRETABLE, *chosen})
         for fusion in FUSIONS if len(chosen) == 1 else ("late",):
             what = " + ".join(["interpretable", *(short[name] for name in chosen)])
             yield described(f"{what}, {fusion} fusion", "none", frame, corpus, of_model(fused, corpus, fusion=fusion))
-    for size in range(2, len(alone) + 1):
-        for names in combinations(alone, size):
-            if neural and not set(names) & set(neural):
-                continue
-            yield described("sum of " + ", ".join(names), "none", frame, corpus, together([alone[name] for name in names]))
+    for names in _sums([short[name] for name in learned], list(neural)):
+        yield described("sum of " + ", ".join(names), "none", frame, corpus, together([alone[name] for name in names]))
     marked = with_baseline(table)
     rest = replace(table, frame=table.frame[~marked.frame["baseline"]].reset_index(drop=True))
     for what, sets in (
@@ -126,6 +121,12 @@ def measure(table: FeatureTable, corpus: str, neural: Mapping[str, Answers]) -> 
     ):
         yield described(what, "none, without the baseline clips", frame, corpus, of_model(only(rest, sets), corpus))
         yield described(what, "own baseline", frame, corpus, of_model(only(marked, sets), corpus, baseline=True))
+
+
+def _sums(learned: list[str], neural: list[str]) -> list[tuple[str, ...]]:
+    """Return the sums that were decided on beforehand: what research measured, then with every encoder, then with everything."""
+    sums = [("ge2e", *neural), ("compare", "ge2e", *neural), tuple(learned), (*learned, *neural), ("interpretable", "compare", *learned, *neural)]
+    return [names for names in dict.fromkeys(sums) if len(names) > 1]
 
 
 def speakers(table: FeatureTable) -> Iterator[dict[str, object]]:

@@ -118,12 +118,15 @@ class FusedHead(Head):
         return any(part.has_trees for part in self.parts)
 
     def _fit(self, rows: TrainingRows) -> None:
+        self._fit_parts(rows)
         if self.weighted and len(self.parts) > 1:
             self.weights_ = self._learned_weights(rows)
             self.weighted = False  # a refit keeps them
+        self.intercept_ = self._joint_intercept(log_shares(rows))
+
+    def _fit_parts(self, rows: TrainingRows) -> None:
         for part, columns in zip(self.parts, self._block_columns(), strict=True):
             part.fit_rows(rows.columns(columns), self.classes_)
-        self.intercept_ = self._joint_intercept(log_shares(rows))
 
     def _joint_intercept(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
         prior = shares[1] - shares[0] if len(shares) == 2 else shares - shares.mean()
@@ -131,15 +134,15 @@ class FusedHead(Head):
         return np.asarray(prior + away)
 
     def _learned_weights(self, rows: TrainingRows) -> NDArray[np.float64]:
-        """Fit one weight a block to margins out of fold, between `LEAST_WEIGHT` and `MOST_WEIGHT`."""
+        """Fit one weight a block to margins out of fold, between `LEAST_WEIGHT` and `MOST_WEIGHT`; strengths are those of the fitted parts."""
         folds = inner_folds(rows, self.seed)
         if not folds:
             return self.weights_
         margins, tested = [], []
         for train, test in folds:
-            once = self._unfitted()
+            once = self.settled()
             once.classes_ = self.classes_
-            once._fit(rows.take(train))
+            once._fit_parts(rows.take(train))
             margins.append(
                 np.stack([part.margins(rows.Z[test][:, columns]) for part, columns in zip(once.parts, once._block_columns(), strict=True)])
             )

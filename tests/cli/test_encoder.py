@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from clinical_ser.cli import app
 from clinical_ser.cli import encoder as command
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding
 from clinical_ser.embeddings.onnx import write_encoder
