@@ -48,15 +48,6 @@ class Pooling(StrEnum):
     """Mean and standard deviation of each dimension, one after the other (statistics pooling, Snyder et al. 2017, Interspeech:999-1003)."""
 
 
-class TrainedOn(Strict):
-    """What an encoder was trained on here. Digests alone: they name no one, and whoever holds a recording can find it among them."""
-
-    labels: str | None = Field(max_length=64)
-    """The label that it was trained to tell; None for training without labels."""
-    simulated: bool
-    recordings: tuple[Sha256, ...] = Field(max_length=1_000_000)
-
-
 class EncoderSpec(Strict):
     """Everything about an encoder but its weights."""
 
@@ -86,7 +77,6 @@ class EncoderSpec(Strict):
     """Whether a speaker can be told by the vector: of every encoder measured so far, yes."""
     source: Text
     """Where the weights come from, and who trained them."""
-    trained_on: TrainedOn | None = None
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -101,7 +91,7 @@ class EncoderSpec(Strict):
 
     def fingerprint_of(self, *weights: str) -> str:
         """Return the fingerprint of this encoder with weights of these digests: what it says of itself, and the code that cuts and averages."""
-        digest = hashlib.sha256(self.model_dump_json(exclude={"title", "licence", "source", "trained_on"}).encode())
+        digest = hashlib.sha256(self.model_dump_json(exclude={"title", "licence", "source"}).encode())
         for weight in weights:
             digest.update(f"\n{weight}".encode())
         return f"{AUDIO} {WINDOWING} {self.name}/{digest.hexdigest()}"

@@ -25,8 +25,7 @@ from clinical_ser.strict import Strict
 
 SPEC_FILE, MODEL_FILE = "encoder.json", "model.onnx"
 SCHEMA = "clinical-ser/encoder/1"
-MAX_SPEC_BYTES = 80 * 1024 * 1024
-"""A million digests of recordings that an encoder was trained on."""
+MAX_SPEC_BYTES = 64 * 1024
 MAX_MODEL_BYTES = 2**31 - 1
 """What protobuf, and so one ONNX file, can hold: 500 million parameters in float32."""
 SAMPLES, LENGTHS, FRAMES = "samples", "lengths", "frames"

@@ -134,6 +134,8 @@ class ModelIdentity(_Strict):
     uses_baseline: bool
     without_embedding: bool = False
     """The model answered without the embeddings that it also has."""
+    encoders: dict[str, str] = Field(default_factory=dict)
+    """Encoder to its fingerprint, for each that this answer needed."""
 
 
 class RecordingIdentity(_Strict):

@@ -62,6 +62,7 @@ SEXES = ("female", "male", "other")
 MAX_AGE_YEARS = 130
 _PERFORMANCE = ("sensitivity", "specificity", "auroc", "uar")
 _INTERVAL_METHOD = "sampling error of the model: point +/- 1.96 SD over refits on bootstrap samples of subjects, on the log-odds"
+_EMBEDDED = f"{EMBEDDING}."
 NO_TIMELINE = "No timeline: "
 """Begins the notice that says why there is none."""
 UNTRUSTED_NOTICE = "No key this installation trusts has signed this model; make sure you know where it comes from."
@@ -279,7 +280,7 @@ class Screener:
             quality=quality,
             context=context,
             model=self._identity(),
-            software=_software(),
+            software=self._software(),
             recording=_identity_of(recording),
             notices=self._notices(),
         )
@@ -317,7 +318,7 @@ class Screener:
             retest=retest.log_odds if (retest := self._retest) else None,
             retest_setting=retest.setting if retest else None,
             model=self._identity(),
-            software=_software(),
+            software=self._software(),
             recording=_identity_of(recording),
             notices=self._notices(),
         )
@@ -376,7 +377,13 @@ class Screener:
             simulated=manifest.simulated,
             uses_baseline=manifest.uses_baseline,
             without_embedding=self._interpretable,
+            encoders={name.removeprefix(_EMBEDDED): text for name, text in self.model.extractors.items() if name.startswith(_EMBEDDED)},
         )
+
+    def _software(self) -> dict[str, str]:
+        runs_encoders = any(name.startswith(_EMBEDDED) for name in self.model.extractors)
+        needed = ("clinical-ser", "opensmile", "praat-parselmouth", *(["onnxruntime"] if runs_encoders else []))
+        return {name: installed_version(name) for name in needed}
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._bundle.manifest
@@ -392,7 +399,7 @@ def _without_embedding(manifest: BundleManifest) -> BundleManifest:
 
 def _sets_for(manifest: BundleManifest, references: Sequence[str]) -> tuple[str, ...]:
     """Return the feature sets that a model needs, its encoders found among those given or installed."""
-    wanted = sorted(name.removeprefix(f"{EMBEDDING}.") for name in manifest.extractors if name.startswith(f"{EMBEDDING}."))
+    wanted = sorted(name.removeprefix(_EMBEDDED) for name in manifest.extractors if name.startswith(_EMBEDDED))
     given = {find_encoder(reference).spec.name: reference for reference in references}
     if useless := sorted(set(given) - set(wanted)):
         raise InvalidValueError("encoder", useless[0], f"one of the model's: {wanted}" if wanted else "none: this model uses no embedding")
@@ -491,7 +498,3 @@ def _share(figure: Figure) -> Share:
 
 def _rate(rate: Rate) -> RateStatement:
     return RateStatement(value=rate.value, low=rate.lower, high=rate.upper, subjects=rate.subjects)
-
-
-def _software() -> dict[str, str]:
-    return {name: installed_version(name) for name in ("clinical-ser", "opensmile", "praat-parselmouth")}

@@ -61,12 +61,16 @@ def test_a_model_with_an_embedding_answers_and_shows_it_as_one_family(model, spe
     assert families["embedding"].features == ()
     assert result.explanation.without_embedding is not None
     assert len(result.timeline.windows) >= LEAST_WINDOWS
+    assert result.model.encoders == {"tiny": find_encoder("tiny").fingerprint}
+    assert "onnxruntime" in result.software
 
 
 def test_without_the_embedding_it_is_the_interpretable_part_of_the_same_model(model, speech_wav):
     whole, plain = Screener.load(model), Screener.load(model, interpretable=True)
     np.testing.assert_array_equal(whole.model.head.parts[0].coef_, plain.model.head.coef_)
-    assert plain.screen(speech_wav).explanation.without_embedding is None
+    result = plain.screen(speech_wav)
+    assert result.explanation.without_embedding is None
+    assert not result.model.encoders
 
 
 def test_another_encoder_of_the_same_name_is_refused(model, speech_wav, tmp_path):
