@@ -321,7 +321,12 @@ def compared(what: str, against: str, models: dict[str, Answers], frame: pd.Data
     assert np.array_equal(rows, models[against].rows)
     codes, subjects = pd.Categorical(frame["label"], categories=classes).codes[rows], frame["subject"].to_numpy()[rows]
     pair = [Confusion(codes, models[name].log_p.argmax(axis=1), len(classes)) for name in (what, against)]
-    drawn = bootstrap(lambda weight: np.array([np.subtract(*(unweighted_average_recall_of(one.matrix(weight)) for one in pair))]), subjects)
+
+    def less(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        ours, theirs = (unweighted_average_recall_of(one.matrix(weight)) for one in pair)
+        return np.array([ours - theirs])
+
+    drawn = bootstrap(less, subjects)
     low, high = drawn.interval(0, subjects=len(set(subjects)))
     return {"model": what, "less": against, "UAR, points": f"{100 * drawn.values[0]:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"}
 

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 Wave = NDArray[np.float32]
 
 TRIM_DB = 40.0
-"""What lies before the first and after the last moment less than this below the loudest one is silence (a third of an acted clip)."""
+"""What lies before the first and after the last moment less than this below the loudest one is silence (half of an acted clip)."""
 _TRIM_FRAME, _TRIM_MARGIN = SAMPLE_RATE_HZ // 50, SAMPLE_RATE_HZ // 10
 _SORTED_TOGETHER = 8
 """So many batches are drawn at once and sorted by length within, so that little of a batch is padding."""
