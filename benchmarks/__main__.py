@@ -1,4 +1,7 @@
-"""All benchmarks, one after the other: `python -m benchmarks DATA`, with DATA/ravdess and DATA/emodb-2s as docs/benchmarks.md says."""
+"""All benchmarks, one after the other: `python -m benchmarks DATA`, with DATA/ravdess and DATA/emodb-2s as docs/benchmarks.md says.
+
+Encoders are measured where they are installed (`clinical-ser encoder install ge2e`).
+"""
 
 import subprocess
 import sys
@@ -25,6 +28,12 @@ def main() -> None:
             ("explanation", ["--data", Path(work), "--emodb", data / "emodb-2s"]),
             ("timeline", ["--data", data / "emodb-2s"]),
             ("report", []),
+            ("neural_folds", [data / "ravdess", "--epochs", 45, "--precision", "bfloat16", "--out", Path(work) / "cnn.npz"]),
+            ("embeddings", ["--corpus", "ravdess", "--data", data / "ravdess", "--neural", f"cnn={Path(work) / 'cnn.npz'}"]),
+            ("embeddings", ["--corpus", "emodb", "--data", data / "emodb-2s"]),
+            ("ge2e_layers", ["--data", data / "ravdess"]),
+            ("student_encoder", ["--emodb", data / "emodb-2s", "--ravdess", data / "ravdess"]),
+            ("long_recordings", []),
         ):
             print(f"\n## {name}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)

@@ -55,14 +55,19 @@ def layers_of(content: bytes) -> list[Layer]:
     return layers
 
 
-def graph_of(content: bytes) -> bytes:
-    """Return the ONNX model: samples to the hidden states of layer `LAYERS`, every 10 ms."""
+def graph_of(content: bytes, layers: int = LAYERS) -> bytes:
+    """Return the ONNX model: samples to the hidden states of a layer, every 10 ms."""
     graph = Graph("ge2e")
+    return graph.finish(graph.node("Transpose", hidden_states(graph, content, layers), perm=[1, 0, 2]), HIDDEN)
+
+
+def hidden_states(graph: Graph, content: bytes, layers: int) -> str:
+    """Add the network from samples to the hidden states of a layer, (frames, windows, `HIDDEN`)."""
     mel = graph.mel(graph.power_spectrum(N_FFT, HOP, pad="constant"), mel_filters(MELS, N_FFT, 16_000))
     value = graph.node("Transpose", mel, perm=[2, 0, 1])
-    for layer in layers_of(content)[:LAYERS]:
+    for layer in layers_of(content)[:layers]:
         value = lstm(graph, value, layer)
-    return graph.finish(graph.node("Transpose", value, perm=[1, 0, 2]), HIDDEN)
+    return value
 
 
 def _matrix(content: bytes, offset: int, columns: int) -> NDArray[np.float32]:

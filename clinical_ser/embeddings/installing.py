@@ -121,7 +121,7 @@ def install(name: str | None, *, source: Path | None = None, replace: bool = Fal
             if read_encoder(folder).about.spec == wanted.spec:
                 return name
     try:
-        model = wanted.graph(_weights(wanted, source))
+        model = wanted.graph(weights_of(wanted, source))
     except ImportError:
         raise EncoderError("To write an encoder's graph the package `onnx` is needed: pip install 'clinical-ser[encoders]'.") from None
     check_parity(wanted, model)
@@ -171,7 +171,7 @@ def _place(name: str) -> Path:
     return folder
 
 
-def _weights(wanted: Published, source: Path | None) -> bytes:
+def weights_of(wanted: Published, source: Path | None) -> bytes:
     """Return the checked bytes of the weights."""
     if source is not None:
         return _checked(wanted, _from_file(wanted, source), "the file given")

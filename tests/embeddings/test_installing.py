@@ -94,7 +94,7 @@ def test_it_is_found_in_a_distribution_in_this_environment_that_is_never_importe
 def test_installed_once_it_is_not_made_again(published, tmp_path, monkeypatch):
     install("ge2e", source=wheel(tmp_path / "r.whl", published))
     before = (encoder_folder("ge2e") / MODEL_FILE).stat().st_mtime_ns
-    monkeypatch.setattr(installing, "_weights", lambda *_: pytest.fail("asked for weights again"))
+    monkeypatch.setattr(installing, "weights_of", lambda *_: pytest.fail("asked for weights again"))
     assert install("ge2e") == "ge2e"
     assert (encoder_folder("ge2e") / MODEL_FILE).stat().st_mtime_ns == before
 
