@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER_STAMP := $(VENV)/.browser
+NEURAL_STAMP := $(VENV)/.neural
+# On an ordinary Linux machine the index gives torch with CUDA, gigabytes of it; TORCH_INDEX=URL names an index with the build without (docs/encoders.md).
+TORCH_INDEX ?=
 DEMO := demo
 DATA ?=
 
@@ -15,14 +18,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (some minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,corpora,shap,neural,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,corpora,shap,encoders,dev]'
 	@touch $@
 
 demo: setup
 	@$(BIN)/clinical-ser demo --output $(DEMO)
 
-test: setup
+test: $(NEURAL_STAMP)
 	$(BIN)/python -m pytest -n auto
+
+# torch is needed to export and train encoders, and so by their tests; the demo and everything that serves does without.
+$(NEURAL_STAMP): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[neural]'
+	@touch $@
 
 # Chromium has to be there (Debian: apt-get install chromium); without it these tests fail here and are skipped by `make test`.
 browser: $(BROWSER_STAMP)
@@ -32,7 +40,7 @@ $(BROWSER_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
 	@touch $@
 
-lint: setup
+lint: $(NEURAL_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

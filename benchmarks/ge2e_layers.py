@@ -34,10 +34,10 @@ LINEAR_WEIGHT, LINEAR_BIAS = 7_731, 6_699
 def d_vector_graph(content: bytes) -> bytes:
     """Return the network as it was trained: one vector of length 1 a window."""
     graph = Graph("d-vector")
-    states = graph.node("Gather", ge2e.hidden_states(graph, content, 3), graph.constant(np.array(-1)), axis=0)
+    states = graph.node("Gather", ge2e.hidden_states(graph, content, 3), graph.constant(np.array([-1])), axis=0)
     weight = np.frombuffer(content, "<f4", 256 * 256, LINEAR_WEIGHT).reshape(256, 256)
     positive = graph.node("Relu", graph.dense(states, weight, np.frombuffer(content, "<f4", 256, LINEAR_BIAS)))
-    return graph.finish(graph.node("Unsqueeze", graph.node("LpNormalization", positive, axis=-1, p=2), graph.constant(np.array([1]))), 256)
+    return graph.finish(graph.node("Transpose", graph.node("LpNormalization", positive, axis=-1, p=2), perm=[1, 0, 2]), 256)
 
 
 def encoders(content: bytes) -> Iterator[tuple[str, OnnxEncoder]]:

@@ -9,7 +9,7 @@ vectors tells the emotions of each of these from the others'; then without the o
 weights under, is in no training and no choice: what was chosen embeds it once, and is measured as in `benchmarks.embeddings`, by the product's own
 training on EmoBox's folds, UAR with its interval over speakers. "untrained" is the same network with random weights, its normalisation learned.
 `--table` is what `benchmarks.embeddings --corpus ravdess --table` wrote; `--keep` keeps what is long in the making: simulated speech, the teachers'
-answers, the student.
+answers, the student. Twenty minutes of CPU, half of them training.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def taught(emodb: Path, speakers: int, folder: Path, workers: int) -> tuple[Feat
         write_table(build_table(Manifest(frame), sets=("egemaps", "compare", f"{ENCODER}ge2e"), workers=workers), answers)
     table = read_table(answers)
     heard = only(table, {"embedding.ge2e"}).features
-    table = replace(table, frame=table.frame[np.isfinite(heard).all(axis=1)].reset_index(drop=True))  # a piece may be all pause
+    table = replace(table, frame=table.frame.loc[np.isfinite(heard).all(axis=1)].reset_index(drop=True))  # a piece may be all pause
     return table, [audio.load(clips / f"{row - 1:05d}.wav").samples for row in table.frame["row"]]
 
 
@@ -259,7 +259,7 @@ def chosen(table: FeatureTable, clips: list[Wave], epochs: int, precision: str) 
     tried(Choice(best.size, emotions=False, epochs=0))
     for name in TEACHERS:
         score = float(np.mean([probed(_standardised(only(table, {name}).features, rows), table, unheard, unheard) for rows, unheard, _ in lessons]))
-        found.append(dict.fromkeys(found[0], "") | {"student": f"(teacher) {name}", "UAR, unheard speakers": f"{100 * score:.1f}"})
+        found.append({**dict.fromkeys(found[0], ""), "student": f"(its teacher) {name}", "UAR, unheard speakers": f"{100 * score:.1f}"})
     return best, found
 
 
@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--speakers", type=int, default=60, help="simulated ones")
     parser.add_argument("--epochs", type=int, default=8, help="those tried first; twice as many are tried too")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--table", type=Path, default=None, help="features of RAVDESS; kept here, and used if it is there")
+    parser.add_argument("--table", type=Path, default=None, help="features of RAVDESS that were measured before")
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None)
@@ -361,12 +361,10 @@ def main() -> None:
         encoders = [published(network, name, folder) for name, network in (("student", trained), ("untrained", untrained))]
         frame = get_corpus(CORPUS).read(given.ravdess)
         frame["row"] = np.arange(1, len(frame) + 1)
-        if given.table and given.table.exists():
+        if given.table:
             table = read_table(given.table)
         else:
             table = build_table(Manifest(frame), sets=(*INTERPRETABLE, f"{ENCODER}ge2e"), workers=given.workers)
-            if given.table:
-                write_table(table, given.table)
         table = with_vectors(only(table, {*INTERPRETABLE, "embedding.ge2e"}), frame, encoders, given.workers)
     found = {"Choice, on EmoDB speakers that the student has not heard": tried}
     models, measures = {}, []

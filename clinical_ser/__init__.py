@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clinical_ser.audio import load
+    from clinical_ser.embeddings import encode
     from clinical_ser.features import extract
     from clinical_ser.models.training import train
     from clinical_ser.screening import load_model, screen
 
-__all__ = ["extract", "load", "load_model", "screen", "train"]
+__all__ = ["encode", "extract", "load", "load_model", "screen", "train"]
 
 _HOME = {
     "load": "clinical_ser.audio",
+    "encode": "clinical_ser.embeddings",
     "extract": "clinical_ser.features",
     "train": "clinical_ser.models.training",
     "load_model": "clinical_ser.screening",

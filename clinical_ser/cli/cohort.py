@@ -110,7 +110,7 @@ def extract(
     check_output_file(table)
     built = run_extraction(
         manifest,
-        sets=(*features.split(","), *(f"{ENCODER}{one}" for one in encoder or ())),
+        sets=(*filter(None, features.split(",")), *(f"{ENCODER}{one}" for one in encoder or ())),
         workers=workers,
         cache=cache,
         cache_days=cache_days,

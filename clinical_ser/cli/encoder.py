@@ -154,6 +154,9 @@ def export(
     check: Annotated[
         Path | None, typer.Option(help="With --quantize: manifest with labels; at most 1.5 points of UAR may be lost.", show_default=False)
     ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="With --quantize and no --check: do without knowing what recognition loses.")
+    ] = False,
     task: Annotated[str, typer.Option(help="With --check: depression, emotion, or a .toml file that defines a task.")] = "emotion",
     speech: Annotated[
         list[Path] | None, typer.Option(help="With --quantize: recording of 10 s or more to calibrate with (repeatable).", show_default=False)
@@ -165,6 +168,10 @@ def export(
     """Write an encoder as a folder that needs nothing but ONNX Runtime, after comparing it with the original."""
     if (check or speech) and not quantize:
         raise InvalidValueError("--check or --speech", "given without --quantize", "both, or neither")
+    if quantize and (check is None) != unchecked:
+        raise InvalidValueError(
+            "--quantize", "given without --check MANIFEST, or with --unchecked as well", "one of the two: a cosine alone can mislead"
+        )
     check_output_folder(output_folder)
     with _needing("neural"):
         from clinical_ser.embeddings.exporting import export as write

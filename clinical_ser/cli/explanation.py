@@ -52,8 +52,8 @@ def show_moves(explanation: Explanation) -> None:
 def show_timeline(timeline: Timeline) -> None:
     """Print the moments that stand out."""
     out = timeline.standing_out
-    if timeline.course:
-        lowest, highest = (pick(timeline.course, key=lambda moment: moment.probability) for pick in (min, max))
+    if course := timeline.course.get(timeline.target):
+        lowest, highest = (pick(course, key=lambda moment: moment.probability) for pick in (min, max))
         spans = " and ".join(
             f"{percent(moment.probability)} ({percent(moment.low)} to {percent(moment.high)}) around {_clock(timeline.offset_s + moment.time_s)}"
             for moment in (lowest, highest)

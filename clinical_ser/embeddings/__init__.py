@@ -1,8 +1,32 @@
 """From a recording to one vector and its frames, by any encoder that says how it hears."""
 
+from clinical_ser.audio.recording import Recording
 from clinical_ser.embeddings.encoder import Embedding, Encoder, EncoderSpec, Padding, Pooling, WindowedEncoder, column_names
 from clinical_ser.embeddings.pooling import CELL_S, Cells
 from clinical_ser.embeddings.registry import find_encoder, list_encoders
+
+
+def encode(recording: Recording, encoder: str = "ge2e", *, frames: bool = False) -> Embedding:
+    """Encode one recording.
+
+    Parameters
+    ----------
+    recording
+        From `clinical_ser.load`.
+    encoder
+        What `find_encoder` takes: an installed encoder's name, a folder's path, or `BACKEND:ARGUMENT`.
+    frames
+        Also return the vectors of frames.
+
+    Raises
+    ------
+    EmbeddingError
+        The recording is too short, or no speech was found in it.
+    EncoderError, InvalidValueError
+        As `find_encoder` raises.
+    """
+    return find_encoder(encoder).encode([recording], frames=frames)[0]
+
 
 __all__ = [
     "CELL_S",
@@ -14,6 +38,7 @@ __all__ = [
     "Pooling",
     "WindowedEncoder",
     "column_names",
+    "encode",
     "find_encoder",
     "list_encoders",
 ]

@@ -14,6 +14,7 @@ alone; 50 frames a second.
 """
 
 import contextlib
+import hashlib
 import io
 import logging
 import re
@@ -41,6 +42,16 @@ _HUBS = {"iic": "ms", "emotion2vec": "hf"}
 """By the owner of the models there."""
 _CONVOLUTIONS = re.compile(r"[\[\]()0-9,+* ]{1,400}")
 _MISSING = re.compile(r"miss key in ckpt: ([^\s,]+)")
+_MOVING = ("normalize", "depth", "start_drop_path_rate", "num_heads", "norm_eps", "norm_affine", "layer_norm_first", "mlp_ratio")
+_MOVING_AUDIO = (
+    "feature_encoder_spec",
+    "use_alibi_encoder",
+    "alibi_scale",
+    "num_alibi_heads",
+    "learned_alibi",
+    "prenet_layernorm_first",
+    "prenet_depth",
+)
 _EPSILON = 1e-5
 """Of torch's layer_norm."""
 
@@ -51,7 +62,8 @@ class FunasrEncoder(TorchEncoder):
     def __init__(self, spec: EncoderSpec, model: Any) -> None:
         self._model = model
         used = {name: tensor for name, tensor in model.model.state_dict().items() if ".decoder." not in name and not name.startswith("proj.")}
-        super().__init__(spec, Emotion2vecFrames(model.model), CODE, weights_digest(used))
+        settings = hashlib.sha256(repr(_settings_of(model.model.cfg)).encode()).hexdigest()
+        super().__init__(spec, Emotion2vecFrames(model.model), CODE, settings, weights_digest(used))
 
     def run(self, samples: NDArray[np.float32], lengths: NDArray[np.int64]) -> Sequence[NDArray[np.float32]]:
         """Run FunASR, which takes windows one by one; see `WindowedEncoder.run`."""
@@ -59,6 +71,12 @@ class FunasrEncoder(TorchEncoder):
         with one_thread(), _quiet():
             found = self._model.generate(windows, granularity="frame", extract_embedding=True)
         return [np.asarray(one["feats"], np.float32) for one in found]
+
+
+def _settings_of(config: Any) -> list[tuple[str, str]]:
+    """Return what of a model's configuration moves its vectors without moving its weights."""
+    audio = getattr(getattr(config, "modalities", None), "audio", None)
+    return [(name, repr(getattr(of, name, None))) for of, names in ((config, _MOVING), (audio, _MOVING_AUDIO)) for name in names]
 
 
 class Emotion2vecFrames(nn.Module):

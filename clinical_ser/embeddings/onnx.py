@@ -40,7 +40,12 @@ class EncoderFile(Strict):
     spec: EncoderSpec
     model_sha256: Sha256
     quantized: Literal["none", "dynamic", "static"] = "none"
-    """How weights were made smaller, and that the export checked what it costs."""
+    """How weights were made smaller, and that the export checked what it costs. It decides how the graph is run: part of the fingerprint."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder with this graph."""
+        return self.spec.fingerprint_of(self.model_sha256, *([] if self.quantized == "none" else [self.quantized]))
 
 
 class OnnxEncoder(WindowedEncoder):
@@ -54,7 +59,7 @@ class OnnxEncoder(WindowedEncoder):
     def __init__(self, about: EncoderFile, model: bytes) -> None:
         self.about = about
         self.spec = about.spec
-        self.fingerprint = about.spec.fingerprint_of(about.model_sha256)
+        self.fingerprint = about.fingerprint
         self._session = _session(model)
         wanted = {SAMPLES} | ({LENGTHS} if self.spec.padding is Padding.MASK else set())
         given = {entry.name for entry in self._session.get_inputs()}

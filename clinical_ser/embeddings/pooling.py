@@ -4,11 +4,13 @@ Sums over short cells, kept on request, make leaving a stretch out a matter of a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 CELL_S = 0.1
+LEAST_WEIGHT_S = 1e-6
 LEAST_VARIANCE = 1e-12
 """Below this the difference of two sums is rounding."""
 
@@ -28,11 +30,32 @@ class Cells:
 
     def pooled(self, keep: NDArray[np.float64] | None = None) -> NDArray[np.float64] | None:
         """Pool again, each cell counted by `keep` (0 to 1), shape (cells,); None where nothing is left."""
-        share = np.ones(len(self.weight)) if keep is None else keep
-        total = float(share @ self.weight)
-        if total <= 0:
-            return None
-        return statistics(total, share @ self.sums, None if self.squares is None else share @ self.squares, self.centre)
+        if keep is None:
+            return self._statistics(*self._totals)
+        # A stretch left out is most of the recording, a stretch alone is little of it: only the few cells are added up.
+        out = np.flatnonzero(keep < 1)
+        if 2 * len(out) < len(keep):
+            return self._statistics(*(total - part for total, part in zip(self._totals, self._sums(out, 1 - keep[out]), strict=True)))
+        inside = np.flatnonzero(keep > 0)
+        return self._statistics(*self._sums(inside, keep[inside]))
+
+    @cached_property
+    def _totals(self) -> tuple[NDArray[np.float64], ...]:
+        everything = np.arange(len(self.weight))
+        return self._sums(everything, np.ones(len(everything)))
+
+    def _sums(self, cells: NDArray[np.intp], share: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        kept = [np.asarray(share @ self.weight[cells]), share @ self.sums[cells]]
+        return (*kept, share @ self.squares[cells]) if self.squares is not None else tuple(kept)
+
+    def _statistics(self, total: NDArray[np.float64], sums: NDArray[np.float64], *squares: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        # Of what was taken away from the whole, rounding may be left.
+        return statistics(float(total), sums, squares[0] if squares else None, self.centre) if total > LEAST_WEIGHT_S else None
+
+
+def grid_place(times_s: NDArray[np.float64], step_s: float) -> NDArray[np.intp]:
+    """Return in which step of a grid each time lies; one on an edge, but for rounding, in the step that begins there."""
+    return np.asarray(np.floor(times_s / step_s + 1e-6), np.intp)
 
 
 def statistics(total: float, sums: NDArray[np.float64], squares: NDArray[np.float64] | None, centre: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -80,7 +103,7 @@ class Pool:
         if self._with_sd:
             self._squares += (weighted * away).sum(axis=0)
         if self._n_cells is not None:
-            place = np.minimum((times_s / CELL_S).astype(np.intp), self._n_cells - 1)
+            place = np.minimum(grid_place(times_s, CELL_S), self._n_cells - 1)
             np.add.at(self._cell_weight, place, weight)
             np.add.at(self._cells, place, weighted.astype(np.float32))
             if self._cell_squares is not None:

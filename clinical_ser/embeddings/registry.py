@@ -8,7 +8,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def find_encoder(reference: str) -> Encoder:
     """
     backend, _, argument = reference.partition(":")
     if backend in _offered():
-        return _made_by(_offered()[backend], argument)
+        return _made_by(backend, argument)
     if _NAME.fullmatch(reference):
         folder = encoder_folder(reference)
         if folder is not None and folder.is_dir():
@@ -104,10 +104,12 @@ def _entry(path: Path) -> EncoderEntry:
         return EncoderEntry(path.name, problem=str(error))
     if about.spec.name != path.name:
         return EncoderEntry(path.name, problem=f"{SPEC_FILE}: the encoder's name is {about.spec.name!r}; rename its folder")
-    return EncoderEntry(path.name, about.spec, about.spec.fingerprint_of(about.model_sha256), about.quantized)
+    return EncoderEntry(path.name, about.spec, about.fingerprint, about.quantized)
 
 
-def _made_by(point: EntryPoint, argument: str) -> Encoder:
+@lru_cache(maxsize=2)  # a large model takes gigabytes, and seconds to load
+def _made_by(backend: str, argument: str) -> Encoder:
+    point = _offered()[backend]
     try:
         made = point.load()(argument)
     except ImportError as error:

@@ -282,7 +282,9 @@ def _spec(kind: str, model: Any, hearing: Mapping[str, Any], *, name: str, layer
     else:
         hop, reach = grid_of(config.conv_kernel, config.conv_stride)
         timing = {"frame_step_s": hop / rate, "first_frame_s": reach / 2 / rate}
-        padding = Padding.EQUAL if config.feat_extract_norm == "group" else Padding.MASK
+        # Group norm takes in the padding; a batch norm before the positional convolution turns the zeros of padding into other numbers.
+        sees_padding = config.feat_extract_norm == "group" or getattr(config, "conv_pos_batch_norm", False)
+        padding = Padding.EQUAL if sees_padding else Padding.MASK
     return EncoderSpec(
         name=name,
         title=f"{kind}, layer {layer} of {config.num_hidden_layers}",

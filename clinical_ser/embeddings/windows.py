@@ -16,7 +16,7 @@ from clinical_ser import audio
 from clinical_ser.audio.analysis import FRAME_STEP_S
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.embeddings.encoder import Embedding, EncoderSpec, Padding, Pooling, WindowedEncoder
-from clinical_ser.embeddings.pooling import CELL_S, Pool
+from clinical_ser.embeddings.pooling import CELL_S, Pool, grid_place
 from clinical_ser.errors import EmbeddingError, EncoderError, InvalidValueError
 
 PART_S = 600.0
@@ -96,7 +96,9 @@ def parts_of(recording: Recording, speech: NDArray[np.bool_] | None = None) -> I
         return
     for start in range(0, len(recording.samples), length):
         part = recording.samples[start : start + length]
-        yield start / SAMPLE_RATE_HZ, part, _speech(part)
+        begin = round(start / SAMPLE_RATE_HZ / FRAME_STEP_S)
+        given = None if speech is None else speech[begin : begin + round(PART_S / FRAME_STEP_S)]
+        yield start / SAMPLE_RATE_HZ, part, _speech(part) if given is None or not len(given) else given
 
 
 def windows_of(spec: EncoderSpec, samples: int) -> list[Window]:
@@ -196,7 +198,6 @@ class _Sink:
     def __init__(self, spec: EncoderSpec, duration_s: float, *, frames: bool, cells: bool) -> None:
         self._spec = spec
         self._pool = Pool(with_sd=spec.pooling is Pooling.MEAN_SD, cells=int(np.ceil(duration_s / CELL_S)) if cells else None)
-        self._speech_s = 0.0
         self._frames: list[tuple[NDArray[np.float64], NDArray[np.float32]]] | None = [] if frames else None
 
     def add(self, job: _Job, vectors: NDArray[np.float32]) -> None:
@@ -211,7 +212,7 @@ class _Sink:
             # What the first frame's centre leaves on its left, every frame hears on its right; one that hears padding is none of the window's.
             kept &= inside + spec.first_frame_s * spec.sample_rate_hz < window.stop - window.start + 0.5
             vectors, times = vectors[kept], np.asarray((inside[kept] + window.start) / spec.sample_rate_hz, np.float64)
-            place = np.minimum((times / FRAME_STEP_S).astype(np.intp), len(job.speech) - 1)
+            place = np.minimum(grid_place(times, FRAME_STEP_S), len(job.speech) - 1)
             weight = np.where(job.speech[place], spec.frame_step_s, 0.0)
         if not np.isfinite(vectors).all():
             raise EncoderError(f"Encoder {spec.name!r} gave a number that is not finite.")

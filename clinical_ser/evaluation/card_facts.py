@@ -4,7 +4,7 @@ The one idea: a statement is a method, and the lists name it. It says what the r
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from clinical_ser.evaluation.naming import describe
 from clinical_ser.features import catalogue
 from clinical_ser.models.operating_point import DEFAULT_CONFIDENCE
 from clinical_ser.models.sample_size import riley_minimum
-from clinical_ser.models.training import LEAVE_ONE_SUBJECT_OUT, Training
+from clinical_ser.models.training import FUSIONS, LEAVE_ONE_SUBJECT_OUT, Training
 from clinical_ser.strict import Strict
 
 INTENDED_USE = "Screening aid for trained health workers; never a diagnosis."
@@ -44,7 +44,7 @@ class HowTrained(Strict):
     without: tuple[str, ...]
     baseline: bool
     seed: int
-    fusion: str = "late"
+    fusion: Annotated[str, Field(pattern=f"^({'|'.join(FUSIONS)})$")] = "late"
     """How embeddings, where there are any, join named features."""
 
 
@@ -182,7 +182,7 @@ class _Statements:
     def foundation_models(self) -> str | None:
         if self._facts.encoders:
             return (
-                f"Embeddings come from networks that were trained elsewhere and are not trained further: {'; '.join(self._facts.encoders.values())}. "
+                f"Embeddings come from encoders that are not trained further: {'; '.join(self._facts.encoders.values())}. "
                 "Their dimensions have no meaning of their own and are explained as one family. The model without them is in the bundle too. An "
                 "embedding identifies the speaker."
             )

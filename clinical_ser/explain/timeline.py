@@ -4,7 +4,7 @@ Left out means removed, with what was before and after joined; silence in its pl
 little when it goes; only what goes beyond that of windows at random places is a moment that stands out.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -108,8 +108,9 @@ class Timeline(Strict):
     """Windows at random places that the band is learned from."""
     course_window_s: float = Field(default=0.0, ge=0)
     """Length of the stretches that `course` is about."""
-    course: tuple[Moment, ...] = ()
-    """The probability over time, from stretches that overlap. The model learned from whole recordings: of a stretch it is less sure than it says."""
+    course: dict[str, tuple[Moment, ...]] = Field(default_factory=dict)
+    """The probability over time of the positive of two classes, or of each of several, from stretches that overlap. The model learned from whole
+    recordings: of a stretch it is less sure than it says."""
     tracks: Tracks
 
     @property
@@ -173,7 +174,7 @@ def timeline_of(
         band_high=high,
         draws=DRAWS,
         course_window_s=COURSE_WINDOW_S,
-        course=tuple(asked.course(frames, analysis.speech)),
+        course=asked.course(frames, analysis.speech),
         tracks=tracks(analysis),
     )
 
@@ -211,17 +212,26 @@ class _Asked:
             return np.asarray(expit(log_odds + self.model.prevalence_shift(self.prevalence)))
         return np.asarray(softmax(log_odds, axis=1)[:, self.model.task.classes.index(self.target)])
 
-    def course(self, frames: int, speech: Mask) -> Iterator[Moment]:
-        """Yield what the model says of the stretch around each moment, where there is enough speech in it."""
+    def course(self, frames: int, speech: Mask) -> dict[str, tuple[Moment, ...]]:
+        """Return what the model says of the stretch around each moment, where there is enough speech in it."""
         half = round(COURSE_WINDOW_S / 2 / FRAME_STEP_S)
         step = max(round(COURSE_STEP_S / FRAME_STEP_S), -(-(frames - 2 * half) // MOST_MOMENTS))
         spoken = np.concatenate([[0], np.cumsum(speech)]) * FRAME_STEP_S
         middles = [m for m in range(half, frames - half + 1, step) if spoken[m + half] - spoken[m - half] >= LEAST_SPEECH_S]
         if not middles:
-            return
+            return {}
         rows = self._rows(_only(frames, (middle - half, middle + half)) for middle in middles)
-        for middle, (value, low, high) in zip(middles, self.model.probabilities_of(rows, self.target, prevalence=self.prevalence), strict=True):
-            yield Moment(time_s=round(middle * FRAME_STEP_S, 2), probability=float(value), low=float(low), high=float(high))
+        classes = self.model.task.classes
+        found = {
+            label: self.model.probabilities_of(rows, label, prevalence=self.prevalence) for label in (classes[1:] if self.model.binary else classes)
+        }
+        return {
+            label: tuple(
+                Moment(time_s=round(middle * FRAME_STEP_S, 2), probability=float(value), low=float(low), high=float(high))
+                for middle, (value, low, high) in zip(middles, told, strict=True)
+            )
+            for label, told in found.items()
+        }
 
     def _rows(self, kept: Iterable[Mask]) -> NDArray[np.float64]:
         """Return the features that the model would have been given for each mask of frames that stay."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clinical_ser.audio.analysis import FRAME_STEP_S, SpeechAnalysis
 from clinical_ser.audio.recording import Recording
-from clinical_ser.embeddings import CELL_S, Cells, Embedding, Encoder, column_names, find_encoder
+from clinical_ser.embeddings import CELL_S, Cells, Embedding, Encoder, WindowedEncoder, column_names, find_encoder
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.features import extraction, praat, timing
 from clinical_ser.features.egemaps import EGEMAPS_NAMES
@@ -70,7 +70,9 @@ def can_be_left_out(feature_set: str) -> bool:
     """Tell whether a feature set can be summed up again with frames left out."""
     if not feature_set.startswith(ENCODER):
         return feature_set in SETS
-    return find_encoder(feature_set.removeprefix(ENCODER)).spec.frame_step_s is not None
+    encoder = find_encoder(feature_set.removeprefix(ENCODER))
+    # Another kind of encoder may give no cells.
+    return isinstance(encoder, WindowedEncoder) and encoder.spec.frame_step_s is not None
 
 
 class Contours:

@@ -255,7 +255,7 @@ def _chosen(sets: Sequence[str]) -> tuple[str, ...]:
     if unknown := [name for name in sets if name not in {*FEATURE_SETS, *encoders}]:
         raise InvalidValueError("feature set", unknown[0], [*FEATURE_SETS, f"{ENCODER}NAME"])
     if len({set_of(name) for name in encoders}) < len(encoders):
-        raise InvalidValueError("encoders", encoders, "each under a name of its own, once")
+        raise InvalidValueError("encoders", sorted(set_of(name) for name in encoders), "each under a name of its own, once")
     if not sets:
         raise InvalidValueError("feature sets", list(sets), f"at least one of {list(FEATURE_SETS)}")
     return (*(name for name in FEATURE_SETS if name in sets), *encoders)
@@ -347,7 +347,7 @@ def _through_cache(cache: FeatureCache, key: str, chosen: tuple[str, ...], work:
 def _set_key(samples: str, name: str) -> str:
     # The names too: they decide which value is whose. The analysis too: Praat and timing start from it.
     engine = _engine(name)
-    return key_of("features", samples, name, engine.fingerprint, _digest_of_names(engine.names), _audio_fingerprint())
+    return key_of("features", samples, set_of(name), engine.fingerprint, _digest_of_names(engine.names), _audio_fingerprint())
 
 
 def _remembered(name: str, entry: Entry) -> _Measured:

@@ -121,17 +121,18 @@ class FusedHead(Head):
         self._fit_parts(rows)
         if self.weighted and len(self.parts) > 1:
             self.weights_ = self._learned_weights(rows)
-            self.weighted = False  # a refit keeps them
-        self.intercept_ = self._joint_intercept(log_shares(rows))
+        self.intercept_ = self._joint(np.stack([part.intercept_ for part in self.parts]), self.weights_, rows)
 
     def _fit_parts(self, rows: TrainingRows) -> None:
         for part, columns in zip(self.parts, self._block_columns(), strict=True):
             part.fit_rows(rows.columns(columns), self.classes_)
 
-    def _joint_intercept(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    @staticmethod
+    def _joint(margins: NDArray[np.float64], weights: NDArray[np.float64], rows: TrainingRows) -> NDArray[np.float64]:
+        """Join margins (or intercepts) of the parts, (parts, ...): each stands for the prior too, which counts once."""
+        shares = log_shares(rows)
         prior = shares[1] - shares[0] if len(shares) == 2 else shares - shares.mean()
-        away = sum((weight * (part.intercept_ - prior) for weight, part in zip(self.weights_, self.parts, strict=True)), np.zeros_like(prior))
-        return np.asarray(prior + away)
+        return np.asarray(prior + np.tensordot(weights, margins - prior, 1))
 
     def _learned_weights(self, rows: TrainingRows) -> NDArray[np.float64]:
         """Fit one weight a block to margins out of fold, between `LEAST_WEIGHT` and `MOST_WEIGHT`; strengths are those of the fitted parts."""
@@ -151,7 +152,7 @@ class FusedHead(Head):
         target, weight = rows.target[order], rows.weight[order]
 
         def loss(weights: NDArray[np.float64]) -> float:
-            return log_loss_total(np.tensordot(weights, stacked, 1), target, weight)
+            return log_loss_total(self._joint(stacked, weights, rows), target, weight)
 
         found = minimize(loss, self.weights_ / len(self.parts), method="L-BFGS-B", bounds=[(LEAST_WEIGHT, MOST_WEIGHT)] * len(self.parts))
         return np.asarray(found.x)

@@ -81,8 +81,8 @@ class Screener:
     def __init__(self, bundle: VerifiedBundle, *, interpretable: bool = False, encoders: Sequence[str] = ()) -> None:
         needed = _without_embedding(bundle.manifest) if interpretable else bundle.manifest
         self._sets = _sets_for(needed, encoders)
-        everything = (*FEATURE_SETS, *(name for name in self._sets if name not in FEATURE_SETS))
-        check_features(needed, extraction.fingerprints(everything), extraction.feature_names(everything))
+        self._needed = needed
+        self._check_extractors()
         self._bundle = bundle
         whole = TrainedModel.from_bundle(bundle)
         if interpretable and not needed.features:
@@ -93,6 +93,11 @@ class Screener:
         self._card = None if self._interpretable else Card.from_json(bundle.files["card.json"])
         self._answers = _answer_rates(self._card)
         self._explainer = Explainer(self.model)
+
+    def _check_extractors(self) -> None:
+        """Refuse to measure with anything but what the model was trained on; an encoder's folder may have been replaced since the last recording."""
+        everything = (*FEATURE_SETS, *(name for name in self._sets if name not in FEATURE_SETS))
+        check_features(self._needed, extraction.fingerprints(everything), extraction.feature_names(everything))
 
     @classmethod
     def load(cls, model: str | Path, *, interpretable: bool = False, encoders: Sequence[str] = ()) -> Self:
@@ -189,6 +194,7 @@ class Screener:
             recorded_on=recorded_on,
         )
         self._check_explained(explained)
+        self._check_extractors()
         recording = _recording(source, start, end)
         analysis = audio.analyse(recording)
         why_not = self._why_no_timeline(recording)

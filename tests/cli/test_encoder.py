@@ -120,12 +120,12 @@ def test_export_writes_a_folder_that_can_be_installed(run, tiny, tmp_path):
 
 def test_a_smaller_encoder_is_checked_and_says_what_was_not(run, tiny, tmp_path, speech_wav):
     reference = f"transformers:{tiny}@2"
-    code, out, err = run("encoder", "export", reference, "-o", tmp_path / "out", "--quantize", "--speech", speech_wav)
+    code, out, err = run("encoder", "export", reference, "-o", tmp_path / "out", "--quantize", "--unchecked", "--speech", speech_wav)
     assert code == 0, err
     assert "INT8 (dynamic)" in out
     assert "not checked" in out
     assert "jane" not in out + err
-    code, _, err = run("encoder", "export", tmp_path / "out", "-o", tmp_path / "again", "--quantize", "--speech", speech_wav)
+    code, _, err = run("encoder", "export", tmp_path / "out", "-o", tmp_path / "again", "--quantize", "--unchecked", "--speech", speech_wav)
     assert (code, "quantized already" in err) == (1, True)
     assert not (tmp_path / "again").exists()
 
@@ -152,7 +152,9 @@ def test_a_smaller_encoder_is_checked_on_labelled_speech(run, tiny, tmp_path, sp
 
 def test_an_exported_graph_can_be_made_smaller_later(run, exported, tmp_path, speech_wav):
     pytest.importorskip("torch")
-    code, out, err = run("encoder", "export", exported, "-o", tmp_path / "out", "--quantize", "--speech", speech_wav, "--name", "small")
+    code, out, err = run(
+        "encoder", "export", exported, "-o", tmp_path / "out", "--quantize", "--unchecked", "--speech", speech_wav, "--name", "small"
+    )
     assert code == 0, err
     assert "small: 160 dimensions" in out
     assert "INT8 (static)" in out
@@ -175,6 +177,7 @@ def test_speech_to_calibrate_with_is_simulated_where_none_is_given():
         (("compare",), 1, "no torch model"),
         (("compare", "--offline"), 2, "--offline"),
         (("compare", "--check", "m.csv"), 2, "without --quantize"),
+        (("compare", "--quantize"), 2, "without --check MANIFEST"),
     ],
 )
 def test_what_cannot_be_exported(run, tmp_path, monkeypatch, words, expected, message):

@@ -217,13 +217,13 @@ def test_features_measured_beside_their_contours_are_the_same_bit_for_bit():
 def test_the_course_follows_the_voice_at_a_step_of_a_second(model):
     recording, starts = spoken(*PLANTED)
     found, _ = ask(model, recording)
-    times = np.array([moment.time_s for moment in found.course])
+    times = np.array([moment.time_s for moment in found.course["depressed"]])
     assert np.allclose(np.diff(times), COURSE_STEP_S)
     assert times[0] == COURSE_WINDOW_S / 2
     inside = (times > starts[1]) & (times < starts[2])
-    risk = np.array([moment.probability for moment in found.course])
+    risk = np.array([moment.probability for moment in found.course["depressed"]])
     assert risk[inside].max() > risk[~inside].mean() + 0.2
-    assert all(moment.low <= moment.probability <= moment.high for moment in found.course)
+    assert all(moment.low <= moment.probability <= moment.high for moment in found.course["depressed"])
 
 
 def test_a_stretch_of_hardly_any_speech_is_no_moment(model):
@@ -232,8 +232,8 @@ def test_a_stretch_of_hardly_any_speech_is_no_moment(model):
     recording = audio.from_samples(np.concatenate([talk.samples, silence]), SAMPLE_RATE_HZ)
     found, analysis = ask(model, recording)
     spoken_until = analysis.segments_s[-1][1]
-    assert found.course
-    assert max(moment.time_s for moment in found.course) <= spoken_until + COURSE_WINDOW_S / 2 - LEAST_SPEECH_S + 0.5
+    assert list(found.course) == ["depressed"]
+    assert max(moment.time_s for moment in found.course["depressed"]) <= spoken_until + COURSE_WINDOW_S / 2 - LEAST_SPEECH_S + 0.5
 
 
 @pytest.mark.parametrize("prevalence", [None, 0.05])
