@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clinical_ser.explain.explanation import Explanation, FamilyContribution, FeatureBand, FeatureContribution
-from clinical_ser.explain.timeline import Timeline, Tracks, Window
+from clinical_ser.explain.timeline import Moment, Timeline, Tracks, Window
 from reports.document import Column, Picture, Table
 from reports.drawing import ACCENT, FAINT, INK, PAPER, QUIET, SMALL, TEXT_SIZE, WASH, Drawing, Scale, shortened, text_width, tick, ticks
 from reports.marks import (
@@ -352,10 +352,14 @@ def _band_ends(drawing: Drawing, x: Scale, y: float, band: FeatureBand) -> None:
 # --- Timeline -----------------------------------------------------------------------------------------------------------------------------
 
 _TIME = (74.0, 676.0)
-_UPPER, _F0, _LEVEL, _GAP = 150.0, 104.0, 84.0, 30.0
+_UPPER, _COURSE, _F0, _LEVEL, _GAP = 150.0, 84.0, 104.0, 84.0, 30.0
 _COLUMNS = 300
 """Points that a track is drawn with: a ten-minute track has 60,000 frames, and a page about 600 pixels."""
 _F0_TICKS = (50, 75, 100, 150, 200, 300, 400, 600)
+_COURSE_NOTE = (
+    " Probability: what the model says of {seconds:g} s around each moment alone, and its sampling error; it learned from whole recordings, so "
+    "that of a stretch it is less sure than the wash says."
+)
 _NAMED = 5
 """Windows that a finding names."""
 _QUIETEST_DB = 60.0
@@ -394,7 +398,8 @@ def timeline(timeline: Timeline) -> Picture:
         table=_timeline_table(timeline),
         note="Bars: the recording's probability less that without the window, so that a bar upwards raised it. Band: where all windows together "
         f"stay in {100 * timeline.level:g} % of recordings without a special moment, learned from {timeline.draws} at random places. Pitch, and "
-        "level in speech: line, median; wash, the middle four fifths. A window says when the score came about, not why.",
+        "level in speech: line, median; wash, the middle four fifths. A window says when the score came about, not why."
+        + (_COURSE_NOTE.format(seconds=timeline.course_window_s) if timeline.course.get(timeline.target) else ""),
     )
 
 
@@ -412,8 +417,19 @@ def _timeline_finding(timeline: Timeline) -> str:
     return (
         f"The recording's probability is {percent(timeline.probability)}; each of {several(len(timeline.windows), 'window')} of "
         f"{timeline.window_s:.3g} s was left out in turn. {outstanding(timeline)} Windows at random places stay within "
-        f"{points_range(timeline.band_low, timeline.band_high)} points ({100 * timeline.level:g} %)."
+        f"{points_range(timeline.band_low, timeline.band_high)} points ({100 * timeline.level:g} %).{_course_finding(timeline)}"
     )
+
+
+def _course_finding(timeline: Timeline) -> str:
+    course = timeline.course.get(timeline.target)
+    if not course:
+        return ""
+    lowest, highest = (
+        f"{percent(one.probability)} ({percent(one.low)} to {percent(one.high)}) around {clock(timeline.offset_s + one.time_s)}"
+        for one in (min(course, key=lambda one: one.probability), max(course, key=lambda one: one.probability))
+    )
+    return f" Of {timeline.course_window_s:g} s alone the model says between {lowest} and {highest}."
 
 
 def _when(timeline: Timeline, window: Window) -> str:
@@ -439,13 +455,17 @@ _TIMELINE_KEY: tuple[Sample, ...] = (
 
 def _timeline_drawing(timeline: Timeline) -> Drawing:
     top = key_height(_TIMELINE_KEY) + 6
-    f0_top = top + _UPPER + _GAP
+    course = timeline.course.get(timeline.target, ())
+    course_top = top + _UPPER + _GAP
+    f0_top = course_top + (_COURSE + _GAP if course else 0)
     level_top = f0_top + _F0 + _GAP
     floor = level_top + _LEVEL
     drawing = Drawing(WIDTH, floor + 52)
     x = Scale(0.0, max(timeline.tracks.step_s, *(window.end_s for window in timeline.windows)), *_TIME)
     draw_key(drawing, _TIMELINE_KEY)
     _windows(drawing, x, top, timeline)
+    if course:
+        _course(drawing, x, course_top, course)
     _pauses(drawing, x, timeline.tracks, (f0_top, f0_top + _F0), (level_top, floor))
     _pitch(drawing, x, f0_top, timeline.tracks)
     _level(drawing, x, level_top, timeline.tracks)
@@ -490,6 +510,19 @@ def _pauses(drawing: Drawing, x: Scale, tracks: Tracks, *panels: tuple[float, fl
         if right - left > 0.5:
             for top, bottom in panels:
                 drawing.box(left, top, right - left, bottom - top, fill=FAINT)
+
+
+def _course(drawing: Drawing, x: Scale, top: float, course: Sequence[Moment]) -> None:
+    """Draw the probability of stretches, with its interval, on a scale from 0 to 100 %."""
+    y = Scale(0.0, 1.0, top + _COURSE, top)
+    _panel(drawing, x, y, [(share, f"{100 * share:.0f}%") for share in (0.0, 0.5, 1.0)], "Probability")
+    step = min((later.time_s - before.time_s for before, later in pairwise(course)), default=0.0)
+    spans: list[_Span | None] = []
+    for moment in course:
+        if spans and spans[-1] and moment.time_s - spans[-1].at_s > 1.5 * step:
+            spans.append(None)  # too little speech in between
+        spans.append(_Span(moment.time_s, moment.low, moment.probability, moment.high))
+    _track(drawing, x, y, spans)
 
 
 def _pitch(drawing: Drawing, x: Scale, top: float, tracks: Tracks) -> None:

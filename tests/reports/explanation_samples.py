@@ -18,7 +18,7 @@ from clinical_ser.explain.explanation import (
     WithoutEmbedding,
     Words,
 )
-from clinical_ser.explain.timeline import Timeline, Tracks, Window
+from clinical_ser.explain.timeline import Moment, Timeline, Tracks, Window
 from clinical_ser.features import catalogue
 from clinical_ser.screening.result import (
     AnswerRates,
@@ -128,8 +128,17 @@ def timeline(windows=40, window_s=15.0, out=(7, 8, 23), frame_s=0.01, seed=5):
             Window(start_s=round(i * window_s, 2), end_s=round((i + 1) * window_s, 2), effect=float(effect), stands_out=i in out)
             for i, effect in enumerate(effects)
         ),
-        band_low=-0.0165, band_high=0.0172, draws=40, tracks=tracks(frames, frame_s, rng),
+        band_low=-0.0165, band_high=0.0172, draws=40, tracks=tracks(frames, frame_s, rng), course_window_s=10.0, course=course(windows * window_s),
     )  # fmt: skip
+
+
+def course(duration_s):
+    """A probability that rises and falls, with a gap where nothing was said."""
+    times = [t for t in np.arange(5.0, duration_s - 5, 1.0) if not 60 < t < 80]
+    risk = 0.25 + 0.1 * np.sin(np.array(times) / 30)
+    return {
+        "depressed": tuple(Moment(time_s=t, probability=p, low=max(p - 0.15, 0), high=p + 0.2) for t, p in zip(times, risk.tolist(), strict=True))
+    }
 
 
 def tracks(frames, step_s, rng):

@@ -335,13 +335,29 @@ def test_ten_minutes_of_frames_make_a_small_picture(stretch_s):
         assert len(explanation_figures.timeline(one).svg(FONT).encode()) < 150_000
 
 
+def test_the_course_of_the_probability_is_drawn_with_a_gap_where_too_little_was_said():
+    when = samples.timeline(40, 2.5, ())
+    picture = explanation_figures.timeline(when)
+    tree = drawn(picture)
+    before, after, *_ = [corners(line) for line in tree.iter(f"{SVG}polyline")]
+    assert max(x for x, _ in before) < min(x for x, _ in after) - 50
+    moments = when.course["depressed"]
+    heights = np.array([y for _, y in before])
+    likely = np.array([moment.probability for moment in moments[: len(before)]])
+    assert np.corrcoef(heights, likely)[0, 1] < -0.99
+    assert "Of 10 s alone the model says between" in picture.finding
+    without = explanation_figures.timeline(when.model_copy(update={"course": {}}))
+    assert "alone" not in without.finding
+    assert len(list(drawn(without).iter(f"{SVG}polyline"))) < len(list(tree.iter(f"{SVG}polyline")))
+
+
 def test_pitch_is_drawn_at_its_height_and_only_where_a_voice_is():
     when = samples.timeline(8, 2.5, ())
     f0 = np.zeros(2000)
     f0[500:1000] = 200.0
     steady = when.tracks.model_copy(update={"f0_hz": tuple(f0.tolist()), "speech_s": ((5.0, 10.0),)})
     tree = drawn(explanation_figures.timeline(when.model_copy(update={"tracks": steady})))
-    [pitch, level] = [corners(line) for line in tree.iter(f"{SVG}polyline")]
+    *_, pitch, level = [corners(line) for line in tree.iter(f"{SVG}polyline")]
     assert {y for _, y in pitch} == {texts(tree)["200"][1] - 4}
     left, right = texts(tree)["0:05"][0], texts(tree)["0:10"][0]
     assert (pitch[0][0], pitch[-1][0]) == pytest.approx((left, right), abs=3)
