@@ -134,7 +134,7 @@ def speakers(table: FeatureTable) -> Iterator[dict[str, object]]:
     subjects = table.frame["subject"].to_numpy()
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     for name in (*INTERPRETABLE, *(name for name in table.extractors if name.startswith("embedding."))):
-        told = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+        told = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
         right = cross_val_score(told, only(table, {name}).features, subjects, cv=folds).mean()
         yield {"vector": name, "speakers": len(set(subjects)), "told apart": f"{100 * right:.1f} %"}
 

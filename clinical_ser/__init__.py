@@ -5,8 +5,13 @@
 >>> result.status, result.probability  # doctest: +SKIP
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime's Linux wheels queue events about the machine for their maker, and send them from processes that live long enough. It looks at this
+# when it is loaded; set here, before any room can load it, it holds in worker processes too. Nothing leaves.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from clinical_ser.audio import load

@@ -33,7 +33,7 @@ _LONG = 260
 _STATEMENT = 200
 _NAME = 40
 _SENTENCE = 180
-_SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth")
+_SOFTWARE = ("clinical-ser", "opensmile", "praat-parselmouth", "onnxruntime")
 
 
 class Pages:
@@ -385,12 +385,15 @@ class Pages:
         model = result.model
         found = f"{RECORD}{result.digest}"
         name, version = _cut(model.name, _NAME), _cut(model.version, _NAME)
+        software = (f"{name} {_cut(result.software[name], _NAME)}" for name in _SOFTWARE if name in result.software)
+        # The end of a fingerprint is a digest of 64 digits, of which 12 tell two encoders apart.
+        encoders = (f"{name} {fingerprint.rpartition('/')[2][:12]}" for name, fingerprint in model.encoders.items())
         rows = [
             (say("record.record"), found),
             (say("record.recording"), result.recording.sha256),
             (say("record.model"), say("record.model_is", name=name, version=version, signature=say(f"signature.{model.signature}"))),
             (say("record.digest"), plain(model.digest)),
-            (say("record.software"), self._listed(f"{name} {_cut(result.software[name], _NAME)}" for name in _SOFTWARE if name in result.software)),
+            (say("record.software"), self._listed([*software, *encoders])),
         ]
         site = self._site
         reviewed = bool(site.wording.get(say.code)) and site.reviewed_by and site.reviewed_on

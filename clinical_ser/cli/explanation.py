@@ -7,6 +7,7 @@ from rich.table import Table
 from clinical_ser.cli.console import literal, output, percent
 from clinical_ser.explain.explanation import Estimate, Explanation, FamilyContribution, WithoutEmbedding
 from clinical_ser.explain.timeline import Timeline
+from clinical_ser.features.catalogue import FAMILIES, get_family
 from clinical_ser.models.reference import LEVELS
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def with_unit(number: str, unit: str) -> str:
 
 
 def _family(name: str) -> str:
-    return literal(name.replace("_", " "))
+    # A result from a file may name anything.
+    return literal(get_family(name).label_en.lower() if name in FAMILIES else name.replace("_", " "))
 
 
 def _points(share: float) -> str:

@@ -180,6 +180,8 @@ def show(result: ScreeningResult, title: str) -> None:
         show_explanation(result.explanation)
     if result.timeline:
         show_timeline(result.timeline)
+    if result.model.without_embedding:
+        output.print("  [yellow]![/yellow] Asked without the model's embeddings; the figures of its card were counted with them and are not shown.")
     signature = result.model.signature
     output.print(
         f"  [dim]Model {literal(result.model.name)} {literal(result.model.version)}, {literal(result.model.digest[:12])} ({signature} signature). "

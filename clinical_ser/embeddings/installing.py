@@ -113,11 +113,13 @@ def install(name: str | None, *, source: Path | None = None, replace: bool = Fal
     """
     if source is not None and source.is_dir():
         return _install_folder(name, source, replace=replace)
+    if source is not None and not source.exists():
+        raise EncoderError("Nothing is at the path given with --from.")
     if name is None or name not in PUBLISHED:
-        raise InvalidValueError("encoder to install", name, PUBLISHED)
+        raise InvalidValueError("encoder to install", name, f"one of {list(PUBLISHED)}, or --from the folder of one that was exported")
     wanted = PUBLISHED[name]
     folder = _place(name)
-    if not replace and _is_there(wanted, folder):
+    if source is None and not replace and _is_there(wanted, folder):
         return name
     try:
         model = wanted.graph(weights_of(wanted, source))

@@ -150,7 +150,7 @@ def _read_once(folder: Path, _stamps: tuple[tuple[int, int, int], ...]) -> OnnxE
     about = read_about(folder)
     model = _read(folder / MODEL_FILE, MAX_MODEL_BYTES)
     if hashlib.sha256(model).hexdigest() != about.model_sha256:
-        raise EncoderError(f"{MODEL_FILE}: its content is not what {SPEC_FILE} says (sha256 differs). Install the encoder again.")
+        raise EncoderError(f"{MODEL_FILE}: its sha256 is not the one that {SPEC_FILE} states; the folder was damaged or changed. Get it again.")
     return OnnxEncoder(about, model)
 
 

@@ -62,7 +62,7 @@ def find_encoder(reference: str) -> Encoder:
             "encoder",
             reference,
             f"one that is installed ({', '.join(known) or 'none is; `clinical-ser encoder install ge2e` installs one'}), a back end "
-            f"({', '.join(list_backends())}), or the path of an encoder's folder",
+            f"({', '.join(list_backends())}), or the path of an encoder's folder (with a slash in it: ./{reference})",
         )
     if "/" not in reference:
         raise InvalidValueError(

@@ -231,7 +231,7 @@ def _licence(folder: Path) -> str:
         top = ""
     block = re.match(r"---\s*\n(.*?)\n---", top, re.DOTALL)
     found = re.search(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9 .+-]{0,60})", block[1], re.MULTILINE) if block else None
-    return f"{found[1].strip()} (by the model's card)" if found else "not stated with the model: see its card"
+    return f"{found[1].strip()} (by the model's card)" if found else "not stated"
 
 
 def _model_of(folder: Path, kind: str) -> Any:

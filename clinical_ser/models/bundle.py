@@ -304,10 +304,14 @@ def check_features(manifest: BundleManifest, available: Mapping[str, str], names
     BundleFeatureMismatchError
         Names each extractor with both versions, and the features that are not known here.
     """
+    encoders = {name: needed for extractor, needed in sorted(manifest.extractors.items()) if (name := _encoder_name(extractor))}
+    here = {name: available.get(f"embedding.{name}") for name in encoders}
+    if wanting := [_encoder_problem(name, here[name]) for name, needed in encoders.items() if here[name] != needed]:
+        raise BundleFeatureMismatchError(f"{' '.join(wanting)} --interpretable asks the model without its embeddings.")
     problems = [
         f"{extractor} here is {available[extractor]!r}, the model needs {needed!r}"
         if extractor in available
-        else f"{extractor} is not installed, the model needs {needed!r}{_how_to_install(extractor)}"
+        else f"{extractor} is not installed, the model needs {needed!r}"
         for extractor, needed in sorted(manifest.extractors.items())
         if available.get(extractor) != needed
     ]
@@ -319,9 +323,19 @@ def check_features(manifest: BundleManifest, available: Mapping[str, str], names
         )
 
 
-def _how_to_install(extractor: str) -> str:
+def _encoder_problem(name: str, installed: str | None) -> str:
+    install = f"`clinical-ser encoder install {name}`"
+    if installed is None:
+        return f"The model needs the encoder {name!r}, which is not installed: {install}, or say where it is with --encoder."
+    return (
+        f"The encoder that is installed as {name!r} is not the one that the model learned with: {install} --replace puts the published one there, "
+        "and --encoder says where another is."
+    )
+
+
+def _encoder_name(extractor: str) -> str:
     kind, _, name = extractor.partition(".")
-    return f" (`clinical-ser encoder install {name}`, or say where it is with --encoder)" if name and kind == "embedding" else ""
+    return name if kind == "embedding" else ""
 
 
 @dataclass(frozen=True, eq=False)

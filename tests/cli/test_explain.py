@@ -195,7 +195,7 @@ def test_task_and_device_reach_the_result(run, bundle, speech_wav):
 def test_a_model_whose_encoder_is_not_here_can_be_asked_without_its_embedding(run, pattern_bundle, speech_wav):
     code, _, err = run("screen", speech_wav, "--model", pattern_bundle)
     assert code == 1
-    assert "embedding is not installed" in " ".join(err.split())
+    assert "encoder 'test', which is not installed" in " ".join(err.split())
     code, out, err = run("screen", speech_wav, "--model", pattern_bundle, "--interpretable", "--json")
     assert code == 0, err
     result = ScreeningResult.model_validate_json(out)

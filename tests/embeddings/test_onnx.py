@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +82,30 @@ def test_bytes_that_are_no_graph_and_graphs_of_another_shape_are_not_written(tmp
     with pytest.raises(EncoderError, match=r"its inputs are \['samples'\], expected \['lengths', 'samples'\]"):
         write_encoder(tmp_path / "no", spec(frame_dim=3, padding=Padding.MASK), model, replace=False)
     assert not (tmp_path / "no").exists()
+
+
+def test_nothing_leaves_and_nothing_is_queued_to_leave(tmp_path):
+    """ONNX Runtime would write a device's number and a queue of events into the user's cache folder."""
+    tiny_onnx(tmp_path / "tiny")
+    home = tmp_path / "someone"
+    home.mkdir()
+    code = (
+        "import sys, numpy as np; from clinical_ser.embeddings import find_encoder; find_encoder(sys.argv[1]).run(np.zeros((1, 16000), 'f4'), None)"
+    )
+    clean = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "tiny")], env=clean, check=True)
+    assert list(home.rglob("*")) == []
+
+
+def test_a_graph_cannot_send_onnx_runtime_to_another_file(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    tiny_onnx(tmp_path / "tiny")
+    model = onnx.load(tmp_path / "tiny" / MODEL_FILE)
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model, tmp_path / "outside.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").exists()
+    with pytest.raises(EncoderError, match="cannot read it"):
+        write_encoder(tmp_path / "no", read_about(tmp_path / "tiny").spec, (tmp_path / "outside.onnx").read_bytes(), replace=False)
 
 
 def test_links_and_pipes_are_not_followed(tmp_path):

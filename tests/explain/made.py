@@ -32,7 +32,7 @@ def with_embedding(table: FeatureTable, *, of_named: float = 0.0, seed: int = 0)
     pause = table.frame["timing.pause_mean_s"].to_numpy()
     signal = (1 - of_named) * (ill - ill.mean()) * 2 + of_named * pause * 2
     frame = table.frame.assign(**{name: signal + rng.normal(size=len(ill)) for name in EMBEDDING})
-    return FeatureTable(frame, (*table.feature_names, *EMBEDDING), {**table.extractors, "embedding": "test encoder"})
+    return FeatureTable(frame, (*table.feature_names, *EMBEDDING), {**table.extractors, "embedding.test": "test encoder"})
 
 
 def vector_of(table: FeatureTable, row: int, model: TrainedModel) -> FeatureVector:

@@ -242,7 +242,7 @@ def test_a_model_without_embeddings_says_nothing_of_them(explainer, table):
 def test_a_model_of_an_embedding_alone_has_no_interpretable_twin():
     table = with_embedding(table_of(120))
     names = tuple(name for name in table.feature_names if name in EMBEDDING)
-    alone = type(table)(table.frame.drop(columns=[n for n in table.feature_names if n not in EMBEDDING]), names, {"embedding": "test encoder"})
+    alone = type(table)(table.frame.drop(columns=[n for n in table.feature_names if n not in EMBEDDING]), names, {"embedding.test": "test encoder"})
     model = model_of(alone, refits=2)
     assert model.interpretable is None
     assert explain(Explainer(model), vector_of(alone, 0, model), target="depressed").families[0].family == "embedding"
