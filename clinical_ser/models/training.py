@@ -239,8 +239,8 @@ def _usable_rows(table: FeatureTable, task: Task, options: TrainingOptions) -> S
 def _check_enough_subjects(rows: Rows, task: Task) -> None:
     if task.kind is TaskKind.MULTICLASS and len(task.classes) < 3:
         raise TrainingError(
-            f'Task {task.name!r} is for three classes or more, and the labels are {list(task.classes)}; a .toml file with kind = "binary" defines one '
-            "for two (docs/cohorts.md)."
+            f"Task {task.name!r} is for three classes or more, and the labels are {list(task.classes)}; "
+            'a .toml file with kind = "binary" defines one for two (docs/cohorts.md).'
         )
     per_class = {label: len(np.unique(rows.subjects[rows.target == k])) for k, label in enumerate(task.classes)}
     few = {label: n for label, n in per_class.items() if n < MINIMUM_SUBJECTS_PER_CLASS}

@@ -395,3 +395,8 @@ def _with_offsets():
     ill = (frame["label"] == "depressed").to_numpy(float)
     frame["timing.pause_mean_s"] = offset + 1.5 * ill * ~frame["baseline"] + rng.normal(0, 0.7, size=240)
     return replace(table, frame=frame)
+
+
+def test_a_task_of_several_classes_with_two_labels_is_refused_in_words():
+    with pytest.raises(TrainingError, match=r'three classes or more.*kind = "binary"'):
+        train(table_of(60), EMOTION, TrainingOptions(refits=2))
