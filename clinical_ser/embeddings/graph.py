@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from clinical_ser.embeddings.mel import dft_kernels
+from clinical_ser.embeddings.onnx import FRAMES, SAMPLES
 
 OPSET = 17
 IR_VERSION = 8
 """Of ONNX 1.12: every ONNX Runtime since 1.12 reads it."""
-SAMPLES, FRAMES = "samples", "frames"
-"""Names of a graph's input, float32 (windows, samples), and output, float32 (windows, frames, dim)."""
 
 
 class Graph:
