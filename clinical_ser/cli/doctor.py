@@ -13,7 +13,7 @@ from rich.table import Table
 
 from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.embeddings import find_encoder, list_encoders
-from clinical_ser.embeddings.registry import EncoderEntry
+from clinical_ser.embeddings.registry import EncoderEntry, list_backends
 from clinical_ser.errors import ClinicalSerError, EncoderError
 from clinical_ser.folders import user_folder
 from clinical_ser.models.registry import list_models
@@ -127,7 +127,8 @@ def _encoders() -> list[Check]:
     except ClinicalSerError as error:
         return [Check(what="encoders", ok=False, finding=str(error))]
     checks = [_check(f"encoder {entry.name}", lambda entry=entry: _encoder(entry)) for entry in entries]  # type: ignore[misc]
-    return checks or [Check(what="encoders", ok=True, finding="none installed; only models with an embedding need one (docs/encoders.md)")]
+    none = [Check(what="encoders", ok=True, finding="none installed; only models with an embedding need one (docs/encoders.md)")]
+    return [*(checks or none), Check(what="encoder back ends", ok=True, finding=", ".join(list_backends()))]
 
 
 def _encoder(entry: EncoderEntry) -> str:

@@ -5,6 +5,9 @@ import json
 import pytest
 import typst
 
+from clinical_ser.embeddings.registry import encoder_folder
+from tests.embeddings.made import tiny_onnx
+
 
 @pytest.fixture
 def found(run, tmp_path, monkeypatch):
@@ -65,3 +68,19 @@ def test_a_chinese_font_is_missed_only_by_a_site_that_reports_in_chinese(found, 
     assert font["ok"] == ok
     assert font["finding"].startswith("WenQuanYi Micro Hei" if installed else "none; for PDF reports in Chinese install")
     assert installed or ("fonts-noto-cjk" in font["finding"] and "fonts-wqy-microhei" in font["finding"])
+
+
+def test_encoders_and_back_ends_are_listed_and_a_damaged_one_is_at_fault(run):
+    def said():
+        code, out, _ = run("doctor", "--json")
+        return code, {check["what"]: check for check in map(json.loads, out.splitlines())}
+
+    _, found = said()
+    assert "none installed" in found["encoders"]["finding"]
+    assert "transformers" in found["encoder back ends"]["finding"]
+    tiny_onnx(encoder_folder("tiny"))
+    assert said()[1]["encoder tiny"]["ok"]
+    (encoder_folder("tiny") / "model.onnx").write_bytes(b"x")
+    code, found = said()
+    assert (code, found["encoder tiny"]["ok"]) == (1, False)
+    assert "sha256" in found["encoder tiny"]["finding"]
