@@ -3,7 +3,8 @@
 One idea: an entry is found by what it was computed from (the digest of the samples, the feature set, the fingerprint of its code), never
 by a file's name. An entry is one small file that appears whole or not at all, so a run that is killed leaves only what is true.
 
-A vector measured from a voice identifies its speaker: of 24 speakers the embedding `ge2e` tells 97 % of clips to the right one, eGeMAPS alone 72 % (docs/benchmarks.md). So
+A vector measured from a voice identifies its speaker: of 24 speakers the embedding `ge2e` tells 97 % of clips to the right one, eGeMAPS alone
+72 % (docs/benchmarks.md). So
 
 - every entry is sealed (AES-256-GCM) with a random key of its folder, and that key lies elsewhere, in the user's configuration folder: a
   backup, a stolen disk or a shared scratch folder holds noise, and names that whoever has a recording cannot work out from it;

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clinical_ser.embeddings.graph import FRAMES, SAMPLES, Graph
+from clinical_ser.embeddings.graph import Graph
+from clinical_ser.embeddings.onnx import FRAMES, SAMPLES
 from clinical_ser.errors import EncoderError
 from clinical_ser.neural.networks import FLOOR, LogMelCnn
 
