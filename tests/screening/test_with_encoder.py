@@ -111,3 +111,11 @@ def test_a_stretch_left_out_of_the_embedding_is_really_left_out(speech_wav):
     keep[500:1500] = False
     assert not np.allclose(contours.leaving_out(keep)[place], contours.leaving_out(None)[place], rtol=1e-4)
     assert np.isnan(contours.leaving_out(~analysis.speech)[place]).all()
+
+
+def test_an_encoder_that_is_replaced_while_a_screener_waits_is_noticed_at_the_next_recording(model, speech_wav):
+    screener = Screener.load(model)
+    screener.screen(speech_wav)
+    tiny_onnx(encoder_folder("tiny"), seed=1)
+    with pytest.raises(BundleFeatureMismatchError, match="not the one that the model learned with"):
+        screener.screen(speech_wav)
