@@ -8,6 +8,14 @@ _APPLICATION = "clinical-ser"
 _XDG_FOLDERS = {"config": ("XDG_CONFIG_HOME", ".config"), "data": ("XDG_DATA_HOME", ".local/share")}
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; what cannot be a path (too long, a NUL byte) is none."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def user_folder(kind: str) -> Path | None:
     """Return this user's folder of a kind, which need not exist.
 

@@ -212,7 +212,7 @@ def _answers(jobs: Sequence[Job], reference: str, encoder: Encoder, workers: int
 def _encoded(job: Job, *, reference: str, fingerprint: str) -> Encoded | str:
     """Encode one row of many, wherever that is done; what is wrong with it comes back as the reason."""
     try:
-        encoder = _encoder(reference)
+        encoder = find_encoder(reference)
         if encoder.fingerprint != fingerprint:
             raise EncoderError("The encoder changed while the manifest was embedded.")
         return encode_file(encoder, job.path, row=job.row, start=job.start, end=job.end)
@@ -220,17 +220,6 @@ def _encoded(job: Job, *, reference: str, fingerprint: str) -> Encoded | str:
         return str(error)
     except _ROW_ERRORS as error:
         return f"{type(error).__name__} while it was embedded"  # only the kind: the text may quote a path
-
-
-_held: dict[str, Encoder] = {}
-
-
-def _encoder(reference: str) -> Encoder:
-    """Return an encoder that this process holds already: back ends load theirs anew each time they are asked."""
-    if reference not in _held:
-        _held.clear()
-        _held[reference] = find_encoder(reference)
-    return _held[reference]
 
 
 def _written(about: About | None, encoder: Encoder, problems: Sequence[RowProblem]) -> Written:
@@ -288,7 +277,7 @@ class Similar(BaseModel):
 
 
 class Following(BaseModel):
-    """How far clusters follow a column; see `relations.Agreement`."""
+    """How far clusters follow a column: `relations.Agreement` once more, because that module is slow to import and few commands need it."""
 
     column: str
     groups: int

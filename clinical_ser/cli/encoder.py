@@ -1,6 +1,5 @@
 """`clinical-ser encoder`: which networks turn speech into vectors here, how one gets here, and what it costs."""
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -189,8 +188,8 @@ def export(
 def _original(reference: str, *, offline: bool) -> "tuple[WindowedEncoder, bytes | None]":
     """Return an encoder, and its graph where it is one already."""
     from clinical_ser.embeddings.encoder import WindowedEncoder
-    from clinical_ser.embeddings.onnx import MODEL_FILE, OnnxEncoder
-    from clinical_ser.embeddings.registry import encoder_folder, find_encoder
+    from clinical_ser.embeddings.onnx import OnnxEncoder, read_model
+    from clinical_ser.embeddings.registry import find_encoder, folder_of
 
     backend, _, argument = reference.partition(":")
     if backend == "transformers":
@@ -201,11 +200,8 @@ def _original(reference: str, *, offline: bool) -> "tuple[WindowedEncoder, bytes
         raise InvalidValueError("--offline", "given for another back end", "transformers:..., whose models may have to be fetched")
     encoder = find_encoder(reference)
     if isinstance(encoder, OnnxEncoder):
-        folder = Path(reference) if "/" in reference else encoder_folder(reference)
-        model = b"" if folder is None else (folder / MODEL_FILE).read_bytes()
-        if hashlib.sha256(model).hexdigest() != encoder.about.model_sha256:
-            raise EncoderError(f"{MODEL_FILE}: it changed while it was read.")
-        return encoder, model
+        folder = folder_of(reference)
+        return encoder, None if folder is None else read_model(folder, encoder.about)
     if not isinstance(encoder, WindowedEncoder):
         raise EncoderError(f"Encoder {encoder.spec.name!r} is no network that could be exported.")
     return encoder, None

@@ -13,7 +13,8 @@ from clinical_ser import audio
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.embeddings.encoder import Encoder
 from clinical_ser.embeddings.onnx import MODEL_FILE, OnnxEncoder
-from clinical_ser.embeddings.registry import encoder_folder, find_encoder
+from clinical_ser.embeddings.registry import find_encoder, folder_of
+from clinical_ser.embeddings.windows import all_speech
 from clinical_ser.errors import ClinicalSerError
 from clinical_ser.strict import Strict
 
@@ -82,7 +83,7 @@ def measure(reference: str, seconds: float) -> Bench:
 
 def _fastest(encoder: Encoder, recordings: list[Recording]) -> float:
     # Where speech is, is measured once for all encoders, and no part of what one costs.
-    speech = [np.ones(len(recording.samples) * 100 // SAMPLE_RATE_HZ + 1, np.bool_) for recording in recordings]
+    speech = [all_speech(recording) for recording in recordings]
     encoder.encode(recordings[:1], speech=speech[:1])  # the first run allocates
     taken = []
     for _ in range(_REPEATS):
@@ -110,7 +111,7 @@ def _largest_mb() -> float | None:
 
 def _size_mb(reference: str, encoder: Encoder) -> float | None:
     if isinstance(encoder, OnnxEncoder):
-        folder = Path(reference) if "/" in reference else encoder_folder(reference)
+        folder = folder_of(reference)
         return None if folder is None else (folder / MODEL_FILE).stat().st_size / 1e6
     module = getattr(encoder, "module", None)
     return None if module is None else sum(tensor.nelement() * tensor.element_size() for tensor in module.state_dict().values()) / 1e6

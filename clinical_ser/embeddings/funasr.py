@@ -31,6 +31,7 @@ from clinical_ser.embeddings.encoder import EncoderSpec, Padding
 from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.torch_encoder import TorchEncoder, grid_of, one_thread, slug, weights_digest
 from clinical_ser.errors import EncoderError, InvalidValueError
+from clinical_ser.folders import is_folder
 
 CODE = "funasr/1"
 """Part of every fingerprint: counts up with any change to this file that could move a value."""
@@ -151,7 +152,7 @@ def _settings(argument: str) -> tuple[dict[str, str], str, str]:
     if not found or "\0" in argument:
         raise InvalidValueError("the argument of encoder 'funasr'", "a text of another form", f"one of {', '.join(MODELS)}, or a folder")
     folder, revision = Path(found["model"]), found["revision"]
-    if _is_folder(folder):
+    if is_folder(folder):
         if revision:
             raise InvalidValueError("the revision of encoder 'funasr'", revision, "none, because the model is a folder")
         _check_description(folder)
@@ -168,13 +169,6 @@ def _settings(argument: str) -> tuple[dict[str, str], str, str]:
     where = "ModelScope" if hub == "ms" else "Hugging Face hub"
     source = f"{where}, {owner or 'iic'}/{name}, revision {revision or 'newest'}, by FunASR"
     return {"model": f"{owner or 'iic'}/{name}", "hub": hub} | pinned, source, slug(name)
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def _check_description(folder: Path) -> None:

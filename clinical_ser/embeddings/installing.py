@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clinical_ser.embeddings import ctranslate2, ge2e
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, Pooling, WindowedEncoder
-from clinical_ser.embeddings.onnx import MODEL_FILE, SCHEMA, SPEC_FILE, EncoderFile, OnnxEncoder, read_encoder, write_encoder
+from clinical_ser.embeddings.onnx import MODEL_FILE, SCHEMA, SPEC_FILE, EncoderFile, OnnxEncoder, read_encoder, read_model, write_encoder
 from clinical_ser.embeddings.registry import encoder_folder, list_backends
 from clinical_ser.errors import EncoderError, InvalidValueError
 
@@ -170,9 +170,7 @@ def probe_signal() -> NDArray[np.float32]:
 def _install_folder(name: str | None, source: Path, *, replace: bool) -> str:
     encoder = read_encoder(source)
     spec = encoder.spec if name is None else EncoderSpec.model_validate(encoder.spec.model_dump() | {"name": name})
-    model = (source / MODEL_FILE).read_bytes()
-    if hashlib.sha256(model).hexdigest() != encoder.about.model_sha256:
-        raise EncoderError(f"{MODEL_FILE}: it changed while it was read.")
+    model = read_model(source, encoder.about)
     write_encoder(_place(spec.name), spec, model, quantized=encoder.about.quantized, replace=replace)
     return spec.name
 

@@ -148,10 +148,15 @@ def read_encoder(folder: Path) -> OnnxEncoder:
 @lru_cache(maxsize=4)
 def _read_once(folder: Path, _stamps: tuple[tuple[int, int, int], ...]) -> OnnxEncoder:
     about = read_about(folder)
+    return OnnxEncoder(about, read_model(folder, about))
+
+
+def read_model(folder: Path, about: EncoderFile) -> bytes:
+    """Return the bytes of an encoder's graph; EncoderError if they are not those that its description states."""
     model = _read(folder / MODEL_FILE, MAX_MODEL_BYTES)
     if hashlib.sha256(model).hexdigest() != about.model_sha256:
         raise EncoderError(f"{MODEL_FILE}: its sha256 is not the one that {SPEC_FILE} states; the folder was damaged or changed. Get it again.")
-    return OnnxEncoder(about, model)
+    return model
 
 
 def _read(path: Path, limit: int) -> bytes:

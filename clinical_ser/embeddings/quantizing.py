@@ -25,6 +25,7 @@ from clinical_ser.audio.recording import SAMPLE_RATE_HZ, Recording
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, WindowedEncoder
 from clinical_ser.embeddings.foreign import refused_as
 from clinical_ser.embeddings.onnx import LENGTHS, SAMPLES, SCHEMA, EncoderFile, OnnxEncoder
+from clinical_ser.embeddings.windows import all_speech
 from clinical_ser.errors import EncoderError, GateError, InvalidValueError
 from clinical_ser.strict import Strict
 
@@ -221,12 +222,12 @@ def _calibration(encoder: WindowedEncoder, excerpts: Mapping[float, Sequence[Rec
 
     for recordings in excerpts.values():
         for recording in recordings:
-            Listener().encode([recording], speech=[_everywhere(recording)])
+            Listener().encode([recording], speech=[all_speech(recording)])
     return heard
 
 
 def _agreement(seconds: float, first: WindowedEncoder, second: WindowedEncoder, recordings: Sequence[Recording]) -> Agreement:
-    speech = [_everywhere(recording) for recording in recordings]
+    speech = [all_speech(recording) for recording in recordings]
     before, after = (np.stack([one.utterance for one in encoder.encode(recordings, speech=speech)]) for encoder in (first, second))
     apart = float(np.sqrt(((before - before.mean(axis=0)) ** 2).sum(axis=1).mean()))
     moved = float(np.sqrt(((before - after) ** 2).sum(axis=1).mean()))
@@ -238,8 +239,3 @@ def cosine(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
     """Return the cosine of the angle between two vectors."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300))
-
-
-def _everywhere(recording: Recording) -> NDArray[np.bool_]:
-    """Return a mask of speech that holds all of a recording, because an excerpt may begin with a pause."""
-    return np.ones(len(recording.samples) * 100 // SAMPLE_RATE_HZ + 1, np.bool_)

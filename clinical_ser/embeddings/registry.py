@@ -71,6 +71,11 @@ def find_encoder(reference: str) -> Encoder:
     return read_encoder(Path(reference))
 
 
+def folder_of(reference: str) -> Path | None:
+    """Return the folder that a name or path means, for what `find_encoder` reads from one; None where the process has no home."""
+    return Path(reference) if "/" in reference else encoder_folder(reference)
+
+
 def list_encoders() -> tuple[EncoderEntry, ...]:
     """Return the installed encoders by name, without loading their graphs."""
     folder = _encoders_folder()

@@ -37,6 +37,7 @@ from clinical_ser.embeddings.mel import dft_kernels, mel_filters
 from clinical_ser.embeddings.torch_encoder import TorchEncoder, grid_of, slug, weights_digest
 from clinical_ser.embeddings.whisper import FRAME_STEP_S, HOP, N_FFT
 from clinical_ser.errors import EncoderError, InvalidValueError
+from clinical_ser.folders import is_folder
 
 CODE = "transformers/1"
 """Part of every fingerprint: counts up with any change to this file that could move a value."""
@@ -174,7 +175,7 @@ class WhisperFrames(nn.Module):
 def _folder_of(reference: Reference, *, offline: bool) -> tuple[Path, str]:
     """Return where the model's files are, fetched if need be, and what to say of where they come from."""
     folder = Path(reference.model)
-    if _is_folder(folder):
+    if is_folder(folder):
         if reference.revision:
             raise InvalidValueError("the revision of encoder 'transformers'", reference.revision, "none, because the model is a folder")
         source = "a folder of this machine, read with transformers"
@@ -186,13 +187,6 @@ def _folder_of(reference: Reference, *, offline: bool) -> tuple[Path, str]:
     if not any(path.suffix == ".safetensors" for path in folder.iterdir()):
         raise EncoderError(f"The model has no weights in the safetensors format; {_CONVERT}.")
     return folder, source
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name too long, or one that no path can have
-        return False
 
 
 def _fetched(reference: Reference, *, offline: bool) -> Path:

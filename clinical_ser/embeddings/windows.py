@@ -101,6 +101,11 @@ def parts_of(recording: Recording, speech: NDArray[np.bool_] | None = None) -> I
         yield start / SAMPLE_RATE_HZ, part, _speech(part) if given is None or not len(given) else given
 
 
+def all_speech(recording: Recording) -> NDArray[np.bool_]:
+    """Return a mask of speech that holds all of a recording, for comparisons in which pauses do not matter."""
+    return np.ones(round(recording.duration_s / FRAME_STEP_S) + 1, np.bool_)
+
+
 def windows_of(spec: EncoderSpec, samples: int) -> list[Window]:
     """Cut so many samples (at the encoder's rate) into windows of about one length that start on the encoder's grid of frames."""
     longest = round(spec.window_s * spec.sample_rate_hz)

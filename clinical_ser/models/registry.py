@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import BundleError, BundleNotFoundError, InvalidValueError
-from clinical_ser.folders import user_folder
+from clinical_ser.folders import is_folder, user_folder
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.signing import SignatureState, TrustStore
 
@@ -62,11 +62,11 @@ def find_model(name_or_path: str | Path) -> Path:
     """
     if isinstance(name_or_path, str) and _NAME.fullmatch(name_or_path):
         for _, folder in _model_folders():
-            if _is_folder(folder / name_or_path):
+            if is_folder(folder / name_or_path):
                 return folder / name_or_path
-        if not _is_folder(Path(name_or_path)):
+        if not is_folder(Path(name_or_path)):
             raise InvalidValueError("model", name_or_path, f"one of {_names()}, or the path of a bundle's folder")
-    if not str(name_or_path) or not _is_folder(Path(name_or_path)):
+    if not str(name_or_path) or not is_folder(Path(name_or_path)):
         raise BundleNotFoundError(f"No folder is at the path given for the model. Give a bundle's folder, or the name of a model: {_names()}.")
     return Path(name_or_path)
 
@@ -106,8 +106,8 @@ def _model_folders() -> Iterator[tuple[ModelOrigin, Path]]:
 
 def _candidates() -> Iterator[tuple[ModelOrigin, Path]]:
     for origin, folder in _model_folders():
-        if _is_folder(folder):
-            yield from ((origin, path) for path in _listed(folder) if _NAME.fullmatch(path.name) and _is_folder(path))
+        if is_folder(folder):
+            yield from ((origin, path) for path in _listed(folder) if _NAME.fullmatch(path.name) and is_folder(path))
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -119,10 +119,3 @@ def _listed(folder: Path) -> list[Path]:
 
 def _names() -> list[str]:
     return sorted({path.name for _, path in _candidates()})
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # too long, a NUL byte
-        return False

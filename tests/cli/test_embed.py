@@ -285,7 +285,8 @@ def test_a_full_disk_leaves_no_half_file(run, tiny, tmp_path, wav, monkeypatch):
 
 
 def test_an_encoder_that_changes_in_the_middle_is_not_mixed_with_itself(run, tiny, tmp_path, manifest, monkeypatch):
-    monkeypatch.setattr(command, "_held", {"tiny": Local()})
+    first = iter([find_encoder("tiny")])
+    monkeypatch.setattr(command, "find_encoder", lambda _: next(first, Local()))
     code, _, err = run("embed", manifest, "-o", tmp_path / "e.npy", "--encoder", "tiny", "--workers", 0)
     assert code == 1
     assert "encoder changed" in err
