@@ -141,3 +141,43 @@ class ReportError(ClinicalSerError):
 
 class SiteError(ReportError):
     """What a site configured for its reports cannot be used (site.toml, a logo, a language); the message names the field."""
+
+
+class AuditError(ClinicalSerError):
+    """The audit trail cannot do what was asked; the subclass says why."""
+
+
+class AuditUnavailableError(AuditError):
+    """A record cannot be committed (no space, an input/output error, a closed log), so what it was for must not go ahead."""
+
+
+class AuditBusyError(AuditError):
+    """Another process writes to this log; there is one writer at a time."""
+
+
+class AuditSetupError(AuditError):
+    """There is no audit log, there is one already, or its configuration cannot be used."""
+
+
+class AuditFormatError(AuditError):
+    """A checkpoint, proof, key or record that is not spelled as its specification says."""
+
+
+class AuditTamperedError(AuditError):
+    """Records, checkpoint and signatures do not fit each other; the message names the first index where they part."""
+
+
+class AuditKeyError(AuditError):
+    """A key of the audit trail that cannot be used, or is not there; never carries the key."""
+
+
+class AuditConflictError(AuditError):
+    """An idempotency key comes again with another content."""
+
+
+class LegalHoldError(AuditError):
+    """An erasure is refused because the subject's records are under a legal hold."""
+
+
+class WitnessError(AuditError):
+    """A witness refuses a checkpoint, or answers what cannot be used."""

@@ -1,0 +1,90 @@
+"""The tables of a log, and what a database has to do to hold them.
+
+The one idea: all SQL is written once, in words that SQLite and PostgreSQL both understand; a database adds only how it connects, what it calls its
+types, how it makes sure of durability, and how it gets rid of what was deleted.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+SCHEMA_VERSION = "1"
+
+TABLES = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    # The tree: leaves as they are hashed, their hashes, and the roots over every 256, 256**2 ... of them. The hashes of leaves are there to name a
+    # record that was changed; proofs are made from the leaves.
+    "CREATE TABLE leaves (idx {integer} PRIMARY KEY, leaf {blob} NOT NULL, hash {blob} NOT NULL)",
+    "CREATE TABLE tiles (level {integer} NOT NULL, n {integer} NOT NULL, hash {blob} NOT NULL, PRIMARY KEY (level, n))",
+    # The signed head of the newest record, and those that were handed out, witnessed or anchored.
+    "CREATE TABLE head (id {integer} PRIMARY KEY CHECK (id = 1), size {integer} NOT NULL, note TEXT NOT NULL)",
+    "CREATE TABLE checkpoints (size {integer} PRIMARY KEY, note TEXT NOT NULL)",
+    # Beside the tree, for erasure to reach: sealed payloads, who and what they are about, and the keys of repeated requests.
+    "CREATE TABLE sealed (idx {integer} PRIMARY KEY, subject {blob}, data {blob} NOT NULL)",
+    "CREATE TABLE names (lookup {blob} NOT NULL, idx {integer} NOT NULL, PRIMARY KEY (lookup, idx))",
+    "CREATE INDEX names_by_index ON names (idx)",
+    "CREATE TABLE requests (lookup {blob} PRIMARY KEY, idx {integer} NOT NULL, digest {blob})",
+    "CREATE INDEX requests_by_index ON requests (idx)",
+)
+APPEND_ONLY = ("leaves", "tiles", "checkpoints")
+"""Tables whose rows a trigger keeps from being changed or deleted: against mistakes, not against whoever owns the database."""
+
+
+class StorageError(Exception):
+    """The database refuses or fails.
+
+    Attributes
+    ----------
+    broken
+        Whether what is on the disk is unknown, so that the connection must not be used any more (an input/output error); False where the
+        transaction was rolled back and nothing else happened (no space).
+    """
+
+    def __init__(self, reason: str, *, broken: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.broken = broken
+
+
+class Database(Protocol):
+    """One connection. Statements have `?` for values; every method raises StorageError where the driver fails."""
+
+    def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows."""
+
+    def stream(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Yield rows without holding them all."""
+
+    def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement for each row, inside a transaction."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Commit durably at the end, or roll back."""
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Let all reads inside see one state, whatever a writer does."""
+
+    def tidy(self, *, now: bool = False) -> None:
+        """Do the housekeeping that a committed transaction leaves behind, when there is enough of it or `now`."""
+
+    def scrub(self) -> None:
+        """Overwrite, as far as this database can, what was deleted: free pages, and logs of writes."""
+
+    def close(self) -> None:
+        """Give the connection, and a writer's lock, back."""
+
+
+def create_tables(database: Database, types: dict[str, str], suffix: str = "") -> None:
+    """Make the tables of a new log, in a transaction of the caller.
+
+    Parameters
+    ----------
+    database
+        Where.
+    types
+        What it calls `integer` (64 bits) and `blob`.
+    suffix
+        What follows a table's closing parenthesis, as SQLite's STRICT.
+    """
+    for statement in TABLES:
+        database.query(statement.format(**types) + (suffix if statement.startswith("CREATE TABLE") else ""))

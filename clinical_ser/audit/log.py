@@ -1,0 +1,598 @@
+"""The writer of a log: many callers, one thread that commits, one signed head a commit.
+
+The one idea is group commit: whatever was asked for while the disk was busy with the last commit becomes the next one, so that a sync is paid once
+for all who wait, and nobody is answered before the disk has it.
+"""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any, Self
+
+from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.audit.database import Database, StorageError
+from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
+from clinical_ser.audit.keys import LogKeys
+from clinical_ser.audit.merkle import EMPTY_ROOT, TILE_HEIGHT, TILE_WIDTH, Frontier, Prover, leaf_hash, perfect_root
+from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.pin import Pin
+from clinical_ser.audit.tables import DatabaseTiles, head_of
+from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault
+from clinical_ser.errors import (
+    AuditConflictError,
+    AuditError,
+    AuditFormatError,
+    AuditTamperedError,
+    AuditUnavailableError,
+)
+
+_LARGEST_BATCH = 512
+_CLOCK_TOLERANCE = timedelta(seconds=1)
+"""How far wall and monotonic clock may part between two records; NTP slews by 0.5 ms a second."""
+_RETAIN_EVERY = 10_000
+"""A checkpoint is kept after so many records, besides those that someone asked for."""
+_MAX_INDEX = 2**53 - 1
+_DIGEST = re.compile("[0-9a-f]{64}")
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record to be made.
+
+    Attributes
+    ----------
+    payload
+        What happened.
+    subject
+        Whom it is about, as the site knows the person; None for what is about nobody. Sealed payloads of one subject share a key.
+    outcome, purpose
+        How it ended, and why it was done.
+    model
+        Digest of the bundle it is about.
+    supersedes
+        Index of the record that this one amends.
+    """
+
+    payload: Payload
+    subject: str | None = None
+    outcome: Outcome = Outcome.SUCCESS
+    purpose: Purpose = Purpose.TREATMENT
+    model: str | None = None
+    supersedes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse here, in its caller's thread, what could be written into a leaf and not be read again: no log with such a leaf opens."""
+        if not (isinstance(self.outcome, Outcome) and isinstance(self.purpose, Purpose)):
+            raise AuditFormatError("A record's outcome and purpose are an Outcome and a Purpose.")
+        if self.model is not None and not _DIGEST.fullmatch(self.model):
+            raise AuditFormatError("A record's model is not a bundle's digest: 64 hex digits, in lower case.")
+        if self.supersedes is not None and not 0 <= self.supersedes <= _MAX_INDEX:
+            raise AuditFormatError("The record that another one supersedes is not an index.")
+        _refuse_half_characters(self.subject or "", "A record's subject")
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A record that is durable.
+
+    Attributes
+    ----------
+    index
+        Its place in the log.
+    event_id, time
+        Of the event.
+    repeated
+        Whether it was there already, from an earlier request with the same idempotency key.
+    """
+
+    index: int
+    event_id: str
+    time: str
+    repeated: bool = False
+
+
+@dataclass(slots=True)
+class _Request:
+    """What one caller waits for: all of its entries, or none."""
+
+    entries: Sequence[Entry]
+    payloads: list[bytes]
+    key: bytes | None
+    digest: bytes | None
+    done: threading.Lock
+    """Held until it is finished."""
+    receipts: list[Receipt] | None = None
+    error: AuditError | None = None
+    finished: bool = False
+
+    @classmethod
+    def made(cls, entries: Sequence[Entry], payloads: list[bytes], key: bytes | None = None, digest: bytes | None = None) -> Self:
+        done = threading.Lock()
+        done.acquire()
+        return cls(entries, payloads, key, digest, done)
+
+    def finish(self, receipts: list[Receipt] | None = None, error: AuditError | None = None) -> None:
+        if not self.finished:
+            self.receipts, self.error, self.finished = receipts, error, True
+            self.done.release()
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """What `AuditLog.exclusively` lends: the writer's own database and vault, and a way to record while nobody else does."""
+
+    database: Database
+    vault: Vault
+    record: Callable[..., list[Receipt]]
+
+
+@dataclass
+class _Batch:
+    """Rows of one commit, and the tree as it is after it."""
+
+    tree: Frontier
+    tile: list[bytes]
+    latest: datetime
+    previous: tuple[datetime, int] | None
+    leaves: list[tuple[int, bytes, bytes]] = field(default_factory=list)
+    sealed: list[tuple[int, bytes | None, bytes]] = field(default_factory=list)
+    names: list[tuple[bytes, int]] = field(default_factory=list)
+    tiles: list[tuple[int, int, bytes]] = field(default_factory=list)
+    requests: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    answered: list[tuple[_Request, list[Receipt]]] = field(default_factory=list)
+
+
+class AuditLog:
+    """The one writer of a log. Use it as a context manager, or close it.
+
+    Parameters
+    ----------
+    database
+        Held by this writer alone.
+    vault
+        The keys of payloads.
+    keys
+        What signs heads.
+    pin
+        Where the newest head that was kept lies outside of the database.
+    reopen
+        Opens the database again after an input/output error.
+    clock, monotonic_ns
+        Wall time, and a clock that never goes back.
+
+    Raises
+    ------
+    AuditTamperedError
+        The head's signature does not fit, or the records do not fit the head.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        vault: Vault,
+        keys: LogKeys,
+        *,
+        pin: Pin | None = None,
+        reopen: Callable[[], Database] | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._keys = keys
+        self._pin = pin
+        self._reopen = reopen
+        self._clock, self._monotonic_ns = clock, monotonic_ns
+        self._run = os.urandom(16).hex()
+        self._software = f"clinical-ser {version('clinical-ser')}"
+        self._broken = False
+        self._closed = False
+        self._waiting: deque[_Request] = deque()
+        self._wake = threading.Condition(threading.Lock())
+        self._exclusive = threading.RLock()
+        self._origin, self._note = keys.origin, ""
+        self._tree, self._tile = Frontier(), list[bytes]()
+        self._latest = datetime.min.replace(tzinfo=UTC)
+        self._previous: tuple[datetime, int] | None = None
+        self._load()
+        self._thread = threading.Thread(target=self._serve, name="audit-writer", daemon=True)
+        self._thread.start()
+
+    # ── what callers ask ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def append(self, payload: Payload, *, idempotency_key: str | None = None, timeout_s: float = 30.0, **about: Any) -> Receipt:
+        """Record one event; see `record`. `about` are the other fields of `Entry`."""
+        return self.record([Entry(payload, **about)], idempotency_key=idempotency_key, timeout_s=timeout_s)[0]
+
+    def record(self, entries: Sequence[Entry], *, idempotency_key: str | None = None, timeout_s: float = 30.0) -> list[Receipt]:
+        """Record events in one commit, and return when they are on the disk.
+
+        Parameters
+        ----------
+        entries
+            In their order; they follow each other in the log.
+        idempotency_key
+            The caller's name for this request: asked again with it, after a crash say, the log answers with the records it has.
+        timeout_s
+            How long to wait for the disk. After it the records may still be made; ask again with the same key to know.
+
+        Raises
+        ------
+        AuditUnavailableError
+            They could not be made durable: whatever they were for must not go ahead.
+        AuditConflictError
+            The idempotency key was used for another content.
+        AuditFormatError
+            A payload is too long, or has no canonical form.
+        """
+        request = self._request(entries, idempotency_key)
+        with self._wake:
+            if self._closed or not self._thread.is_alive():
+                raise AuditUnavailableError("The audit log is closed, or failed and has to be opened again.")
+            self._waiting.append(request)
+            self._wake.notify()
+        if not request.done.acquire(timeout=timeout_s):
+            raise AuditUnavailableError(f"The audit log did not commit within {timeout_s:g} s; ask again with the same idempotency key.")
+        if request.receipts is None:
+            raise request.error or AuditUnavailableError("The audit log ended before it could commit.")
+        return request.receipts
+
+    @property
+    def size(self) -> int:
+        """Number of records."""
+        return self._tree.size
+
+    @property
+    def checkpoint(self) -> str:
+        """The signed head."""
+        return self._note
+
+    @property
+    def verifiers(self) -> tuple[VerifierKey, ...]:
+        """The keys, past and present, by which heads are verified."""
+        return self._keys.verifiers
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[Exclusive]:
+        """Keep others from committing meanwhile, for what has to see the log as it is and change what lies beside the records.
+
+        Raises
+        ------
+        AuditUnavailableError
+            Also where the database fails inside.
+        """
+        with self._exclusive:
+            if self._broken:
+                self._recover()
+            with self._noting():
+                yield Exclusive(self._database, self._vault, self._record_now)
+
+    def _record_now(self, entries: Sequence[Entry], idempotency_key: str | None = None) -> list[Receipt]:
+        request = self._request(entries, idempotency_key)
+        self._commit([request])
+        if request.receipts is None:
+            raise request.error or AuditUnavailableError("The audit log could not commit.")
+        return request.receipts
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Turn a failure of the database into ours, and remember it where the next commit must not go on with this connection."""
+        with _unavailable():
+            try:
+                yield
+            except StorageError as error:
+                self._broken = self._broken or error.broken
+                raise
+
+    def retain(self) -> str:
+        """Keep the head as it is now, for good, and return it."""
+        with self._exclusive:
+            if self._broken:
+                self._recover()
+            with self._noting(), self._database.transaction():
+                self._keep_checkpoint()
+            if self._pin:
+                self._pin.keep(self._note)
+            return self._note
+
+    def close(self) -> None:
+        """Finish what waits, keep the head, and give the log back."""
+        with self._wake:
+            if self._closed:
+                return
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+        try:
+            if not self._broken:
+                self.retain()
+                with self._noting():
+                    self._database.tidy(now=False)
+        finally:
+            # The vault first: whoever waits for the log's lock takes the vault's next, and does not wait for that.
+            self._vault.close()
+            self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── the thread that commits ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _serve(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
+            with self._exclusive:
+                self._commit(batch)
+
+    def _commit(self, requests: list[_Request]) -> None:
+        """Make one transaction of the requests; each is finished, one way or the other."""
+        try:
+            if self._broken:
+                self._recover()
+            batch = self._draft(requests)
+            if batch.leaves:
+                self._write(batch)
+        except AuditError as error:
+            _finish_all(requests, error)
+        except StorageError as error:
+            self._broken = self._broken or error.broken
+            _finish_all(requests, AuditUnavailableError(f"The audit log cannot commit: {error.reason}. Nothing may go ahead without its record."))
+        except BaseException:
+            # A fault of ours: whoever waits must not wait for ever, and nothing more is written on what may be wrong.
+            self._broken = True
+            _finish_all(requests, AuditUnavailableError("The audit log failed for a reason it does not know; it has to be opened again."))
+            raise
+        else:
+            for request, receipts in batch.answered:
+                request.finish(receipts)
+
+    def _draft(self, requests: list[_Request]) -> _Batch:
+        batch = _Batch(self._tree.copy(), list(self._tile), self._latest, self._previous)
+        keys = self._vault.keys_for(entry.subject for request in requests for entry in request.entries if entry.subject is not None)
+        drafted: dict[bytes, tuple[list[Receipt], bytes | None]] = {}
+        for request in requests:
+            if request.key is not None:
+                try:
+                    known = drafted.get(request.key) or self._recorded(request.key, len(request.entries))
+                    if known is not None:
+                        batch.answered.append((request, _same_again(request, *known)))
+                        continue
+                except AuditConflictError as error:
+                    request.finish(error=error)
+                    continue
+            receipts = [self._add(batch, entry, raw, keys) for entry, raw in zip(request.entries, request.payloads, strict=True)]
+            if request.key is not None and request.digest is not None:
+                batch.requests.append((request.key, receipts[0].index, request.digest))
+                drafted[request.key] = (receipts, request.digest)
+            batch.answered.append((request, receipts))
+        return batch
+
+    def _add(self, batch: _Batch, entry: Entry, payload: bytes, keys: Any) -> Receipt:
+        key: SubjectKey = self._vault.log_key if entry.subject is None else keys[entry.subject]
+        event_id, salt, index = os.urandom(16).hex(), os.urandom(SALT_BYTES), batch.tree.size
+        leaf, moment = self._leaf(batch, entry, event_id, salt + payload, key)
+        digest = leaf_hash(leaf)
+        batch.leaves.append((index, leaf, digest))
+        batch.sealed.append((index, key.id, key.seal(event_id, salt, payload)))
+        names = [*entry.payload.records(), *([f"subject\n{entry.subject}"] if entry.subject is not None else [])]
+        batch.names += [(self._vault.lookup(name), index) for name in dict.fromkeys(names)]
+        self._grow(batch, digest)
+        return Receipt(index, event_id, moment)
+
+    def _leaf(self, batch: _Batch, entry: Entry, event_id: str, committed: bytes, key: SubjectKey) -> tuple[bytes, str]:
+        now, monotonic_ns = self._clock(), self._monotonic_ns()
+        flags = list(entry.payload.flags())
+        if now < batch.latest or _parted(batch.previous, now, monotonic_ns):
+            flags.append(Flag.CLOCK_ANOMALY)
+        batch.latest, batch.previous = max(now, batch.latest), (now, monotonic_ns)
+        moment = now.strftime(_TIME)
+        leaf = plain_json(
+            {
+                "schema": SCHEMA,
+                "id": event_id,
+                "kind": entry.payload.kind,
+                "version": entry.payload.version,
+                "time": moment,
+                "monotonic_ns": monotonic_ns,
+                "run": self._run,
+                "outcome": str(entry.outcome),
+                "role": str(entry.payload.actor.role),
+                "purpose": str(entry.purpose),
+                "software": self._software,
+                "model": entry.model,
+                "commitment": sha256(committed).hexdigest(),
+                "subject_tag": None if key.id is None else key.tag(event_id),
+                "supersedes": entry.supersedes,
+                "flags": [str(flag) for flag in flags],
+            }
+        )
+        if len(leaf) > MAX_LEAF_BYTES:
+            raise AuditFormatError(f"An event's leaf has {len(leaf)} bytes, and at most {MAX_LEAF_BYTES} fit.")
+        return leaf, moment
+
+    def _grow(self, batch: _Batch, digest: bytes) -> None:
+        """Add a leaf's hash; where that fills tiles, add their roots to the tiles above."""
+        batch.tree.append(digest)
+        batch.tile.append(digest)
+        level, row, size = 1, batch.tile, batch.tree.size
+        while size % TILE_WIDTH == 0:
+            size >>= TILE_HEIGHT
+            batch.tiles.append((level, size - 1, perfect_root(row)))
+            level += 1
+            if size % TILE_WIDTH:
+                break
+            row = self._full_tile(batch, level - 1, size - TILE_WIDTH)
+        if len(batch.tile) == TILE_WIDTH:
+            batch.tile = []
+
+    def _full_tile(self, batch: _Batch, level: int, first: int) -> list[bytes]:
+        rows = self._database.query("SELECT hash FROM tiles WHERE level = ? AND n >= ? ORDER BY n", (level, first))
+        return [digest for (digest,) in rows] + [digest for at, n, digest in batch.tiles if at == level and n >= first]
+
+    def _write(self, batch: _Batch) -> None:
+        before, size = self._tree.size, batch.tree.size
+        note = Checkpoint(self._origin, size, batch.tree.root).sign(self._keys.signers)
+        database = self._database
+        with database.transaction():
+            database.execute_many("INSERT INTO leaves VALUES (?, ?, ?)", batch.leaves)
+            database.execute_many("INSERT INTO sealed VALUES (?, ?, ?)", batch.sealed)
+            if batch.names:
+                database.execute_many("INSERT INTO names VALUES (?, ?)", batch.names)
+            if batch.tiles:
+                database.execute_many("INSERT INTO tiles VALUES (?, ?, ?)", batch.tiles)
+            if batch.requests:
+                database.execute_many("INSERT INTO requests VALUES (?, ?, ?)", batch.requests)
+            database.execute_many("UPDATE head SET size = ?, note = ?", [(size, note)])
+            if size // _RETAIN_EVERY > before // _RETAIN_EVERY:
+                database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(size, note)])
+        self._tree, self._tile, self._note = batch.tree, batch.tile, note
+        self._latest, self._previous = batch.latest, batch.previous
+        try:
+            database.tidy()
+        except StorageError as error:
+            # The records are on the disk, and their callers are told so; the next ones wait for a database that works.
+            self._broken = error.broken
+
+    # ── coming up, and coming back ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self) -> None:
+        """Read the head and the right edge of the tree, and see that they fit each other and what was kept outside."""
+        with _unavailable():
+            note = head_of(self._database)
+            head, _ = Checkpoint.open(note, self._keys.verifiers, self._keys.origin)
+            tiles = DatabaseTiles(self._database)
+            prover = Prover(tiles, head.size)
+            [(leaves, last)] = self._database.query("SELECT COUNT(*), MAX(idx) FROM (SELECT idx FROM leaves ORDER BY idx DESC LIMIT 2)")
+            try:
+                self._tree = prover.frontier()
+            except (IndexError, ValueError):
+                raise AuditTamperedError(f"Records are missing: the signed head counts {head.size}.") from None
+            if self._tree.root != head.root or (leaves and last != head.size - 1):
+                raise AuditTamperedError(
+                    f"The last records do not fit the signed head of {head.size}; `audit verify` says where they part. Nothing was written."
+                )
+            if self._pin:
+                self._pin.check(head, prover)
+            self._note = note
+            first = head.size // TILE_WIDTH * TILE_WIDTH
+            recent = self._database.query("SELECT leaf FROM leaves WHERE idx >= ? ORDER BY idx", (first,))
+            self._latest, self._previous = self._latest_time(head.size), None
+        self._tile = [leaf_hash(leaf) for (leaf,) in recent]
+
+    def _latest_time(self, size: int) -> datetime:
+        """Return the latest time of any record: that of the last one that was not flagged, or of a flagged one after it."""
+        latest = datetime.min.replace(tzinfo=UTC)
+        for end in range(size, 0, -TILE_WIDTH):
+            for (leaf,) in self._database.query("SELECT leaf FROM leaves WHERE idx >= ? AND idx < ? ORDER BY idx DESC", (end - TILE_WIDTH, end)):
+                event = Event.parse(leaf)
+                latest = max(latest, event.moment)
+                if Flag.CLOCK_ANOMALY not in event.flags:
+                    return latest
+        return latest
+
+    def _recover(self) -> None:
+        """Open the database again after an error that left its state unknown.
+
+        The write-ahead log is emptied first: its pages that the failed sync left unwritten would otherwise stand before later commits and, after
+        a loss of power, take them along.
+        """
+        if self._reopen is None:
+            raise AuditUnavailableError("The audit log failed with an input/output error, and has to be opened again.")
+        self._database.close()
+        self._database = self._reopen()
+        with _unavailable():
+            self._database.tidy(now=True)
+        self._load()
+        self._broken = False
+
+    # ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _request(self, entries: Sequence[Entry], idempotency_key: str | None) -> _Request:
+        if not entries:
+            raise AuditFormatError("A request to record holds no event.")
+        payloads = [entry.payload.canonical() for entry in entries]
+        if (longest := max(map(len, payloads))) > MAX_PAYLOAD_BYTES:
+            raise AuditFormatError(f"A payload has {longest} bytes, and at most {MAX_PAYLOAD_BYTES} are taken.")
+        if idempotency_key is None:
+            return _Request.made(entries, payloads)
+        _refuse_half_characters(idempotency_key, "An idempotency key")
+        about = [[e.subject, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
+        digest = self._vault.digest(canonical(about) + b"".join(payloads))
+        return _Request.made(entries, payloads, self._vault.lookup(f"request\n{idempotency_key}"), digest)
+
+    def _recorded(self, key: bytes, entries: int) -> tuple[list[Receipt], bytes | None] | None:
+        """Return what was recorded under an idempotency key, a receipt an entry, and the digest of what was asked."""
+        rows = self._database.query("SELECT idx, digest FROM requests WHERE lookup = ?", (key,))
+        if not rows:
+            return None
+        [(index, digest)] = rows
+        leaves = self._database.query("SELECT idx, leaf FROM leaves WHERE idx >= ? ORDER BY idx LIMIT ?", (index, entries))
+        return [_receipt(at, leaf) for at, leaf in leaves], digest
+
+    def _keep_checkpoint(self) -> None:
+        self._database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(self._tree.size, self._note)])
+
+
+def create_log(database: Database, keys: LogKeys) -> None:
+    """Write the head of an empty log into new tables."""
+    note = Checkpoint(keys.origin, 0, EMPTY_ROOT).sign(keys.signers)
+    with _unavailable(), database.transaction():
+        database.query("INSERT INTO meta VALUES ('origin', ?)", (keys.origin,))
+        database.query("INSERT INTO head VALUES (1, 0, ?)", (note,))
+
+
+def _receipt(index: int, leaf: bytes) -> Receipt:
+    event = Event.parse(leaf)
+    return Receipt(index, event.id, event.time, repeated=True)
+
+
+def _same_again(request: _Request, receipts: list[Receipt], digest: bytes | None) -> list[Receipt]:
+    """Return the receipts of the earlier request; AuditConflictError where it was another one. An erased one has no digest to compare."""
+    if digest is not None and digest != request.digest:
+        raise AuditConflictError("This idempotency key was used for another content; a new request needs a new key.")
+    return [replace(receipt, repeated=True) for receipt in receipts]
+
+
+def _parted(previous: tuple[datetime, int] | None, now: datetime, monotonic_ns: int) -> bool:
+    """Tell whether the wall clock went otherwise than the monotonic one since the last record of this run."""
+    if previous is None:
+        return False
+    wall, monotonic = previous
+    return abs((now - wall) - timedelta(microseconds=(monotonic_ns - monotonic) / 1000)) > _CLOCK_TOLERANCE
+
+
+def _refuse_half_characters(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise AuditFormatError(f"{what} is no text: half of a character is in it.") from None
+
+
+def _finish_all(requests: list[_Request], error: AuditError) -> None:
+    for request in requests:
+        request.finish(error=error)
+
+
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise AuditUnavailableError(f"The audit log cannot be used: {error.reason}.") from None

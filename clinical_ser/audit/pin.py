@@ -1,0 +1,73 @@
+"""The newest head that was kept, in a file apart from the database.
+
+A log that was put back to an older copy fits its own signed head, and nothing inside of it can tell. Beside the keys lies one head that only ever
+grows, so that whoever restores the database alone is told before the log signs a second history.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.audit.merkle import Prover
+from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.errors import AuditTamperedError, AuditUnavailableError
+
+
+class Pin:
+    """The file.
+
+    Parameters
+    ----------
+    path
+        Where it is, or will be.
+    verifiers
+        The log's keys, past and present.
+    """
+
+    def __init__(self, path: Path, verifiers: Iterable[VerifierKey]) -> None:
+        self._path = path
+        self._verifiers = tuple(verifiers)
+
+    def read(self) -> Checkpoint | None:
+        """Return the head that was kept, None before the first."""
+        try:
+            note = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise AuditUnavailableError(f"The kept checkpoint beside the keys cannot be read: {error.strerror}.") from None
+        return Checkpoint.open(note, self._verifiers)[0]
+
+    def check(self, head: Checkpoint, prover: Prover) -> None:
+        """Raise AuditTamperedError unless the log has grown from what was kept."""
+        kept = self.read()
+        if kept is None:
+            return
+        if kept.size > head.size:
+            raise AuditTamperedError(
+                f"The log has {head.size} records and had {kept.size}: it was put back to an older copy, or its end was cut off. "
+                "Nothing was written. Restore the newer copy; if there is none, begin a new log (docs/compliance.md)."
+            )
+        if kept.origin != head.origin or prover.root(kept.size) != kept.root:
+            raise AuditTamperedError(f"The first {kept.size} records are not those that were kept beside the keys: the log was exchanged or changed.")
+
+    def keep(self, note: str) -> None:
+        """Replace the file, in one step that survives a loss of power."""
+        draft = self._path.with_suffix(".tmp")
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(note)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self._path)
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise AuditUnavailableError(f"The checkpoint cannot be kept beside the keys: {error.strerror}.") from None

@@ -1,0 +1,190 @@
+"""The keys that open payloads: one for each subject, in a file of their own, apart from the log.
+
+The one idea: whoever has the log but not the vault, a copy in a backup say, can read nothing of a person; and when a subject's key is destroyed here,
+what was sealed with it is gone from every copy of the log.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from clinical_ser.audit.database import StorageError
+from clinical_ser.audit.sqlite import SqliteDatabase
+from clinical_ser.errors import AuditKeyError, AuditTamperedError
+
+SALT_BYTES = 32
+_KEY_BYTES = 32
+_ID_BYTES = 16
+_NONCE_BYTES = 12
+_LOOKUP_BYTES = 16
+"""Of an HMAC: two names of a log fall together once in 2**64 pairs, and readers look again after opening."""
+_CACHED = 10_000
+
+_TABLES = (
+    "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
+    "CREATE TABLE subjects (id BLOB PRIMARY KEY, lookup BLOB NOT NULL UNIQUE, key BLOB NOT NULL) STRICT",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class SubjectKey:
+    """The key of a subject's payloads; `id` is its random name in the log. The log's own key has none."""
+
+    id: bytes | None
+    key: bytes
+
+    def tag(self, event_id: str) -> str:
+        """Return the subject's tag in an event: HMAC-SHA256 of the event's id."""
+        return hmac.digest(self.key, b"subject tag\n" + event_id.encode(), "sha256").hex()
+
+    def seal(self, event_id: str, salt: bytes, payload: bytes) -> bytes:
+        """Return salt and payload, encrypted for this event (AES-256-GCM)."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + AESGCM(self.key).encrypt(nonce, salt + payload, event_id.encode())
+
+    def open(self, event_id: str, sealed: bytes) -> tuple[bytes, bytes]:
+        """Return salt and payload; AuditTamperedError where they were changed or belong to another event."""
+        try:
+            opened = AESGCM(self.key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], event_id.encode())
+        except (InvalidTag, ValueError):
+            raise AuditTamperedError("a sealed payload was changed, or belongs to another record") from None
+        return opened[:SALT_BYTES], opened[SALT_BYTES:]
+
+
+class Vault:
+    """The keys of one log.
+
+    Parameters
+    ----------
+    path
+        Its file, in a folder that only its owner may read.
+    """
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        secrets = dict(database.query("SELECT name, value FROM secrets"))
+        if secrets.keys() != {"lookup", "log"}:
+            raise AuditKeyError("The vault of the audit log lacks its own keys; restore it from a backup.")
+        self._lookup_key: bytes = secrets["lookup"]
+        self.log_key = SubjectKey(None, secrets["log"])
+        # Found keys are kept; misses are not, since a miss is followed by a new key.
+        self._by_lookup: dict[bytes, SubjectKey] = {}
+        self._by_id = lru_cache(maxsize=_CACHED)(self._read_by_id)
+
+    @classmethod
+    def create(cls, path: Path) -> Self:
+        """Make the file and the log's own keys; AuditSetupError where one is there."""
+        database = SqliteDatabase.create_file(path)
+        with _as_key_error(), database.transaction():
+            for statement in _TABLES:
+                database.query(statement)
+            database.execute_many("INSERT INTO secrets VALUES (?, ?)", [(name, os.urandom(_KEY_BYTES)) for name in ("lookup", "log")])
+        return cls(database)
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool) -> Self:
+        """Open it, as the log's writer or as a reader.
+
+        Raises
+        ------
+        AuditKeyError
+            It is not there, others may read it, or it is no vault.
+        """
+        try:
+            mode = path.stat().st_mode
+        except OSError as error:
+            raise AuditKeyError(f"The vault with the keys of the audit log cannot be opened: {error.strerror}.") from None
+        if mode & 0o077:
+            raise AuditKeyError("The vault with the keys of the audit log can be read by others than its owner; run chmod 600 on it.")
+        with _as_key_error():
+            return cls(SqliteDatabase.take(path, wait_s=0) if writable else SqliteDatabase.connect(path))
+
+    def lookup(self, name: str) -> bytes:
+        """Return what stands for a name (a subject, a result, an idempotency key) in the log: part of an HMAC."""
+        return hmac.digest(self._lookup_key, name.encode(), "sha256")[:_LOOKUP_BYTES]
+
+    def digest(self, content: bytes) -> bytes:
+        """Return a keyed digest of content that could be guessed."""
+        return hmac.digest(self._lookup_key, b"content\n" + hashlib.sha256(content).digest(), "sha256")
+
+    def find(self, subject: str) -> SubjectKey | None:
+        """Return a subject's key, None where there is none (any more)."""
+        lookup = self.lookup(f"subject\n{subject}")
+        if (known := self._by_lookup.get(lookup)) is not None:
+            return known
+        with _as_key_error():
+            rows = self._database.query("SELECT id, key FROM subjects WHERE lookup = ?", (lookup,))
+        if not rows:
+            return None
+        if len(self._by_lookup) >= _CACHED:
+            self._by_lookup.clear()
+        self._by_lookup[lookup] = SubjectKey(*rows[0])
+        return self._by_lookup[lookup]
+
+    def keys_for(self, subjects: Iterable[str]) -> Mapping[str, SubjectKey]:
+        """Return the subjects' keys; those that are new are durable when this returns.
+
+        Raises
+        ------
+        StorageError
+            The new ones cannot be written.
+        """
+        keys: dict[str, SubjectKey] = {}
+        new = []
+        for subject in dict.fromkeys(subjects):
+            key = self.find(subject)
+            if key is None:
+                key = SubjectKey(os.urandom(_ID_BYTES), os.urandom(_KEY_BYTES))
+                new.append((key.id, self.lookup(f"subject\n{subject}"), key.key))
+            keys[subject] = key
+        if new:
+            with self._database.transaction():
+                self._database.execute_many("INSERT INTO subjects VALUES (?, ?, ?)", new)
+            self._database.tidy()
+        return keys
+
+    def by_id(self, subject_id: bytes | None) -> SubjectKey | None:
+        """Return the key that a sealed payload names, None where it was destroyed."""
+        return self.log_key if subject_id is None else self._by_id(subject_id)
+
+    def name_of(self, subject_id: bytes) -> bytes:
+        """Return the lookup under which the log finds a subject's records."""
+        with _as_key_error():
+            [(lookup,)] = self._database.query("SELECT lookup FROM subjects WHERE id = ?", (subject_id,))
+        return bytes(lookup)
+
+    def _read_by_id(self, subject_id: bytes) -> SubjectKey | None:
+        with _as_key_error():
+            rows = self._database.query("SELECT id, key FROM subjects WHERE id = ?", (subject_id,))
+        return SubjectKey(*rows[0]) if rows else None
+
+    def destroy(self, subject: str) -> None:
+        """Destroy a subject's key, in the file, its free pages and its write-ahead log; nothing happens where there is none."""
+        lookup = self.lookup(f"subject\n{subject}")
+        self._by_lookup.pop(lookup, None)
+        self._by_id.cache_clear()
+        with self._database.transaction():
+            self._database.query("DELETE FROM subjects WHERE lookup = ?", (lookup,))
+        self._database.scrub()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+@contextlib.contextmanager
+def _as_key_error() -> Iterator[None]:
+    """Turn what the file's database refuses into what it is for whoever opens the vault, a matter of keys."""
+    try:
+        yield
+    except StorageError as error:
+        raise AuditKeyError(f"The vault with the keys of the audit log cannot be read: {error.reason}.") from None
