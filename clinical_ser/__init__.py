@@ -15,10 +15,11 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
     from clinical_ser.audio import load
+    from clinical_ser.audit.answering import screen
     from clinical_ser.embeddings import encode
     from clinical_ser.features import extract
     from clinical_ser.models.training import train
-    from clinical_ser.screening import load_model, screen
+    from clinical_ser.screening import load_model
 
 __all__ = ["encode", "extract", "load", "load_model", "screen", "train"]
 
@@ -28,7 +29,7 @@ _HOME = {
     "extract": "clinical_ser.features",
     "train": "clinical_ser.models.training",
     "load_model": "clinical_ser.screening",
-    "screen": "clinical_ser.screening",
+    "screen": "clinical_ser.audit.answering",
 }
 
 

@@ -20,6 +20,8 @@ from clinical_ser.errors import AuditFormatError, AuditKeyError
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+    from clinical_ser.audit.notes import NoteSigner
+
 Clock = Callable[[], float]
 """Seconds since the Epoch."""
 
@@ -52,6 +54,22 @@ class Ed25519Cosigner:
         """Return time and signature, 72 bytes; AuditFormatError when the text is no checkpoint's."""
         timestamp = int(self._clock())
         return _stamped(timestamp, self._private.sign(_ed25519_message(timestamp, text)))
+
+
+class SignerCosigner:
+    """A witness' key, wherever it is kept (a file, a device): cosigns checkpoints (type 0x04) through a signer of raw bytes."""
+
+    __slots__ = ("_clock", "_signer", "key")
+
+    def __init__(self, signer: "NoteSigner", *, clock: Clock = time.time) -> None:
+        self._signer = signer
+        self._clock = clock
+        self.key = VerifierKey(signer.key.name, Algorithm.ED25519_COSIGNATURE, signer.key.public)
+
+    def sign(self, text: bytes) -> bytes:
+        """Return time and signature, 72 bytes; AuditFormatError when the text is no checkpoint's."""
+        timestamp = int(self._clock())
+        return _stamped(timestamp, self._signer.sign(_ed25519_message(timestamp, text)))
 
 
 class MlDsa44Cosigner:

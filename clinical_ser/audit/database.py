@@ -19,6 +19,7 @@ TABLES = (
     # The signed head of the newest record, and those that were handed out, witnessed or anchored.
     "CREATE TABLE head (id {integer} PRIMARY KEY CHECK (id = 1), size {integer} NOT NULL, note TEXT NOT NULL)",
     "CREATE TABLE checkpoints (size {integer} PRIMARY KEY, note TEXT NOT NULL)",
+    "CREATE TABLE cosignatures (size {integer} NOT NULL, line TEXT NOT NULL, PRIMARY KEY (size, line))",
     # Beside the tree, for erasure to reach: sealed payloads, who and what they are about, and the keys of repeated requests.
     "CREATE TABLE sealed (idx {integer} PRIMARY KEY, subject {blob}, data {blob} NOT NULL)",
     "CREATE TABLE names (lookup {blob} NOT NULL, idx {integer} NOT NULL, PRIMARY KEY (lookup, idx))",

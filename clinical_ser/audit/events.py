@@ -19,6 +19,11 @@ from clinical_ser.strict import Strict
 
 SCHEMA = "clinical-ser/audit-event/1"
 
+TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+"""How a leaf says when, always as long, so that text compares as time does."""
+_TIME_KEY = b'"time":"'
+_TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
+
 MAX_LEAF_BYTES = 65_535
 """c2sp.org/tlog-tiles puts the length of an entry into 16 bits."""
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -31,6 +36,8 @@ Text = Annotated[str, Field(max_length=10_000)]
 
 RECORD = "clinical-ser:result:"
 """A result's record, as reports print it: this and the result's digest."""
+MODEL = "clinical-ser:model:"
+"""What the changes of a model are found by: this and its name."""
 
 
 class Outcome(StrEnum):
@@ -105,7 +112,7 @@ class Payload(Strict):
         return ()
 
     def records(self) -> tuple[str, ...]:
-        """Return the results it is about, as reports print them; the log finds it by each."""
+        """Return what the log finds it by, besides its subject: the record of a result, as reports print it, or the name of a model."""
         return ()
 
     def canonical(self) -> bytes:
@@ -238,6 +245,10 @@ class ModelChange(Payload):
     metrics: dict[str, float] = Field(default_factory=dict)
     approver: ShortText | None = None
     reason: Text | None = None
+
+    def records(self) -> tuple[str, ...]:
+        """Return the model's name."""
+        return (MODEL + self.name,)
 
     def flags(self) -> tuple[Flag, ...]:
         """Flag a model that was kept out, or taken back."""
@@ -403,7 +414,7 @@ class Event(Strict):
     @property
     def moment(self) -> datetime:
         """`time` as a moment."""
-        return datetime.strptime(self.time, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        return datetime.strptime(self.time, TIME).replace(tzinfo=UTC)
 
     @classmethod
     def parse(cls, leaf: bytes) -> Self:
@@ -422,6 +433,12 @@ class Event(Strict):
         if event.kind not in PAYLOADS:
             raise AuditFormatError(f"A leaf is of a kind this version does not know; it knows {', '.join(sorted(PAYLOADS))}.")
         return event
+
+
+def time_in(leaf: bytes) -> str:
+    """Return the time that a leaf says, without reading the rest of it."""
+    at = leaf.index(_TIME_KEY) + len(_TIME_KEY)
+    return leaf[at : at + _TIME_LENGTH].decode("ascii", errors="replace")
 
 
 def parse_payload(raw: bytes) -> Payload:

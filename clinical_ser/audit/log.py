@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -19,10 +19,10 @@ from typing import Any, Self
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.database import Database, StorageError
-from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
+from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, TIME, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
 from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.merkle import EMPTY_ROOT, TILE_HEIGHT, TILE_WIDTH, Frontier, Prover, leaf_hash, perfect_root
-from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.notes import VerifierKey, open_note, parse_note
 from clinical_ser.audit.pin import Pin
 from clinical_ser.audit.tables import DatabaseTiles, head_of
 from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault
@@ -32,6 +32,7 @@ from clinical_ser.errors import (
     AuditFormatError,
     AuditTamperedError,
     AuditUnavailableError,
+    WitnessError,
 )
 
 _LARGEST_BATCH = 512
@@ -41,7 +42,6 @@ _RETAIN_EVERY = 10_000
 """A checkpoint is kept after so many records, besides those that someone asked for."""
 _MAX_INDEX = 2**53 - 1
 _DIGEST = re.compile("[0-9a-f]{64}")
-_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Entry:
         What happened.
     subject
         Whom it is about, as the site knows the person; None for what is about nobody. Sealed payloads of one subject share a key.
+    like
+        In place of a subject: the index of a record about the same one. Its key has to be there.
     outcome, purpose
         How it ended, and why it was done.
     model
@@ -64,6 +66,7 @@ class Entry:
 
     payload: Payload
     subject: str | None = None
+    like: int | None = None
     outcome: Outcome = Outcome.SUCCESS
     purpose: Purpose = Purpose.TREATMENT
     model: str | None = None
@@ -304,6 +307,32 @@ class AuditLog:
                 self._pin.keep(self._note)
             return self._note
 
+    def add_cosignature(self, lines: str, witnesses: Sequence[VerifierKey]) -> int:
+        """Keep what a witness gave for one of the checkpoints that were kept, and return that checkpoint's size.
+
+        Parameters
+        ----------
+        lines
+            Signature lines of a note.
+        witnesses
+            The keys by which the witness is known.
+
+        Raises
+        ------
+        WitnessError
+            They fit none of the last hundred checkpoints.
+        """
+        with self.exclusively() as inside:
+            for size, note in inside.database.query("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 100"):
+                with contextlib.suppress(AuditFormatError, AuditTamperedError):
+                    text, _ = parse_note(note)
+                    fitting = open_note(f"{text}\n{lines}", witnesses).verified
+                    rows = [(size, signature.line) for _, signature in fitting]
+                    with inside.database.transaction():
+                        inside.database.execute_many("INSERT INTO cosignatures VALUES (?, ?) ON CONFLICT (size, line) DO NOTHING", rows)
+                    return int(size)
+        raise WitnessError("The cosignature fits none of the checkpoints that were kept last, or these are not the witness's keys.")
+
     def close(self) -> None:
         """Finish what waits, keep the head, and give the log back."""
         with self._wake:
@@ -377,22 +406,34 @@ class AuditLog:
                 except AuditConflictError as error:
                     request.finish(error=error)
                     continue
-            receipts = [self._add(batch, entry, raw, keys) for entry, raw in zip(request.entries, request.payloads, strict=True)]
+            receipts = [self._add(batch, entry, raw, self._key_of(entry, keys)) for entry, raw in zip(request.entries, request.payloads, strict=True)]
             if request.key is not None and request.digest is not None:
                 batch.requests.append((request.key, receipts[0].index, request.digest))
                 drafted[request.key] = (receipts, request.digest)
             batch.answered.append((request, receipts))
         return batch
 
-    def _add(self, batch: _Batch, entry: Entry, payload: bytes, keys: Any) -> Receipt:
-        key: SubjectKey = self._vault.log_key if entry.subject is None else keys[entry.subject]
+    def _key_of(self, entry: Entry, keys: Mapping[str, SubjectKey]) -> SubjectKey:
+        if entry.subject is not None:
+            return keys[entry.subject]
+        if entry.like is None:
+            return self._vault.log_key
+        rows = self._database.query("SELECT subject FROM sealed WHERE idx = ?", (entry.like,))
+        key = self._vault.by_id(rows[0][0]) if rows else None
+        if key is None:
+            raise AuditUnavailableError(f"Record {entry.like}, which this one is about, was erased; nothing more can be recorded with it.")
+        return key
+
+    def _add(self, batch: _Batch, entry: Entry, payload: bytes, key: SubjectKey) -> Receipt:
         event_id, salt, index = os.urandom(16).hex(), os.urandom(SALT_BYTES), batch.tree.size
         leaf, moment = self._leaf(batch, entry, event_id, salt + payload, key)
         digest = leaf_hash(leaf)
         batch.leaves.append((index, leaf, digest))
         batch.sealed.append((index, key.id, key.seal(event_id, salt, payload)))
-        names = [*entry.payload.records(), *([f"subject\n{entry.subject}"] if entry.subject is not None else [])]
-        batch.names += [(self._vault.lookup(name), index) for name in dict.fromkeys(names)]
+        names = {self._vault.lookup(record) for record in entry.payload.records()}
+        if key.id is not None:
+            names.add(key.lookup)
+        batch.names += [(name, index) for name in names]
         self._grow(batch, digest)
         return Receipt(index, event_id, moment)
 
@@ -402,7 +443,7 @@ class AuditLog:
         if now < batch.latest or _parted(batch.previous, now, monotonic_ns):
             flags.append(Flag.CLOCK_ANOMALY)
         batch.latest, batch.previous = max(now, batch.latest), (now, monotonic_ns)
-        moment = now.strftime(_TIME)
+        moment = now.strftime(TIME)
         leaf = plain_json(
             {
                 "schema": SCHEMA,
@@ -533,7 +574,7 @@ class AuditLog:
         if idempotency_key is None:
             return _Request.made(entries, payloads)
         _refuse_half_characters(idempotency_key, "An idempotency key")
-        about = [[e.subject, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
+        about = [[e.subject, e.like, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
         digest = self._vault.digest(canonical(about) + b"".join(payloads))
         return _Request.made(entries, payloads, self._vault.lookup(f"request\n{idempotency_key}"), digest)
 

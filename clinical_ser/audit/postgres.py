@@ -213,7 +213,7 @@ class PostgresDatabase:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Commit durably at the end, or roll back."""
-        self.query("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        self._begin("READ COMMITTED READ WRITE")
         try:
             yield
             with self._failures():
@@ -227,7 +227,7 @@ class PostgresDatabase:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Let all reads inside see one state, that of the first."""
-        self.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self._begin("REPEATABLE READ READ ONLY")
         try:
             yield
         finally:
@@ -322,6 +322,12 @@ class PostgresDatabase:
     def _status(self) -> TransactionStatus:
         return self._connection.info.transaction_status
 
+    def _begin(self, mode: str) -> None:
+        # PostgreSQL answers a second BEGIN with no more than a warning, and what is inside would be committed with what is around it.
+        if self._status in {TransactionStatus.INTRANS, TransactionStatus.INERROR}:
+            raise StorageError("a transaction is open already", broken=True)
+        self.query(f"BEGIN ISOLATION LEVEL {mode}")
+
     def _roll_back(self) -> None:
         """End a transaction that is open; where the session is gone, the server does."""
         if self._status is not TransactionStatus.IDLE:
@@ -336,14 +342,19 @@ class PostgresDatabase:
                 self.query(f"CLOSE {name}")
 
     def _rewrite(self, table: str) -> None:
-        notices: list[errors.Diagnostic] = []
-        self._connection.add_notice_handler(notices.append)
+        details: list[str] = []
+
+        def note(notice: errors.Diagnostic) -> None:
+            # Read here: a notice is empty once its statement is over.
+            details.append(notice.message_detail or "")
+
+        self._connection.add_notice_handler(note)
         try:
             self.query(f"VACUUM (FULL, VERBOSE) {table}")
         finally:
-            self._connection.remove_notice_handler(notices.append)
+            self._connection.remove_notice_handler(note)
         # "N dead row versions cannot be removed yet", in the server's language: an older snapshot still sees them.
-        if any(re.match(r"\D*[1-9]", (notice.message_detail or "").partition("\n")[0]) for notice in notices):
+        if any(re.match(r"\D*[1-9]", detail.partition("\n")[0]) for detail in details):
             raise StorageError(f"what was deleted from {table} could not be removed because someone is reading", broken=False)
 
     @contextlib.contextmanager

@@ -6,16 +6,17 @@ not believe it asks `verifying`.
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.database import Database, StorageError
-from clinical_ser.audit.events import RECORD, Event, parse_payload
+from clinical_ser.audit.events import MODEL, RECORD, TIME, Event, parse_payload, time_in
 from clinical_ser.audit.merkle import Prover
 from clinical_ser.audit.notes import VerifierKey
 from clinical_ser.audit.records import Record
 from clinical_ser.audit.tables import DatabaseTiles, head_of
 from clinical_ser.audit.vault import Vault
-from clinical_ser.errors import AuditTamperedError, AuditUnavailableError
+from clinical_ser.errors import AuditSetupError, AuditTamperedError, AuditUnavailableError
 
 _RECORDS = (
     "SELECT leaves.idx, leaf, subject, data FROM leaves LEFT JOIN sealed ON sealed.idx = leaves.idx "
@@ -90,14 +91,41 @@ class DatabaseReader:
         raise AuditTamperedError(f"There is no record {index}; the log has records 0 to {self.size - 1}.")
 
     def named(self, name: str) -> list[int]:
-        """Return the indices of the records about a subject, or about a result (`clinical-ser:result:…`), in their order."""
+        """Return the indices of the records about a subject, a result (`clinical-ser:result:…`) or a model (`clinical-ser:model:…`)."""
         if self._vault is None:
             return []
-        names = [f"subject\n{name}", *([name] if name.startswith(RECORD) else [])]
+        names = [f"subject\n{name}", *([name] if name.startswith((RECORD, MODEL)) else [])]
         lookups = [self._vault.lookup(each) for each in names]
         with readable():
             rows = [row for lookup in lookups for row in self._database.query("SELECT idx FROM names WHERE lookup = ? ORDER BY idx", (lookup,))]
         return sorted({index for (index,) in rows if index < self.size})
+
+    def cosigned(self) -> str:
+        """Return the newest checkpoint that was kept, with the cosignatures that witnesses gave for it; the head where none was kept."""
+        with readable():
+            rows = self._database.query("SELECT size, note FROM checkpoints WHERE size <= ? ORDER BY size DESC LIMIT 1", (self.size,))
+            if not rows:
+                return self._note
+            [(size, note)] = rows
+            lines = self._database.query("SELECT line FROM cosignatures WHERE size = ? ORDER BY line", (size,))
+        return str(note) + "".join(line for (line,) in lines)
+
+    def between(self, since: datetime | None, until: datetime | None) -> tuple[int | None, int | None]:
+        """Return the first record that is not before a moment, and the last that is not after one; None where there is no such bound.
+
+        Raises
+        ------
+        AuditSetupError
+            The log has no record in between.
+        """
+        if since is None and until is None:
+            return None, None
+        low = "" if since is None else since.astimezone(UTC).strftime(TIME)
+        high = "~" if until is None else until.astimezone(UTC).strftime(TIME)
+        within = [index for index, leaf in enumerate(self.leaves(0, self.size)) if low <= time_in(leaf) <= high]
+        if not within:
+            raise AuditSetupError("The log has no record between these days.")
+        return within[0], within[-1]
 
     def kept_checkpoints(self) -> list[str]:
         """Return the checkpoints that were handed out, witnessed or anchored, the oldest first."""
@@ -120,10 +148,10 @@ class DatabaseReader:
         with readable():
             return self._prover.inclusion(index)
 
-    def consistency(self, old: int) -> list[bytes]:
-        """Return the proof that the checkpoint's tree grew from one of `old` records; ValueError where it is smaller."""
+    def consistency(self, old: int, size: int | None = None) -> list[bytes]:
+        """Return the proof that the checkpoint's tree, or that of `size` records, grew from one of `old`; ValueError where it is smaller."""
         with readable():
-            return self._prover.consistency(old)
+            return (self._prover if size is None else Prover(self._tiles, size)).consistency(old)
 
     def _record(self, index: int, leaf: bytes, subject: bytes | None, data: bytes | None) -> Record:
         event = Event.parse(leaf)

@@ -41,6 +41,8 @@ class SubjectKey:
 
     id: bytes | None
     key: bytes
+    lookup: bytes = b""
+    """Under which the log finds the subject's records."""
 
     def tag(self, event_id: str) -> str:
         """Return the subject's tag in an event: HMAC-SHA256 of the event's id."""
@@ -122,7 +124,7 @@ class Vault:
         if (known := self._by_lookup.get(lookup)) is not None:
             return known
         with _as_key_error():
-            rows = self._database.query("SELECT id, key FROM subjects WHERE lookup = ?", (lookup,))
+            rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE lookup = ?", (lookup,))
         if not rows:
             return None
         if len(self._by_lookup) >= _CACHED:
@@ -143,8 +145,8 @@ class Vault:
         for subject in dict.fromkeys(subjects):
             key = self.find(subject)
             if key is None:
-                key = SubjectKey(os.urandom(_ID_BYTES), os.urandom(_KEY_BYTES))
-                new.append((key.id, self.lookup(f"subject\n{subject}"), key.key))
+                key = SubjectKey(os.urandom(_ID_BYTES), os.urandom(_KEY_BYTES), self.lookup(f"subject\n{subject}"))
+                new.append((key.id, key.lookup, key.key))
             keys[subject] = key
         if new:
             with self._database.transaction():
@@ -156,15 +158,9 @@ class Vault:
         """Return the key that a sealed payload names, None where it was destroyed."""
         return self.log_key if subject_id is None else self._by_id(subject_id)
 
-    def name_of(self, subject_id: bytes) -> bytes:
-        """Return the lookup under which the log finds a subject's records."""
-        with _as_key_error():
-            [(lookup,)] = self._database.query("SELECT lookup FROM subjects WHERE id = ?", (subject_id,))
-        return bytes(lookup)
-
     def _read_by_id(self, subject_id: bytes) -> SubjectKey | None:
         with _as_key_error():
-            rows = self._database.query("SELECT id, key FROM subjects WHERE id = ?", (subject_id,))
+            rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE id = ?", (subject_id,))
         return SubjectKey(*rows[0]) if rows else None
 
     def destroy(self, subject: str) -> None:

@@ -237,7 +237,7 @@ class _Verification:
             raise AuditTamperedError("its payload is sealed for another subject than its leaf says.")
         expected = {self._vault.lookup(record) for record in payload.records()}
         if key.id is not None:
-            expected.add(self._vault.name_of(key.id))
+            expected.add(key.lookup)
         if names != expected:
             raise AuditTamperedError("the index by which it is found was changed.")
         if isinstance(payload, Erasure) and payload.erased:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, train
+from clinical_ser.cli import audit, cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, train
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
@@ -62,4 +62,5 @@ app.command()(plan.plan)
 app.add_typer(model.app, name="model")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
+app.add_typer(audit.app, name="audit")
 app.command()(doctor.doctor)

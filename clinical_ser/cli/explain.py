@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
 from clinical_ser.cli.reporting import Reporter
 from clinical_ser.cli.results import UNVOUCHED, read_result
-from clinical_ser.cli.screen import load_baselines, sex_named, show
+from clinical_ser.cli.screen import SUBJECT, load_baselines, sex_named, show
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.screening import DEFAULT_MODEL
@@ -41,6 +42,7 @@ def explain(
         list[str] | None, typer.Option(help="Where the model's encoder is, if it is not installed: a folder, or BACKEND:ARGUMENT (repeatable).")
     ] = None,
     what_if: Annotated[bool, typer.Option("--what-if", help="Also print which family would have to move for another answer.")] = False,
+    subject: Annotated[str | None, typer.Option(help=SUBJECT)] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The whole ScreeningResult, with timeline and tracks: personal data, to be kept as the recording is.")
     ] = False,
@@ -50,10 +52,12 @@ def explain(
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
     of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
-    of_recording |= {"encoder": str(encoder) if encoder else None}
+    of_recording |= {"encoder": str(encoder) if encoder else None, "subject": subject}
+    recorder = Recorder.find()
     told = result = read_result(source)
     if result is None:
-        screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable, encoders=encoder or ())
+        with recorder.refusals(model or DEFAULT_MODEL):
+            screener = Screener.load(model or DEFAULT_MODEL, interpretable=interpretable, encoders=encoder or ())
         sex = sex_named(sex)
         if prevalence is None:
             prevalence = Reporter.find(None).prevalence_for(screener)
@@ -71,9 +75,12 @@ def explain(
             timeline=True,
             explained=explained,
         )
+        recorder.answer(result, subject=subject)
     elif given := [f"--{name}" for name, value in of_recording.items() if value is not None]:
         raise InvalidValueError(given[0], "given with a result", "a recording: a result is explained as it was answered")
     drawn = picture if picture and (result.explanation or picture.suffix.lower() != ".svg") else None
+    if told or drawn:
+        recorder.shown([result], drawn)
     if drawn:
         _write(result, drawn)
     elif picture:

@@ -14,6 +14,7 @@ import typer
 from pydantic import BaseModel
 
 from clinical_ser.audio import Recording, load
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import FAILED, INTERRUPTED, SHOWN_PROBLEMS, complain, literal, output, print_json, progress
 from clinical_ser.cli.reporting import HTML, VOICE, Reporter, check_destination, ending_of, file_in, read_earlier, read_told, write
@@ -57,12 +58,14 @@ def report(
     if earlier and alone is None:
         raise InvalidValueError("--earlier", "given with several results", "one result: earlier ones are the same person's")
     reporter = Reporter.find(site, language)
+    recorder = Recorder.find()
     if alone:
-        written = _write_one(alone, out, ending, reporter, earlier or [], embed_audio)
+        written = _write_one(alone, out, ending, reporter, recorder, earlier or [], embed_audio)
         batch = Batch(written=1)
     else:
         written = out
-        batch = _write_many(_places(results), out, partial(_made, reporter=reporter, ending=ending), processors() if workers is None else workers)
+        make = partial(_made, reporter=reporter, ending=ending)
+        batch = _write_many(_places(results), out, make, recorder, processors() if workers is None else workers)
     _complain_of(batch.failed)
     if as_json:
         print_json(batch)
@@ -101,6 +104,9 @@ class Made(NamedTuple):
 
     name: str
     content: bytes
+    result: str
+    model: str
+    """Digests of the result and of the model that gave it, for the audit log."""
 
 
 Make = Callable[[Place], Made | str]
@@ -110,7 +116,7 @@ Make = Callable[[Place], Made | str]
 # --- One ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def _write_one(source: Path, out: Path, ending: str, reporter: Reporter, earlier: list[Path], audio: Path | None) -> Path:
+def _write_one(source: Path, out: Path, ending: str, reporter: Reporter, recorder: Recorder, earlier: list[Path], audio: Path | None) -> Path:
     result = read_told(source, "RESULT")
     before = read_earlier(earlier)
     content = reporter.report(
@@ -120,6 +126,7 @@ def _write_one(source: Path, out: Path, ending: str, reporter: Reporter, earlier
         audio=_as_screened(audio, result) if audio else None,
     )
     target = out if ending_of(out) else file_in(out, result, ending)
+    recorder.report([result], "exported", ending.removeprefix("."))
     write(content, target)
     if audio:
         complain("Personal data", VOICE)
@@ -171,21 +178,22 @@ def _made(place: Place, *, reporter: Reporter, ending: str) -> Made | str:
     """Make one report of many; what is wrong with its result comes back as the reason."""
     try:
         result = read_told(place.path, "RESULT", start=place.start, length=place.length)
-        return Made(file_in(Path(), result, ending).name, reporter.report(result, ending))
+        return Made(file_in(Path(), result, ending).name, reporter.report(result, ending), result.digest, result.model.digest)
     except ClinicalSerError as error:
         return str(error)
 
 
-def _write_many(places: Sequence[Place], folder: Path, make: Make, workers: int) -> Batch:
+def _write_many(places: Sequence[Place], folder: Path, make: Make, recorder: Recorder, workers: int) -> Batch:
     names: set[str] = set()
     failed: dict[int, str] = {}
     done = 0
     try:
-        with progress("Writing reports") as tell, closing(_answers(places, make, workers)) as answers:
+        with progress("Writing reports") as tell, recorder.reporting() as record, closing(_answers(places, make, workers)) as answers:
             for done, (index, answer) in enumerate(answers, start=1):
                 if isinstance(answer, str):
                     failed[index] = answer
                 elif answer.name not in names:
+                    record(answer.result, answer.model, Path(answer.name).suffix.removeprefix("."))
                     write(answer.content, folder / answer.name)
                     names.add(answer.name)
                 tell(done, len(places))

@@ -9,16 +9,18 @@ from typing import Annotated, Any, Self
 import typer
 
 from clinical_ser.audio import Recording, load
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import FAILED, NOT_USABLE, complain, literal, output, percent, print_line
 from clinical_ser.cli.explanation import check_words, show_explanation, show_timeline, status_words, with_unit, words
 from clinical_ser.cli.reporting import HTML, PDF, VOICE, Reporter, check_destination, ending_of, file_in, read_earlier, write
 from clinical_ser.cohorts.manifest import SEXES
-from clinical_ser.errors import AudioError, BaselineError, InvalidValueError, ReportError
+from clinical_ser.errors import AudioError, AuditError, BaselineError, InvalidValueError, ReportError
 from clinical_ser.monitoring.comparison import compare
 from clinical_ser.screening import DEFAULT_MODEL
 from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Screener
 
+SUBJECT = "Whom it is of, as your site names the person: for the audit log to find and erase by. It is in no result."
 _STYLE = {Status.FLAGGED: "bold black on yellow", Status.NOT_USABLE: "bold white on red", Status.INDETERMINATE: "bold black on cyan"}
 
 
@@ -61,11 +63,16 @@ def screen(
     embed_audio: Annotated[
         bool, typer.Option("--embed-audio", help="Put the recording into the .html report, which then holds the person's voice.")
     ] = False,
+    subject: Annotated[str | None, typer.Option(help=SUBJECT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole ScreeningResult; one line each when there are several.")] = False,
 ) -> None:
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
     reports = _Reports.wanted(report or [], site, report_language, earlier or [], embed_audio=embed_audio, several=len(audio) > 1)
-    screener = Screener.load(model, interpretable=interpretable, encoders=encoder or ())
+    recorder = Recorder.find()
+    if subject and len(audio) > 1:
+        raise InvalidValueError("--subject", "given with several recordings", "one recording: a subject is one person")
+    with recorder.refusals(model):
+        screener = Screener.load(model, interpretable=interpretable, encoders=encoder or ())
     if prevalence is None:
         prevalence = reports.reporter.prevalence_for(screener)
     day = recorded_on.date() if recorded_on else None
@@ -78,7 +85,9 @@ def screen(
         try:
             recording = load(path, start=start, end=end)
             result = screener.screen(recording, **about, prevalence=prevalence, baseline=own, start=start, timeline=timeline or bool(report))
-        except (AudioError, InvalidValueError) as error:
+            # Recorded before a word of it is shown or written.
+            recorder.answer(result, subject=subject)
+        except (AudioError, InvalidValueError, AuditError) as error:
             # Named by position: a file's name may be a person's name, and this line may end up in a log.
             complain(place, error)
             if as_json:
@@ -92,7 +101,7 @@ def screen(
             print_line(result.model_dump_json(indent=2, ensure_ascii=True))
         else:
             print_line(json.dumps({"position": position, "result": result.model_dump(mode="json")}))
-        if not reports.write(result, recording, place, quietly=as_json):
+        if not reports.write(result, recording, place, recorder, quietly=as_json):
             worst = FAILED
     if worst:
         raise typer.Exit(worst)
@@ -121,19 +130,21 @@ class _Reports:
             raise InvalidValueError("--embed-audio", "given without an HTML report", "--report FILE.html too")
         return cls(Reporter.find(site, language), tuple(paths), tuple(read_earlier(earlier)), embed_audio)
 
-    def write(self, result: ScreeningResult, recording: Recording, place: str, *, quietly: bool) -> bool:
-        """Write the reports on a result; complain, and return False, where one cannot be made."""
-        made = [self._write_to(path, result, recording, place, quietly) for path in self.paths]
+    def write(self, result: ScreeningResult, recording: Recording, place: str, recorder: Recorder, *, quietly: bool) -> bool:
+        """Write the reports on a result; complain, and return False, where one cannot be made, or its record cannot."""
+        made = [self._write_to(path, result, recording, place, recorder, quietly) for path in self.paths]
         return all(made)
 
-    def _write_to(self, path: Path, result: ScreeningResult, recording: Recording, place: str, quietly: bool) -> bool:
+    def _write_to(self, path: Path, result: ScreeningResult, recording: Recording, place: str, recorder: Recorder, quietly: bool) -> bool:
         ending = ending_of(path)
         target = path if ending else file_in(path, result, PDF)
         try:
             comparison = compare(result, self.earlier) if self.earlier else None
             audio = self._audio(result, recording) if ending == HTML else None
-            write(self.reporter.report(result, ending or PDF, comparison=comparison, audio=audio), target)
-        except (InvalidValueError, ReportError) as error:
+            content = self.reporter.report(result, ending or PDF, comparison=comparison, audio=audio)
+            recorder.report([result], "exported", (ending or PDF).removeprefix("."))
+            write(content, target)
+        except (InvalidValueError, ReportError, AuditError) as error:
             complain(f"No report, {place.lower()}", error)
             return False
         if audio:

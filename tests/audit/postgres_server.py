@@ -22,7 +22,13 @@ SUPERUSER = "owner"
 _PROGRAMS = ("initdb", "postgres", "pg_isready")
 _PASSWORD_ROLES = "guarded"
 """Roles of this name are let in with their password alone; everybody else who reaches the socket is let in."""
-_SETTINGS = {"listen_addresses": "", "shared_buffers": "16MB", "max_connections": "40", "dynamic_shared_memory_type": "posix", "log_statement": "none"}
+_SETTINGS = {
+    "listen_addresses": "",
+    "shared_buffers": "16MB",
+    "max_connections": "40",
+    "dynamic_shared_memory_type": "posix",
+    "log_statement": "none",
+}
 _STARTS_WITHIN_S = 60.0
 
 
@@ -55,8 +61,7 @@ class PostgresServer:
         if self._as_user:
             os.chown(folder, self._as_user["user"], self._as_user["group"])
         options = ["--username", SUPERUSER, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
-        made = subprocess.run([programs / "initdb", "-D", self._data, *options], **self._how(), check=False)
-        assert made.returncode == 0, self._log.read_text()
+        assert self._begin("initdb", *options).wait(_STARTS_WITHIN_S) == 0, self._log.read_text()
         access = self._data / "pg_hba.conf"
         access.write_text(f"local all {_PASSWORD_ROLES} scram-sha-256\n" + access.read_text())
 
@@ -68,14 +73,13 @@ class PostgresServer:
     def _log(self) -> Path:
         return self._folder / "server.log"
 
-    def _how(self) -> dict[str, Any]:
-        with self._log.open("ab"):
-            if self._as_user:
-                os.chown(self._log, self._as_user["user"], self._as_user["group"])
+    def _begin(self, program: str, *options: str) -> subprocess.Popen[bytes]:
+        command = [self._programs / program, "-D", self._data, *options]
         environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-        return {"cwd": self._folder, "env": environment, "stdin": subprocess.DEVNULL, "stdout": self._log.open("ab"), "stderr": subprocess.STDOUT} | (
-            self._as_user
-        )
+        with self._log.open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **self._as_user
+            )
 
     def url(self, database: str = "postgres", *, user: str = SUPERUSER, password: str = "", schema: str = "") -> str:
         """Return the URL by which a database is reached."""
@@ -90,9 +94,7 @@ class PostgresServer:
         while not self._answers():
             assert time.monotonic() < deadline, self._log.read_text()
             if self._process is None or self._process.poll() is not None:
-                how = self._how()
-                with how["stdout"]:
-                    self._process = subprocess.Popen([self._programs / "postgres", "-D", self._data, *options], **how)
+                self._process = self._begin("postgres", *options)
             time.sleep(0.05)
 
     def _answers(self) -> bool:

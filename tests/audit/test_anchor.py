@@ -321,6 +321,13 @@ def test_a_stamp_over_another_kind_of_hash_is_refused(tmp_path: Path) -> None:
 
 
 @needs_openssl
+def test_a_stamp_granted_with_changes_is_not_the_one_that_was_asked_for(stamped: Stamped) -> None:
+    changed = stamped.response.replace(bytes.fromhex("3003020100"), bytes.fromhex("3003020101"), 1)
+    with pytest.raises(AuditFormatError, match="granted with mods"):
+        verify_timestamp(NOTE, changed, [stamped.authority.root])
+
+
+@needs_openssl
 @ALTERED
 @given(data=st.data())
 def test_an_altered_stamp_says_the_same_or_is_refused(stamped: Stamped, data: st.DataObject) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import ipaddress
+import signal
 import socket
 import ssl
 import threading
@@ -27,7 +28,7 @@ from clinical_ser.audit.notes import Ed25519Signer, parse_note
 from clinical_ser.audit.witness import MAX_REQUEST_BYTES, Witness, WitnessRefusalError
 from clinical_ser.audit.witness_http import MAX_ANSWER_BYTES, listener, post, request_cosignatures, serve, witness_app, witness_server
 from clinical_ser.errors import AuditFormatError, AuditKeyError, AuditSetupError, AuditUnavailableError, WitnessError
-from tests.audit.test_witness import COSIGNER, FORK, LOG, ORIGIN, WITNESS_SEED, GrowingLog, ed25519, reopened
+from tests.audit.test_witness import COSIGNER, FORK, LOG, ORIGIN, WITNESS_SEED, GrowingLog, ed25519, in_process, reopened
 
 KEYS = (COSIGNER.key,)
 
@@ -303,11 +304,30 @@ def test_over_tls_only_a_trusted_server_is_asked(witness: Witness, tls: tuple[Pa
             ask(url.replace("https", "http"), 6)
 
 
+def test_a_witness_in_its_own_process_serves_until_it_is_told_to_stop(path: Path, witness: Witness) -> None:
+    with listener("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    process = in_process(path, f"from clinical_ser.audit.witness_http import *; serve(witness_app(reopened(path)), '127.0.0.1', {port})")
+    with process:
+        try:
+            while True:
+                with contextlib.suppress(WitnessError):
+                    assert ask(f"http://127.0.0.1:{port}", 5)
+                    break
+                assert process.poll() is None
+                time.sleep(0.1)
+        finally:
+            process.terminate()
+            process.communicate(timeout=20)
+    assert process.returncode in {0, -signal.SIGTERM}
+    assert witness.latest(ORIGIN).size == 5
+
+
 def test_without_tls_nobody_is_served_but_the_own_machine(witness: Witness, tls: tuple[Path, Path]) -> None:
     app = witness_app(witness)
     for host in ("0.0.0.0", "192.0.2.1", "::", "witness.example"):
         with pytest.raises(AuditSetupError, match="loopback"):
-            serve(app, host, 0)
+            witness_server(app, host)
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         assert witness_server(app, host)
     assert witness_server(app, "0.0.0.0", certificate=tls[0], key=tls[1])

@@ -282,7 +282,8 @@ def _result_bytes(result: ScreeningResult) -> bytes:
 
 def _named_results(checked: Iterable[tuple[Shown, Event]]) -> set[str]:
     contents = (one.content for one, _ in checked)
-    return {record.removeprefix(events.RECORD) for content in contents if content is not None for record in content.records()}
+    names = (name for content in contents if content is not None for name in content.records())
+    return {name.removeprefix(events.RECORD) for name in names if name.startswith(events.RECORD)}
 
 
 def _check_asked(checked: Sequence[tuple[Shown, Event]], results: Iterable[str], models: Iterable[str]) -> None:

@@ -81,12 +81,18 @@ class ServiceNote(Strict):
 
 
 class InForce(Strict):
-    """A model that was made the one that answers, until the next was. Its threshold is part of the bundle, so the digest pins both."""
+    """A model that was made one that answers. Its threshold is part of the bundle, so the digest pins both.
+
+    A site may have several at once, for different tasks: which one a change replaced, only its payload says. From when to when a model did answer
+    is under `answers`, details or not.
+    """
 
     model: Hex32
+    name: str | None
+    """Only with `details`."""
     since: str
     until: str | None
-    """None: still at the end of the extract."""
+    """When one of the same name took its place; None where none did, or without `details`."""
     record: int
 
 
@@ -164,8 +170,8 @@ def export_ai_act(
         The period, both ends in it, with time zones. The extract goes from the first record of it to the last, with all between them, even one
         whose time the clock put elsewhere.
     details
-        Whether to open the payloads of records about the system (`OPENED`), where they can be: they say what started and stopped, which model
-        replaced which, and what drifted, and may name staff who acted. Never those about persons screened.
+        Whether to open the payloads of records about the system (`OPENED`): they say what started and stopped, which model replaced which, and
+        what drifted, and may name staff who acted. Never those about persons screened.
     created
         When it is made; now, unless the same bytes are to come out twice.
 
@@ -178,6 +184,8 @@ def export_ai_act(
     ------
     InvalidValueError
         A time has no zone, or the period ends before it begins.
+    AuditKeyError
+        A payload that `details` wants cannot be opened.
     """
     _check_period(since, until)
     first, last = _range(reader, since, until)
@@ -215,8 +223,8 @@ def verify_ai_act(packet: Packet, reader: LogReader | None = None) -> Findings:
     for shown, event in read_records(packet):
         if shown.index != expected:
             raise AuditTamperedError(f"Record {expected} is missing.")
-        if shown.state == "without_staff" or (shown.state == "whole" and not (document.details and event.kind in OPENED)):
-            raise AuditTamperedError(f"Record {shown.index} shows more than an extract does.")
+        if shown.state not in ({"whole", "erased"} if document.details and event.kind in OPENED else {"leaf"}):
+            raise AuditTamperedError(f"Record {shown.index} shows more, or less, than the extract says.")
         tally.take(shown, event)
         expected += 1
     end = 0 if document.last is None else document.last + 1
@@ -255,8 +263,7 @@ def _shown(reader: LogReader, first: int | None, last: int | None, *, details: b
     if first is None or last is None:
         return
     for record in reader.records(first, last + 1):
-        opened = details and record.event.kind in OPENED and record.state == "open"
-        yield show(reader, record, "whole" if opened else "leaf")
+        yield show(reader, record, "whole" if details and record.event.kind in OPENED else "leaf")
 
 
 def _taken(shown: Iterable[Shown], tally: "_Tally") -> Iterator[Shown]:
@@ -315,9 +322,10 @@ class _Tally:
         model = _now_answers(shown.content, event)
         if model is None:
             return
-        if self._in_force and self._in_force[-1].until is None:
-            self._in_force[-1] = self._in_force[-1].model_copy(update={"until": event.time})
-        self._in_force.append(InForce(model=model, since=event.time, until=None, record=shown.index))
+        name = content.name if isinstance(content := shown.content, ModelChange) else None
+        if name is not None:
+            self._in_force = [_ended(each, event.time) if (each.name, each.until) == (name, None) else each for each in self._in_force]
+        self._in_force.append(InForce(model=model, name=name, since=event.time, until=None, record=shown.index))
 
     def extract(self, **head: object) -> Extract:
         return Extract.model_validate(
@@ -335,6 +343,10 @@ class _Tally:
                 "flagged": tuple(self._flagged),
             }
         )
+
+
+def _ended(one: InForce, time: str) -> InForce:
+    return one.model_copy(update={"until": time})
 
 
 def _now_answers(content: Payload | None, event: Event) -> str | None:

@@ -265,7 +265,8 @@ def check_resource(resource: object) -> list[str]:
     >>> check_resource({"resourceType": "Device", "status": "broken"})
     ["Device.status: 'broken' is not in its required value set"]
     """
-    if not isinstance(resource, dict) or resource.get("resourceType") not in {"AuditEvent", "Device"}:
+    # A list and not a set: what is looked up may have no hash.
+    if not isinstance(resource, dict) or resource.get("resourceType") not in ["AuditEvent", "Device"]:
         return ["resource: neither an AuditEvent nor a Device"]
     name = resource["resourceType"]
     problems = list(_check_object(resource, name, name))
@@ -321,12 +322,13 @@ def _check_value(value: object, kind: str, path: str) -> Iterator[str]:
 
 
 def _check_coding(coding: Mapping[str, Any], path: str) -> Iterator[str]:
-    known = CODES.get(coding.get("system", ""))
+    system, value = coding.get("system"), coding.get("code")
+    known = CODES.get(system) if isinstance(system, str) else None
     if known is None:
         return
-    if coding.get("code") not in known:
-        yield f"{path}: is no code of {coding['system']} that our exports use"
-    elif "display" in coding and coding["display"] != known[coding["code"]]:
+    if not isinstance(value, str) or value not in known:
+        yield f"{path}: is no code of {system} that our exports use"
+    elif "display" in coding and coding["display"] != known[value]:
         yield f"{path}: has another display than its code"
 
 

@@ -9,6 +9,7 @@ A cell that starts with = + - @ (their full-width forms too), a tab or a line en
 apostrophe: taking one away gives back what was there (OWASP, CSV Injection).
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from clinical_ser.audit.events import PAYLOADS
+from clinical_ser.audit.events import MAX_PAYLOAD_BYTES, PAYLOADS
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
 from clinical_ser.audit.exports.selection import Order, Selection
 from clinical_ser.audit.merkle import Frontier, leaf_hash
@@ -34,6 +35,8 @@ _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _DANGEROUS = frozenset("=+-@\t\r\n＝＋－＠")
 _ESCAPE = "'"
 _HEX = frozenset("0123456789abcdef")
+# JSON writes a control character in six.
+_MAX_CELL = 6 * MAX_PAYLOAD_BYTES
 
 _NOT_CLAIMED = (
     "That this table can be checked without the log, cell by cell: it is for reading. The JSON Lines form carries the proofs.",
@@ -112,10 +115,18 @@ def verify(packet: Packet, reader: LogReader | None = None) -> Findings:
     order.finish()
     if order.is_all and tree.root != packet.checkpoint.root:
         raise AuditTamperedError("The column leaf_sha256 does not make up the root of the checkpoint: at least one cell was changed.")
-    checked, unchecked = ["The table is as the manifest says, with its header, every row and their order."], []
-    (checked if order.is_all or reader else unchecked).append("That every leaf_sha256 is in the tree of the checkpoint.")
-    (checked if reader else unchecked).append("That the other cells say what the records of those leaf_sha256 say, as far as they can be opened.")
-    return Findings(order.count, tuple(checked), (*unchecked, *order.unchecked()))
+    return _findings(order, in_log=reader is not None)
+
+
+def _findings(order: Order, *, in_log: bool) -> Findings:
+    hashes = "That every leaf_sha256 is in the tree of the checkpoint."
+    cells = "That the other cells say what the records of those leaf_sha256 say, as far as they can be opened."
+    are_checked = {hashes: order.is_all or in_log, cells: in_log}
+    checked = tuple(what for what, done in are_checked.items() if done)
+    unchecked = tuple(what for what, done in are_checked.items() if not done)
+    return Findings(
+        order.count, ("The table is as the manifest says, with its header, every row and their order.", *checked), (*unchecked, *order.unchecked())
+    )
 
 
 def _compare(cells: dict[str, str], record: Record, columns: Sequence[Column]) -> None:
@@ -176,7 +187,7 @@ def _readme(reader: LogReader, columns: Sequence[Column]) -> str:
 
 
 def _rows(packet: Packet, names: list[str]) -> Iterator[list[str]]:
-    with packet.open(TABLE) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
+    with packet.open(TABLE) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file, _large_cells():
         # strict: a quote in the wrong place is an error, not a guess.
         reader = csv.reader(file, strict=True)
         try:
@@ -188,7 +199,17 @@ def _rows(packet: Packet, names: list[str]) -> Iterator[list[str]]:
                     raise AuditFormatError(f"{TABLE} row {reader.line_num} has {len(row)} cells, not {len(names)}.")
                 yield row
         except (csv.Error, UnicodeDecodeError):
-            raise AuditFormatError(f"{TABLE} line {reader.line_num + 1} is no CSV in UTF-8.") from None
+            raise AuditFormatError(f"{TABLE} is no CSV in UTF-8, about line {reader.line_num}.") from None
+
+
+@contextlib.contextmanager
+def _large_cells() -> Iterator[None]:
+    """Let the csv module read cells as large as payloads; its limit of 128 KiB is the process's, and is put back."""
+    usual = csv.field_size_limit(_MAX_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(usual)
 
 
 def _index_of(cell: str, number: int) -> int:

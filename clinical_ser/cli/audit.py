@@ -1,0 +1,441 @@
+"""`clinical-ser audit`: set the log up, look into it, prove, verify, export.
+
+The one idea: what verifies needs keys and files only; a stranger runs it on another machine, without the site's log or its secrets.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from clinical_ser.audit.anchor import printed_checkpoint
+from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, AuditExport, Purpose
+from clinical_ser.audit.exports.packet import Verified as VerifiedExport
+from clinical_ser.audit.exports.packet import verify_export
+from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
+from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.proof_file import ProofFile
+from clinical_ser.audit.reading import DatabaseReader
+from clinical_ser.audit.records import Record
+from clinical_ser.audit.tiles import publish_tiles, verify_tiles
+from clinical_ser.audit.verifying import Verified
+from clinical_ser.cli import audit_acts, audit_trust
+from clinical_ser.cli.console import check_output_file, literal, output, print_line, program, progress
+from clinical_ser.cli.results import read_result
+from clinical_ser.cohorts.table import replaced
+from clinical_ser.errors import AuditFormatError, AuditSetupError, AuditTamperedError, InvalidValueError
+from clinical_ser.folders import user_folder
+
+app = typer.Typer(help="The audit trail: set up, look, verify, prove, export, erase.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
+Key = Annotated[
+    list[str], typer.Option("--key", help="A verifier key of the log (`audit keys list` shows it), got from its owner by another way; repeatable.")
+]
+Day = typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")
+MAX_FILE_BYTES = 1 << 20
+
+
+def site_log() -> LogConfiguration:
+    """Return the site's log; AuditSetupError where it has none."""
+    found = LogConfiguration.find()
+    if found is None:
+        raise AuditSetupError("No audit log is set up here; `audit init` makes one.")
+    return found
+
+
+@app.command()
+def init(
+    origin: Annotated[str, typer.Option(help="The log's name, for good: a URL without https://, as hospital.example/screening.")],
+    url: Annotated[str | None, typer.Option(help="postgresql://… to keep records there; a SQLite file of this user otherwise.")] = None,
+    key_source: Annotated[
+        str, typer.Option(help="Where the signing key is: file, env:VARIABLE, or exec:PROGRAM (docs/compliance.md).", metavar="SOURCE")
+    ] = "file",
+    ml_dsa: Annotated[bool, typer.Option("--ml-dsa", help="Sign with ML-DSA-44 (post-quantum) too.")] = False,
+) -> None:
+    """Set up the site's log. From then on every answer is recorded, or not given."""
+    config, data = user_folder("config"), user_folder("data")
+    if config is None or data is None:
+        raise AuditSetupError("This process has no home folder; set CLINICAL_SER_HOME.")
+    database = url or f"sqlite:{(data / 'audit' / 'log.sqlite').absolute()}"
+    configuration = LogConfiguration(origin, database, config / "keys" / "audit")
+    place = LogConfiguration.default_path()
+    configuration.create(place, key_source=key_source, ml_dsa=ml_dsa)
+    output.print(f"The log {literal(origin)} is set up: {literal(place)}. Its verifier key, to give to whoever shall verify:")
+    for key in configuration.load_keys().active:
+        print_line(str(key))
+    output.print(f"Back up the keys ({literal(configuration.keys)}) apart from the log: without its vault nobody can read the records.")
+    output.print("Have checkpoints witnessed or printed (docs/compliance.md): only against what is kept elsewhere does a rewritten log show.")
+
+
+@app.command("list")
+def list_records(
+    about: Annotated[
+        str | None,
+        typer.Option(help="A subject, as your site names the person; a result (clinical-ser:result:…); or a model (clinical-ser:model:…)."),
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Only this kind (repeatable): {', '.join(sorted(PAYLOADS))}.")] = None,
+    flagged: Annotated[bool, typer.Option("--flagged", help="Only those with a flag: a risk signal, a clock that went wrong.")] = False,
+    last: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show records, the newest last."""
+    if unknown := sorted(set(kind or ()) - set(PAYLOADS)):
+        raise InvalidValueError("--kind", unknown[0], f"one of {', '.join(sorted(PAYLOADS))}")
+    with site_log().read() as log:
+        chosen: list[Record] = []
+        for record in _newest(log, about):
+            if (not kind or record.event.kind in kind) and (not flagged or record.event.flags):
+                chosen.append(record)
+            if len(chosen) == last:
+                break
+    if as_json:
+        for record in reversed(chosen):
+            print_line(json.dumps(as_object(record)))
+    else:
+        _show_records(chosen[::-1])
+
+
+def _newest(log: DatabaseReader, about: str | None) -> Iterable[Record]:
+    indices: Iterable[int] = range(log.size - 1, -1, -1) if about is None else reversed(log.named(about))
+    return (log.record(index) for index in indices)
+
+
+@app.command()
+def verify(
+    what: Annotated[
+        str | None, typer.Argument(help="A result (.json), or the record printed on a report (clinical-ser:result:…): also say what is known of it.")
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="A checkpoint that was kept elsewhere (repeatable): only against one does a log show that was put back.")
+    ] = None,
+    tree: Annotated[bool, typer.Option("--tree", help="The tree alone, without opening payloads: seconds for a million records.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify the whole log: signature, tree, every payload; believing only the keys and checkpoints beside it."""
+    configuration = site_log()
+    record = None if what is None else _record_named(what)
+    retained = [read_text(path) for path in checkpoint or ()]
+    with progress("Verifying") as report:
+        found = configuration.verify(retained=retained, tree_only=tree, report=report)
+    records = []
+    if record is not None:
+        with configuration.read() as log:
+            records = [log.record(index) for index in log.named(record)]
+    if as_json:
+        print_line(json.dumps({**_as_dict(found), "records": [as_object(each) for each in records]}))
+    else:
+        _show_verified(found)
+        if record is not None:
+            _show_known(record, records)
+    if record is not None and not records:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prove(
+    what: Annotated[str, typer.Argument(help="The index of a record; or a result (.json, clinical-ser:result:…), for the answer that was given.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The proof (.tlog-proof); the leaf goes beside it (.leaf.json).")],
+) -> None:
+    """Write a proof, which anyone can check without the log, that a record is in it."""
+    check_output_file(out)
+    leaf_file = out.with_suffix(".leaf.json")
+    with site_log().read() as log:
+        index = int(what) if what.isdecimal() else _first_answer(log, _record_named(what))
+        if not 0 <= index < log.size:
+            raise InvalidValueError("WHAT", what, f"a record from 0 to {log.size - 1}")
+        record = log.record(index)
+        proof = ProofFile(index, tuple(log.inclusion(index)), log.checkpoint)
+    for path, content in ((out, proof.text.encode()), (leaf_file, record.leaf)):
+        with replaced(path) as draft:
+            draft.write_bytes(content)
+    output.print(f"Written: {literal(out)} and {literal(leaf_file)}. To check them: {program()} audit check {literal(out)} --key KEY")
+
+
+@app.command()
+def check(
+    proof: Annotated[Path, typer.Argument(help="A proof (.tlog-proof) of `audit prove`.")],
+    key: Key,
+    leaf: Annotated[Path | None, typer.Option(help="The record's leaf; the file beside the proof otherwise.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a proof: that this leaf is in the log that the key's holder signed. Needs no log."""
+    content = read_bytes(leaf or proof.with_suffix(".leaf.json"))
+    file = ProofFile.parse(read_bytes(proof))
+    checkpoint, note = Checkpoint.open(file.checkpoint, parse_keys(key))
+    if not verify_inclusion(file.index, checkpoint.size, leaf_hash(content), file.path, checkpoint.root):
+        raise AuditTamperedError(f"The leaf is not record {file.index} of the log that was signed.")
+    signed = [f"{each.name}+{each.key_id:08x}" for each, _ in note.verified]
+    if as_json:
+        print_line(json.dumps({"index": file.index, "origin": checkpoint.origin, "size": checkpoint.size, "signed_by": signed}))
+    else:
+        output.print(
+            f"[green]In order.[/green] The leaf is record {file.index} of {literal(checkpoint.origin)}, which had {checkpoint.size} records."
+        )
+        output.print(f"  Signed by {literal(', '.join(signed))}")
+
+
+@app.command("checkpoint")
+def write_checkpoint(
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; the terminal otherwise.")] = None,
+    printed: Annotated[bool, typer.Option("--printed", help="As a page to print, sign and file.")] = False,
+) -> None:
+    """Keep the log's signed head, with the witnesses' signatures it has, and write it out: to be filed elsewhere."""
+    configuration = site_log()
+    with configuration.write() as log:
+        log.retain()
+    with configuration.read(sealed=True) as reader:
+        note = reader.cosigned()
+    text = printed_checkpoint(note) if printed else note
+    if out is None:
+        print_line(text.removesuffix("\n"))
+        return
+    check_output_file(out)
+    with replaced(out) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def publish(folder: Annotated[Path, typer.Argument(help="A folder for a web server; brought up to date if it was published to before.")]) -> None:
+    """Publish leaves, tree and checkpoint as static files (c2sp.org/tlog-tiles). Leaves hold nothing of a person."""
+    with site_log().read(sealed=True) as log:
+        written = publish_tiles(log, folder)
+        output.print(f"{written} files written: {log.size} records of {literal(log.origin)}.")
+
+
+@app.command("verify-published")
+def verify_published(
+    folder: Annotated[Path, typer.Argument(help="What `audit publish` wrote, or a copy fetched from its web server.")],
+    key: Key,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a published log from its first leaf to its signed checkpoint. Needs nothing of the site but its key."""
+    checkpoint = verify_tiles(folder, parse_keys(key))
+    if as_json:
+        print_line(json.dumps({"origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root.hex()}))
+    else:
+        output.print(f"[green]In order.[/green] {checkpoint.size} records of {literal(checkpoint.origin)}; all fit the signed checkpoint.")
+
+
+class ExportForm(StrEnum):
+    """The forms of `audit export`."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    FHIR = "fhir"
+    ACCOUNTING = "accounting"
+    ACCESS = "access"
+    PROCESSING = "processing"
+    AI_ACT = "ai-act"
+    EVIDENCE_PACK = "evidence-pack"
+
+
+@app.command()
+def export(
+    form: Annotated[ExportForm, typer.Option("--format", help="What is asked for; docs/compliance.md says which serves whom.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    subject: Annotated[
+        str | None, typer.Option(help="Whom it is about (accounting, access; else only this person's records), as your site names the person.")
+    ] = None,
+    since: Annotated[datetime | None, Day] = None,
+    until: Annotated[datetime | None, Day] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="jsonl, csv, fhir: only this kind of event (repeatable).")] = None,
+    payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv: with what the log holds of persons.")] = False,
+    result: Annotated[list[Path] | None, typer.Option(help="access: a result (.json) to include (repeatable).")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="access, evidence-pack: a model whose card is included.")] = None,
+    evidence: Annotated[Path | None, typer.Option(help="evidence-pack: the evidence.json of an evaluation.")] = None,
+    site: Annotated[Path | None, typer.Option(help="processing: what the site says of itself (.toml); access: the same, for contacts.")] = None,
+    staff: Annotated[bool, typer.Option("--staff", help="accounting, access: with the names of staff, which are left out otherwise.")] = False,
+    recipient: Annotated[str | None, typer.Option(help="Who gets it; it is recorded.")] = None,
+) -> None:
+    """Export from the log into a signed folder that anyone with the key can verify. That it was exported is recorded."""
+    from clinical_ser.cli.audit_exports import Wanted, export_from
+
+    wanted = Wanted(
+        form=form.value,
+        subject=subject,
+        since=_at(since, time.min),
+        until=_at(until, time.max),
+        kinds=frozenset(kind) if kind else None,
+        payloads=payloads,
+        results=tuple(result or ()),
+        models=tuple(model or ()),
+        evidence=evidence,
+        site=site,
+        staff=staff,
+    )
+    configuration = site_log()
+    with configuration.read() as log:
+        digest = export_from(log, configuration.load_keys().signers, wanted, out)
+        # Recorded when it is made and before anyone is told where: an export that the log does not know of is not handed out.
+        last = log.size - 1
+    recorder = Recorder.find()
+    payload = AuditExport(
+        actor=recorder.actor, form=form.value, first=0 if last >= 0 else None, last=max(last, 0), digest=digest, recipient=recipient
+    )
+    receipt = recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE)
+    index = receipt.index if receipt else "?"
+    output.print(f"Written: {literal(out)}. Recorded as {index}. To verify it: {program()} audit verify-export {literal(out)} --key KEY")
+
+
+@app.command("verify-export")
+def verify_exported(
+    folder: Annotated[Path, typer.Argument(help="What `audit export` wrote.")],
+    key: Key,
+    with_log: Annotated[bool, typer.Option("--with-log", help="Also look things up in the log that is here.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify an export: signed by the log, complete, and each record proved."""
+    if with_log:
+        with site_log().read() as log:
+            found = verify_export(folder, parse_keys(key), reader=log)
+    else:
+        found = verify_export(folder, parse_keys(key))
+    if as_json:
+        findings = {"records": found.findings.records, "checked": found.findings.checked, "unchecked": found.findings.unchecked}
+        print_line(json.dumps({"form": found.manifest.form.name, "origin": found.manifest.origin, "digest": found.digest, **findings}))
+    else:
+        _show_export(found)
+
+
+for command in audit_acts.COMMANDS:
+    app.command()(command)
+app.add_typer(audit_trust.keys_app, name="keys")
+app.add_typer(audit_trust.witness_commands, name="witness")
+app.command()(audit_trust.anchor)
+
+
+# --- Shown and read -----------------------------------------------------------------------------------------------------------------------
+
+
+def parse_keys(texts: Sequence[str]) -> list[VerifierKey]:
+    """Return verifier keys, each once; AuditFormatError for what is none."""
+    return list(dict.fromkeys(VerifierKey.parse(text) for text in texts))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a small file; AuditFormatError where it cannot be read, or is a large one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise AuditFormatError(f"A file that was named cannot be read: {error.strerror}.") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise AuditFormatError("A file that was named is too long to be a checkpoint, a proof or a leaf.")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file; AuditFormatError where it is none."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise AuditFormatError("A file that was named is not text in UTF-8.") from None
+
+
+def as_object(record: Record) -> dict[str, object]:
+    """Return a record for JSON: the leaf, and the payload where it is open."""
+    payload = record.payload.model_dump(mode="json") if record.payload else None
+    return {"index": record.index, "state": record.state, "leaf": json.loads(record.leaf), "payload": payload}
+
+
+def _record_named(what: str) -> str:
+    """Return the record of a result that is named, or that a file holds."""
+    if what.startswith((RECORD, MODEL)):
+        return what
+    result = read_result(Path(what))
+    if result is None:
+        raise InvalidValueError("WHAT", "a file that is no result", f"a result (.json) of `screen --json`, or a record ({RECORD}…)")
+    return RECORD + result.digest
+
+
+def _first_answer(log: DatabaseReader, record: str) -> int:
+    indices = log.named(record)
+    if not indices:
+        raise AuditSetupError("The log has no record of this result: it was given elsewhere, or was erased.")
+    return indices[0]
+
+
+def _at(day: datetime | None, moment: time) -> datetime | None:
+    return None if day is None else datetime.combine(date(day.year, day.month, day.day), moment, UTC)
+
+
+def _show_records(records: Sequence[Record]) -> None:
+    table = Table("record", "time (UTC)", "kind", "outcome", "role", "what", box=None, header_style="bold")
+    for record in records:
+        event = record.event
+        flags = f"  [yellow]{', '.join(event.flags)}[/yellow]" if event.flags else ""
+        row = (str(record.index), event.time[:19].replace("T", " "), event.kind, str(event.outcome), str(event.role))
+        table.add_row(*row, literal(_in_words(record)) + flags)
+    output.print(table)
+    if not records:
+        output.print("No such records.")
+
+
+def _in_words(record: Record) -> str:
+    if record.payload is None:
+        return {"erased": "erased", "sealed": "sealed"}[record.state]
+    values = record.payload.model_dump(mode="json")
+    told = ("action", "status", "decision", "name", "setting", "form", "model_name", "what", "recipient", "erased", "reason")
+    words = [str(values[name]) for name in told if values.get(name)]
+    return " · ".join([*words, f"by {record.payload.actor.id}"])
+
+
+def _as_dict(found: Verified) -> dict[str, object]:
+    return {
+        "origin": found.origin,
+        "size": found.size,
+        "root": found.root.hex(),
+        "signed_by": found.signed_by,
+        "checkpoints": found.checkpoints,
+        "opened": found.opened,
+        "sealed": found.sealed,
+        "erased": found.erased,
+        "unfinished_erasures": found.unfinished,
+        "clock_anomalies": found.anomalies,
+        "kinds": dict(found.kinds),
+    }
+
+
+def _show_verified(found: Verified) -> None:
+    output.print(
+        f"[green]In order.[/green] {found.size} records of {literal(found.origin)} fit the head signed by {literal(', '.join(found.signed_by))}."
+    )
+    if found.kinds:
+        output.print(f"  {found.opened} payloads fit what their records commit to; {found.erased} were erased.")
+        output.print(f"  {', '.join(f'{count} {kind}' for kind, count in sorted(found.kinds.items()))}")
+    output.print(
+        f"  Held against {found.checkpoints} checkpoints kept outside of the log."
+        if found.checkpoints
+        else "  [yellow]![/yellow] Held against no checkpoint kept outside of the log: one that was put back to an older copy would look the same."
+    )
+    if found.anomalies:
+        first = ", ".join(map(str, found.clock_anomalies))
+        output.print(f"  [yellow]![/yellow] The clock went wrong at {found.anomalies} records (first {first}); their order is that of the log.")
+    if found.unfinished:
+        output.print(f"  [yellow]![/yellow] {found.unfinished} payloads were to be erased and are still there: ask for the erasure again.")
+
+
+def _show_known(record: str, records: Sequence[Record]) -> None:
+    if not records:
+        output.print(f"[red]Not in this log:[/red] {literal(record)}. It was given elsewhere, was erased, or is not what was answered.")
+        return
+    output.print(f"What the log knows of {literal(record)}:")
+    _show_records(records)
+
+
+def _show_export(found: VerifiedExport) -> None:
+    form, origin = literal(found.manifest.form.name), literal(found.manifest.origin)
+    output.print(f"[green]In order.[/green] An export ({form}) of {origin}, {found.findings.records} records.")
+    for line in found.findings.checked:
+        output.print(f"  checked: {literal(line)}")
+    for line in found.findings.unchecked:
+        output.print(f"  [yellow]not checked:[/yellow] {literal(line)}")
