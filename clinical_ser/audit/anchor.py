@@ -1,16 +1,14 @@
-"""Anchors: a checkpoint put where the log's operator cannot reach it, at a time stamping authority (RFC 3161) or on paper.
+"""A checkpoint time-stamped by an authority (RFC 3161), which the log's operator cannot reach.
 
-The one idea: from then on the log cannot have been otherwise at that time, whoever owns its keys and its disk. Both kinds are checked offline,
-years later, with nothing but the checkpoint, the anchor, and a root certificate or a signature in ink.
+The one idea: from then on the log cannot have been otherwise at that time, whoever owns its keys and its disk. The stamp is checked offline, years
+later, with nothing but the checkpoint and a root certificate.
 """
 
-import base64
 import contextlib
 import hashlib
 import os
 import re
 import ssl
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,8 +26,6 @@ from rfc3161_client import (
     decode_timestamp_response,
 )
 
-from clinical_ser.audit.checkpoint import HASH_BYTES, Checkpoint
-from clinical_ser.audit.notes import NoteSignature, parse_note
 from clinical_ser.audit.witness_http import post
 from clinical_ser.errors import AuditConflictError, AuditFormatError, AuditKeyError, AuditTamperedError, AuditUnavailableError, WitnessError
 
@@ -39,8 +35,6 @@ TIMESTAMP_SUFFIX = ".tsr"
 
 _MAX_CERTIFICATES_BYTES = 1024 * 1024
 _SHA256_OID = x509.ObjectIdentifier("2.16.840.1.101.3.4.2.1")
-_ROOT_HEX = 2 * HASH_BYTES
-_SHEET_WIDTH = 78
 _CERTIFICATE_ERROR = re.compile(r"Verify error: ([\w ,-]+)")
 
 
@@ -206,117 +200,6 @@ def load_roots(path: Path) -> tuple[x509.Certificate, ...]:
     if not roots:
         raise AuditKeyError("The file of root certificates holds no certificate in PEM form.")
     return tuple(roots)
-
-
-def printed_checkpoint(note: str) -> str:
-    """Return a sheet to print, sign by hand and lock away: what no machine can change afterwards.
-
-    Parameters
-    ----------
-    note
-        The signed checkpoint, which the caller opened with keys it trusts.
-
-    Returns
-    -------
-    str
-        Plain text of at most 78 columns, one page for a checkpoint with a handful of signatures.
-
-    Raises
-    ------
-    AuditFormatError
-        The note is no checkpoint.
-    """
-    text, signatures = parse_note(note)
-    checkpoint = Checkpoint.parse(text)
-    return _SHEET.format(
-        origin=_wrapped(checkpoint.origin),
-        size=checkpoint.size,
-        grouped=f"{checkpoint.size:_}".replace("_", " "),
-        root="\n".join(f"    {line}" for line in _groups_of_four(checkpoint.root)),
-        base64=base64.b64encode(checkpoint.root).decode("ascii"),
-        signatures="\n".join(_wrapped(_signer(signature)) for signature in signatures),
-    )
-
-
-def matches_printed(typed: str, checkpoint: Checkpoint) -> bool:
-    """Tell whether a root hash typed from a sheet is that of a checkpoint.
-
-    Parameters
-    ----------
-    typed
-        The hash in hex, in either case, or in base64, where case matters; spaces and line ends anywhere.
-    checkpoint
-        What to compare with, opened with the log's key.
-
-    Raises
-    ------
-    AuditFormatError
-        What was typed is no whole hash: a mistake in typing, and no sign of another log.
-    """
-    return _typed_root(typed) == checkpoint.root
-
-
-_SHEET = """\
-CHECKPOINT OF AN AUDIT LOG, FOR SAFE KEEPING ON PAPER
-
-Log (origin)
-{origin}
-
-Records in the log (tree size)
-    {size}   ({grouped})
-
-Root hash over all of them (RFC 6962, SHA-256), in hex, to read aloud
-{root}
-
-The same root hash in base64, as the checkpoint file has it
-    {base64}
-
-Signatures on the checkpoint: who, and the key's id
-{signatures}
-
-How to use this sheet
-    1. Now: have the checkpoint verified on screen, and compare size and root
-       hash with this sheet, group by group: one person reads, one checks.
-    2. Both persons sign and date below. Keep the sheet where the people who
-       run the log cannot reach it, and a copy in another place.
-    3. Later: have the log prove that its tree of this size has this root
-       hash, and type the hash from this sheet. If it does not match, records
-       of that time were changed, removed or slipped in: leave everything as
-       it is, and tell the person responsible for security.
-
-I compared size and root hash with the verified checkpoint; they agree.
-
-    Name ____________________________    Name ____________________________
-
-    Signature _______________________    Signature _______________________
-
-    Date and time ___________________    Date and time ___________________
-"""
-
-
-def _groups_of_four(root: bytes) -> list[str]:
-    digits = root.hex()
-    groups = [digits[start : start + 4] for start in range(0, len(digits), 4)]
-    return ["  ".join(groups[start : start + 4]) for start in range(0, len(groups), 4)]
-
-
-def _signer(signature: NoteSignature) -> str:
-    return f"{signature.name}   {signature.key_id:08x}"
-
-
-def _wrapped(line: str) -> str:
-    return textwrap.fill(line, _SHEET_WIDTH, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False, replace_whitespace=False)
-
-
-def _typed_root(typed: str) -> bytes:
-    digits = "".join(typed.split())
-    with contextlib.suppress(ValueError):
-        if len(digits) == _ROOT_HEX:
-            return bytes.fromhex(digits)
-        root = base64.b64decode(digits, validate=True)
-        if len(root) == HASH_BYTES:
-            return root
-    raise AuditFormatError(f"A root hash has {_ROOT_HEX} hex digits or 44 characters of base64; read the line again.")
 
 
 def _granted(response: bytes) -> TimeStampResponse:

@@ -130,6 +130,14 @@ class Recorder:
             models = [result.model.digest for result in results]
             return inside.record([about_result(reader, payload, model=model) for payload, model in zip(payloads, models, strict=True)])
 
+    def find_answer(self, result: ScreeningResult) -> int | None:
+        """Return the index of the record of this very answer; None where the log has none, or there is no log."""
+        if self._configuration is None:
+            return None
+        with self._configuration.read() as reader:
+            records = [reader.record(index) for index in reader.named(RECORD + result.digest)]
+        return next((record.index for record in records if isinstance(record.payload, Inference | QualityRejection)), None)
+
     def shown(self, results: Sequence[ScreeningResult], file: Path | None) -> list[Receipt]:
         """Record that results are about to be written into a file, named by its ending, or shown in the terminal; see `report`."""
         return self.report(results, "exported" if file else "viewed", file.suffix.lower().removeprefix(".") if file else "terminal")

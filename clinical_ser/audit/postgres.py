@@ -34,8 +34,8 @@ GRANTS = """\
 -- Whoever ran `audit init` owns the tables; the service then connects as a role that can add records and cannot change them.
 -- Run as the owner, with the log's schema first in the search_path, after: CREATE ROLE audit_writer LOGIN;
 DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO audit_writer', current_schema()); END $$;
-GRANT SELECT, INSERT ON meta, leaves, tiles, head, checkpoints, sealed, names, requests TO audit_writer;
--- The signed head moves on with every commit.
+GRANT SELECT, INSERT ON meta, leaves, tiles, head, checkpoints, cosignatures, sealed, names, requests TO audit_writer;
+-- The signed head moves on with every commit; of an erased request, what it asked for is forgotten.
 GRANT UPDATE ON head, requests TO audit_writer;
 -- Erasure. Its last step, VACUUM FULL, is the owner's, to be run from time to time; from PostgreSQL 17 on it may be lent:
 -- GRANT MAINTAIN ON sealed, names, requests TO audit_writer;

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from clinical_ser.audit.anchor import printed_checkpoint
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
@@ -22,6 +20,7 @@ from clinical_ser.audit.exports.packet import Verified as VerifiedExport
 from clinical_ser.audit.exports.packet import verify_export
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
 from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.paper import printed_checkpoint
 from clinical_ser.audit.proof_file import ProofFile
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.records import Record
@@ -248,7 +247,7 @@ def export(
     since: Annotated[datetime | None, Day] = None,
     until: Annotated[datetime | None, Day] = None,
     kind: Annotated[list[str] | None, typer.Option(help="jsonl, csv, fhir: only this kind of event (repeatable).")] = None,
-    payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv: with what the log holds of persons.")] = False,
+    payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv, fhir, ai-act: with what the log holds of persons.")] = False,
     result: Annotated[list[Path] | None, typer.Option(help="access: a result (.json) to include (repeatable).")] = None,
     model: Annotated[list[str] | None, typer.Option(help="access, evidence-pack: a model whose card is included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="evidence-pack: the evidence.json of an evaluation.")] = None,
@@ -284,6 +283,14 @@ def export(
     receipt = recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE)
     index = receipt.index if receipt else "?"
     output.print(f"Written: {literal(out)}. Recorded as {index}. To verify it: {program()} audit verify-export {literal(out)} --key KEY")
+
+
+@app.command()
+def template() -> None:
+    """Print what a site has to say of itself for its record of processing (GDPR Art. 30), to be filled in; see `export --format processing`."""
+    from clinical_ser.audit.exports.processing import processing_template
+
+    print_line(processing_template().removesuffix("\n"))
 
 
 @app.command("verify-export")
@@ -369,13 +376,14 @@ def _at(day: datetime | None, moment: time) -> datetime | None:
 
 
 def _show_records(records: Sequence[Record]) -> None:
-    table = Table("record", "time (UTC)", "kind", "outcome", "role", "what", box=None, header_style="bold")
+    if records:
+        output.print(f"[bold]{'record':>8}  {'time (UTC)':<19}  {'kind':<17}  {'outcome':<7}  what[/bold]")
     for record in records:
         event = record.event
         flags = f"  [yellow]{', '.join(event.flags)}[/yellow]" if event.flags else ""
-        row = (str(record.index), event.time[:19].replace("T", " "), event.kind, str(event.outcome), str(event.role))
-        table.add_row(*row, literal(_in_words(record)) + flags)
-    output.print(table)
+        output.print(
+            f"{record.index:>8}  {event.time[:19].replace('T', ' ')}  {event.kind:<17}  {event.outcome:<7}  {literal(_in_words(record))}{flags}"
+        )
     if not records:
         output.print("No such records.")
 

@@ -15,7 +15,7 @@ from clinical_ser.models.registry import find_model
 _TAKES = {
     "jsonl": {"subject", "since", "until", "kinds", "payloads"},
     "csv": {"subject", "since", "until", "kinds", "payloads"},
-    "fhir": {"subject", "since", "until", "kinds"},
+    "fhir": {"subject", "since", "until", "kinds", "payloads"},
     "accounting": {"subject", "since", "until", "staff"},
     "access": {"subject", "results", "models", "site", "staff"},
     "processing": {"since", "until", "site"},

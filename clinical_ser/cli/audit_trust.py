@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from clinical_ser.audit.anchor import load_roots, request_timestamp, save_timestamp, verify_timestamp
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
@@ -200,8 +199,12 @@ def anchor(
     url: Annotated[str | None, typer.Option(help="The authority (RFC 3161) to ask; without it the stamp beside the checkpoint is verified.")] = None,
 ) -> None:
     """Have a checkpoint time-stamped, which dates it by somebody else's clock; or verify the stamp that it has."""
-    from clinical_ser.audit.anchor import timestamp_path
     from clinical_ser.cli.audit import read_bytes
+
+    try:
+        from clinical_ser.audit.anchor import load_roots, request_timestamp, save_timestamp, timestamp_path, verify_timestamp
+    except ModuleNotFoundError:
+        raise AuditSetupError("Time stamps need a library that is not installed: pip install 'clinical-ser[anchor]'.") from None
 
     note, trusted = read_bytes(checkpoint), load_roots(roots)
     if url is not None:

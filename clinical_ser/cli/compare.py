@@ -13,7 +13,7 @@ from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import FAILED, NOT_USABLE, WRONG_USAGE, complain, literal, output, percent, print_json, progress
 from clinical_ser.cli.explanation import status_words
 from clinical_ser.cli.reporting import PDF, Reporter, check_destination, ending_of, file_in, write
-from clinical_ser.cli.results import UNVOUCHED, read_result
+from clinical_ser.cli.results import read_result, vouched
 from clinical_ser.cli.screen import SUBJECT, sex_named
 from clinical_ser.errors import AudioError, InvalidValueError
 from clinical_ser.monitoring.comparison import Change, Comparison, Flag, Reason
@@ -84,7 +84,7 @@ def compare(
     else:
         _show(comparison)
         if any(told):
-            output.print(f"  [yellow]![/yellow] {UNVOUCHED}")
+            output.print(f"  {vouched(recorder, [result for result in told if result])}")
         if target:
             output.print(f"Report: {literal(target)}. Personal data: keep it as you keep the recordings.")
     if current.status is Status.NOT_USABLE:

@@ -9,7 +9,7 @@ from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, literal, output, print_line
 from clinical_ser.cli.explanation import show_moves
 from clinical_ser.cli.reporting import Reporter
-from clinical_ser.cli.results import UNVOUCHED, read_result
+from clinical_ser.cli.results import read_result, vouched
 from clinical_ser.cli.screen import SUBJECT, load_baselines, sex_named, show
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
@@ -88,16 +88,20 @@ def explain(
     if as_json:
         print_line(result.model_dump_json(indent=2, ensure_ascii=True))
     else:
-        show(result, "Explanation")
-        if told:
-            output.print(f"  [yellow]![/yellow] {UNVOUCHED}" + ("" if result.timeline else " It has no timeline: `screen --timeline` makes one."))
-        if what_if and result.explanation:
-            show_moves(result.explanation)
-        if drawn:
-            voice = "It draws the person's voice: keep" if result.timeline else "Keep"
-            output.print(f"Written: {literal(drawn)}. {voice} it as you keep the recording.")
+        _show(result, vouched(recorder, [result]) if told else None, drawn, what_if=what_if)
     if result.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
+
+
+def _show(result: ScreeningResult, vouching: str | None, drawn: Path | None, *, what_if: bool) -> None:
+    show(result, "Explanation")
+    if vouching:
+        output.print(f"  {vouching}" + ("" if result.timeline else " It has no timeline: `screen --timeline` makes one."))
+    if what_if and result.explanation:
+        show_moves(result.explanation)
+    if drawn:
+        voice = "It draws the person's voice: keep" if result.timeline else "Keep"
+        output.print(f"Written: {literal(drawn)}. {voice} it as you keep the recording.")
 
 
 def _check_picture(path: Path) -> None:

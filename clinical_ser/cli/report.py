@@ -18,7 +18,7 @@ from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import FAILED, INTERRUPTED, SHOWN_PROBLEMS, complain, literal, output, print_json, progress
 from clinical_ser.cli.reporting import HTML, VOICE, Reporter, check_destination, ending_of, file_in, read_earlier, read_told, write
-from clinical_ser.cli.results import LARGEST_RESULT_BYTES, UNVOUCHED
+from clinical_ser.cli.results import LARGEST_RESULT_BYTES, UNVOUCHED, vouched
 from clinical_ser.errors import ClinicalSerError, InvalidValueError
 from clinical_ser.features.workers import Lost, run_in_processes
 from clinical_ser.monitoring.comparison import compare
@@ -70,7 +70,7 @@ def report(
     if as_json:
         print_json(batch)
     elif batch.written:
-        _show(batch, written)
+        _show(batch, written, UNVOUCHED if alone is None else vouched(recorder, [read_told(alone, "RESULT")]))
     if batch.failed:
         raise typer.Exit(FAILED)
 
@@ -221,8 +221,8 @@ def _complain_of(failures: Sequence[Failure]) -> None:
         complain("And", f"{len(failures) - SHOWN_PROBLEMS} more; --json lists all")
 
 
-def _show(batch: Batch, target: Path) -> None:
+def _show(batch: Batch, target: Path, vouching: str) -> None:
     what = "1 report" if batch.written == 1 else f"{batch.written} reports"
     again = f" {batch.repeated} of the results had been given before." if batch.repeated else ""
     output.print(f"{what} written: {literal(target)}.{again} Personal data: to be kept as the recordings are.")
-    output.print(f"  [yellow]![/yellow] {UNVOUCHED}")
+    output.print(f"  {vouching}")

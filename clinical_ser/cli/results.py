@@ -1,14 +1,19 @@
 """Results that were written to files: told apart from recordings by their first byte, and refused whole if anything in them does not fit."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.errors import AudioNotFoundError, InvalidValueError
 from clinical_ser.screening.result import SCHEMA, ScreeningResult
 
-UNVOUCHED = "Read from a file, which nothing vouches for: a result is not signed, and what it says of its model's signature is its own word."
+UNVOUCHED = (
+    "[yellow]![/yellow] Read from a file, which nothing vouches for: a result is not signed, and what it says of its model's signature is its own "
+    "word."
+)
 LARGEST_RESULT_BYTES = 64 * 1024**2
 """Two hours of tracks are some 20 MB."""
 
@@ -34,6 +39,14 @@ def read_result(source: Path) -> ScreeningResult | None:
     if len(content) > LARGEST_RESULT_BYTES:
         raise InvalidValueError("SOURCE", "a result of many megabytes", "one of `screen --json` or `explain --json`")
     return parsed(content, "SOURCE", "a recording, or one result of `screen --json` or `explain --json`")
+
+
+def vouched(recorder: Recorder, results: Sequence[ScreeningResult]) -> str:
+    """Say whether the site's audit log has answers that were read from files, bit for bit as they are."""
+    found = [recorder.find_answer(result) for result in results]
+    if not recorder.is_on or not all(index is not None for index in found):
+        return UNVOUCHED
+    return f"In the audit log of this site, as it was answered: record {', '.join(map(str, found))}."
 
 
 def parsed(content: bytes, what: str, expected: str) -> ScreeningResult:

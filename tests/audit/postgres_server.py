@@ -74,7 +74,7 @@ class PostgresServer:
         return self._folder / "server.log"
 
     def _begin(self, program: str, *options: str) -> subprocess.Popen[bytes]:
-        command = [self._programs / program, "-D", self._data, *options]
+        command = [str(self._programs / program), "-D", str(self._data), *options]
         environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
         with self._log.open("ab") as log:
             return subprocess.Popen(

@@ -26,14 +26,13 @@ from rfc3161_client import decode_timestamp_response
 from clinical_ser.audit.anchor import (
     MAX_RESPONSE_BYTES,
     load_roots,
-    matches_printed,
-    printed_checkpoint,
     request_timestamp,
     save_timestamp,
     timestamp_path,
     timestamp_request,
     verify_timestamp,
 )
+from clinical_ser.audit.paper import matches_printed, printed_checkpoint
 from clinical_ser.errors import AuditConflictError, AuditFormatError, AuditKeyError, AuditTamperedError, AuditUnavailableError, WitnessError
 from tests.audit.test_witness import COSIGNER, LOG, ORIGIN, GrowingLog
 

@@ -357,10 +357,9 @@ def _page(document: Access, checked: Sequence[tuple[Shown, Event]]) -> bytes:
         f"WHAT THE LOG {printable(document.origin)} RECORDS ABOUT {printable(document.subject)}",
         f"For a request of {_minute(document.requested)}. The log had {document.size} records then. All times are UTC.",
         *_answer(document),
-        "WHAT WAS DONE",
+        *(["WHAT WAS DONE"] if checked else []),
         *(_record(one, event) for one, event in checked),
         *_logic(document, checked),
-        "WHO RECEIVED IT",
         *_recipients(checked),
         *_site(document),
         "YOUR RIGHTS",
@@ -387,7 +386,10 @@ def _minute(moment: datetime) -> str:
 
 def _answer(document: Access) -> Iterator[str]:
     if not document.processed:
-        yield "No record of this log is about a person of this name. If you were known here by another one, ask again with that."
+        yield (
+            "No record of this log is about a person of this name. If you were known here by another one, ask again with that. Records whose content "
+            "was erased can no longer be found by name."
+        )
         return
     gone = sum(1 for record in document.records if record.erased)
     yield f"Yes: {len(document.records)} records are about you. The content of {gone} of them was erased."
@@ -398,9 +400,29 @@ def _record(one: Shown, event: Event) -> str:
     content = one.content
     if content is None:
         return f"{head}a record of kind {event.kind!r}, whose content was erased. Only that it was there, and when, is left."
-    ended = {Outcome.SUCCESS: "", Outcome.REFUSED: " It was refused.", Outcome.FAILED: " It failed."}[event.outcome]
-    by = f" By {_who(content)}; purpose {event.purpose.value}." + (f" It amends record {event.supersedes}." if event.supersedes is not None else "")
+    ended = "" if content.kind == "quality_rejection" else _OUTCOMES[event.outcome]
+    by = f" By {_who(content)}, for {_PURPOSES[event.purpose]}." + (f" It amends record {event.supersedes}." if event.supersedes is not None else "")
     return head + _SENTENCES[content.kind](content) + ended + by
+
+
+_OUTCOMES = {Outcome.SUCCESS: "", Outcome.REFUSED: " It was refused.", Outcome.FAILED: " It failed."}
+_PURPOSES = {
+    Purpose.TREATMENT: "treatment",
+    Purpose.OPERATIONS: "the running of the health service",
+    Purpose.PAYMENT: "payment",
+    Purpose.RESEARCH: "research",
+    Purpose.PATIENT_REQUEST: "a request of yours",
+    Purpose.PUBLIC_HEALTH: "public health",
+    Purpose.LEGAL: "a legal matter",
+    Purpose.SYSTEM: "the running of the system",
+    Purpose.COMPLIANCE: "compliance with rules",
+}
+
+
+def _sentence(text: str) -> str:
+    """Return what someone wrote, ended as a sentence is."""
+    shown = printable(text)
+    return shown if shown.endswith((".", "!", "?")) else f"{shown}."
 
 
 def _who(content: Payload) -> str:
@@ -454,19 +476,19 @@ def _rejection(told: events.QualityRejection) -> str:
 
 
 def _report(told: events.ReportAction) -> str:
-    reason = f" Reason: {printable(told.reason)}" if told.reason else ""
+    reason = f" Reason: {_sentence(told.reason)}" if told.reason else ""
     return f"A report of a result was {told.action} ({told.form}).{reason}"
 
 
 def _review(told: events.Review) -> str:
     signed = f" It was signed on {_minute(told.signature.time)} as {told.signature.meaning}." if told.signature else ""
     words = {"agreed": "agreed with it", "overridden": "decided otherwise", "undecided": "did not decide"}[told.decision]
-    return f"A person looked at an answer and {words}. Reason: {printable(told.reason)}{signed}"
+    return f"A person looked at an answer and {words}. Reason: {_sentence(told.reason)}{signed}"
 
 
 def _disclosure(told: events.Disclosure) -> str:
     address = f", {printable(told.recipient_address)}" if told.recipient_address else ""
-    return f"Given to {printable(told.recipient)}{address}: {printable(told.description)}. Purpose: {printable(told.purpose_text)}."
+    return f"Given to {printable(told.recipient)}{address}: {_sentence(told.description)} Purpose: {_sentence(told.purpose_text)}"
 
 
 def _notice(told: events.Notice) -> str:
@@ -475,11 +497,11 @@ def _notice(told: events.Notice) -> str:
 
 def _erasure(told: events.Erasure) -> str:
     what = f"The content of records {printable(told.erased)} was destroyed" if told.erased else "An erasure was asked for and nothing was destroyed"
-    return f"{what}. Basis: {printable(told.basis)}. Reason: {printable(told.reason)}"
+    return f"{what}. Basis: {_sentence(told.basis)} Reason: {_sentence(told.reason)}"
 
 
 def _hold(told: events.LegalHold) -> str:
-    return f"A legal hold on your records was {told.action} by {printable(told.authority)}. Reason: {printable(told.reason)}"
+    return f"A legal hold on your records was {told.action} by {_sentence(told.authority)} Reason: {_sentence(told.reason)}"
 
 
 def _other(told: Payload) -> str:
@@ -501,22 +523,31 @@ _SENTENCES: dict[str, Callable[..., str]] = {
 
 def _logic(document: Access, checked: Iterable[tuple[Shown, Event]]) -> Iterator[str]:
     """Explain the logic involved, its significance and consequences (Art. 15(1)(h))."""
-    if not any(isinstance(one.content, events.Inference) for one, _ in checked):
+    answers = [content for one, _ in checked if isinstance(content := one.content, events.Inference)]
+    if not answers:
         return
     yield "HOW AN ANSWER COMES ABOUT, AND WHAT IT IS FOR"
     yield INTENDED_USE
     yield (
-        "The program measures how a person speaks (pauses, rate, pitch, loudness, voice quality), not what they say. A model that was trained on "
-        "recordings of other people turns the measurements into a probability. 'Flagged' is answered only where the probability lies at or above the "
-        "threshold and all other classes could be ruled out; where the two disagree there is no answer. The families of measurements above are what "
-        "moved this probability, each with its share. A person decides what follows; the program starts nothing by itself."
+        "The program measures how a person speaks (pauses, rate, pitch, loudness, voice quality). A model that was trained on recordings of other "
+        "people turns the measurements into a probability. An answer is given only where all other classes could be ruled out, and 'flagged' only "
+        "where the probability also lies at or above the threshold; else there is no answer. The families of measurements above are what moved the "
+        "probability, each with its share. A person decides what follows; the program starts nothing by itself."
     )
+    if encoders := sorted({name for answer in answers for name in answer.encoders}):
+        yield (
+            f"Some of the measurements are those of a neural network ({', '.join(map(printable, encoders))}) that describes the sound as a whole; "
+            "what was said may have left traces in them."
+        )
     if document.cards:
         names = "; ".join(f"{printable(card.name)} {printable(card.version)}: card-{card.model}.json" for card in document.cards)
         yield f"On whom the model was trained, how well it does and for whom not, is on its card: {names}."
 
 
-def _recipients(checked: Iterable[tuple[Shown, Event]]) -> Iterator[str]:
+def _recipients(checked: Sequence[tuple[Shown, Event]]) -> Iterator[str]:
+    if not checked:
+        return
+    yield "WHO RECEIVED IT"
     given = [one.content for one, event in checked if event.outcome is Outcome.SUCCESS]
     names = dict.fromkeys(printable(each.recipient) for each in given if isinstance(each, events.Disclosure))
     yield f"Recipients that the log knows: {'; '.join(names)}." if names else "The log has no disclosure about you that can be read."

@@ -11,7 +11,7 @@ import pytest
 
 import clinical_ser.models
 from clinical_ser.audit import events
-from clinical_ser.audit.events import RECORD, Actor, Erasure, Review, Role
+from clinical_ser.audit.events import RECORD, Actor, Erasure, Outcome, Purpose, Review, Role
 from clinical_ser.audit.exports import access
 from clinical_ser.audit.exports.access import Access, export_access, verify_access
 from clinical_ser.audit.exports.processing import read_site_record
@@ -19,7 +19,7 @@ from clinical_ser.audit.exports.shown import LEFT_OUT, json_schema
 from clinical_ser.errors import AuditFormatError, AuditKeyError, AuditTamperedError, InvalidValueError
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.screening.result import INTENDED_USE
-from tests.audit.exports.example import CLINICIAN, FIRST_SUBJECT, OFFICER, SECOND_SUBJECT, SERVICE, SIGNER, Entry, ExampleLog, inference
+from tests.audit.exports.example import CLINICIAN, FIRST_SUBJECT, OFFICER, SECOND_SUBJECT, SERVICE, SIGNER, Entry, ExampleLog, entries, inference
 from tests.audit.exports.made import CREATED, REQUESTED, TimedLog, everything, forged, opened, with_document, with_line, without_line
 from tests.audit.exports.test_processing import SITE
 from tests.reports.explanation_samples import refused, result
@@ -99,7 +99,8 @@ def test_the_page_says_what_was_done_when_by_which_model_and_why(tmp_path: Path)
         "stated for 0.1 of the people screened",
         "threshold was 0.35",
         "pauses +4.5",
-        "decided otherwise. Reason: grief",
+        "decided otherwise. Reason: grief. It was signed",
+        "By someone in the role 'clinician', for treatment.",
         "never a diagnosis",
         " ".join(INTENDED_USE.split()),
         "Recipients that the log knows: Registry",
@@ -201,6 +202,26 @@ def test_a_record_that_cannot_be_opened_stops_it(tmp_path: Path):
 def test_a_time_without_zone_is_refused(tmp_path: Path):
     with pytest.raises(InvalidValueError, match="time zone"):
         made(tmp_path, two(), requested=datetime(2026, 1, 1))
+
+
+def test_every_purpose_has_words_and_every_kind_a_sentence(tmp_path: Path):
+    reader = log(*(Entry(each.payload, WHO, each.outcome, purpose) for each in entries() for purpose in Purpose))
+    text = page(made(tmp_path, reader))
+    assert not [purpose.value for purpose in Purpose if purpose.value in text]
+    assert ".." not in text
+
+
+def test_a_refused_recording_is_said_once_to_be_refused(tmp_path: Path):
+    rejection = next(each.payload for each in entries() if each.payload.kind == "quality_rejection")
+    text = page(made(tmp_path, log(Entry(rejection, WHO, Outcome.REFUSED))))
+    assert text.count("refused") == 1
+    assert "No score was computed" in text
+
+
+def test_an_encoder_is_said_to_hear_more_than_the_voice(tmp_path: Path):
+    text = page(made(tmp_path, log(Entry(inference(encoders={"whisper": "f" * 8}), WHO))))
+    assert "a neural network (whisper)" in text
+    assert "neural" not in page(made(tmp_path / "none", two()))
 
 
 def test_text_cannot_steer_a_terminal(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 from clinical_ser.audit.events import Flag, ModelChange, Outcome, Service
 from clinical_ser.audit.exports import ai_act
 from clinical_ser.audit.exports.ai_act import Extract, export_ai_act, verify_ai_act
-from clinical_ser.audit.exports.shown import json_schema
+from clinical_ser.audit.exports.shown import json_schema, read_records, readable
 from clinical_ser.errors import AuditFormatError, AuditKeyError, AuditTamperedError, InvalidValueError
 from tests.audit.exports.example import MODEL, NEW_MODEL, OPERATOR, SIGNER, START, Entry, ExampleLog, inference
 from tests.audit.exports.made import CREATED, TimedLog, everything, forged, opened, with_document, with_line, without_line
@@ -201,6 +201,27 @@ def test_a_forgery_with_the_logs_own_signature_is_seen(tmp_path: Path, changes):
     packet = forged(made(tmp_path, reader), tmp_path / "forged", reader, **changes)
     with pytest.raises((AuditTamperedError, AuditFormatError)):
         verify_ai_act(packet)
+
+
+@pytest.mark.parametrize(("dropped", "missing"), [(4, "Record 4 is missing"), (8, "Record 8 is missing")])
+def test_a_record_is_missed_though_the_summary_was_made_to_fit(tmp_path: Path, dropped, missing):
+    reader = small()
+    folder = made(tmp_path, reader)
+    tally = ai_act._Tally()
+    for shown, event in read_records(opened(folder)):
+        if shown.index != dropped:
+            tally.take(shown, event)
+    head = {name: document(folder)[name] for name in ("origin", "size", "since", "until", "details", "first", "last")}
+    fitting = readable(tally.extract(**head))
+    packet = forged(folder, tmp_path / "f", reader, records_jsonl=without_line(dropped), ai_act_json=fitting)
+    with pytest.raises(AuditTamperedError, match=missing):
+        verify_ai_act(packet)
+
+
+def test_a_model_that_was_refused_is_not_in_force_however_that_was_filed(tmp_path: Path):
+    reader = small()
+    reader.entries[7] = Entry(ModelChange(actor=OPERATOR, action="refused", name="m", old=MODEL, new="e5" * 32), model="e5" * 32)
+    assert "e5" * 32 not in {each["model"] for each in document(made(tmp_path, reader, details=True))["in_force"]}
 
 
 def test_a_payload_about_a_person_has_no_place_in_it(tmp_path: Path):

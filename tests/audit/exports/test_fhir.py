@@ -206,6 +206,7 @@ def test_a_profile_is_claimed_where_all_it_asks_for_is_known(actor, subject, out
         assert profile_of(resource) == (f"IHE.BasicAudit.{'Patient' if subject else ''}{rest}" if known else "")
         assert sum(agent["requestor"] for agent in resource["agent"]) == 1
         assert resource["outcome"] == {"success": "0", "refused": "4", "failed": "8"}[outcome]
+        assert resource.get("outcomeDesc") == (None if outcome is Outcome.SUCCESS else outcome.value)
 
 
 def test_without_its_payload_a_record_claims_no_profile_and_names_nobody(tmp_path):
@@ -581,6 +582,11 @@ def test_a_disclosure_that_lacks_a_part_is_caught(part):
     assert check_resource(resource) == []
     del (resource["entity"] if part == "patient" else resource["agent"])[{"source": 0, "recipient": 1, "patient": 0}[part]]
     assert any(f"[{part}]" in problem for problem in check_resource(resource))
+
+
+def test_a_disclosure_of_nothing_is_caught():
+    resource = resource_of(entry_of("disclosure"))
+    assert check_resource(resource | {"entity": resource["entity"][:1]}) == ["AuditEvent.entity: the profile asks for 2 at least"]
 
 
 def test_a_disclosure_is_observed_at_its_source():

@@ -82,14 +82,18 @@ def test_a_log_named_like_the_header_is_refused_on_both_sides(tmp_path, export):
 
 
 def test_an_error_leaves_nothing(tmp_path):
+    opened = []
+
     def make():
         with writer(tmp_path / "export") as made:
             made.add("a", b"x", "text/plain")
-            made.open("b", "text/plain").write(b"half")
+            opened.append(made.open("b", "text/plain"))
+            opened[0].write(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         make()
+    assert opened[0].closed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -32,12 +32,18 @@ class Writer:
         Index by name of what it acknowledged, as far as its lines were read.
     refusals
         (error, name) of what was refused, in order.
+    recoveries
+        How often it opened its database again after an error.
+    ended
+        Whether all that it said was read, and it has ended.
     """
 
     folder: Path
     options: tuple[str, ...]
     acks: dict[str, int] = field(default_factory=dict)
     refusals: list[tuple[str, str]] = field(default_factory=list)
+    recoveries: int = 0
+    ended: bool = False
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.audit.faults.writer", str(self.folder / CONFIGURATION_FILE), *self.options]
@@ -66,9 +72,12 @@ class Writer:
                 self.acks[rest[1]] = int(rest[0])
             elif said == "refused":
                 self.refusals.append((rest[0], rest[1]))
+            elif said == "recovered":
+                self.recoveries += 1
             times -= said == word
             if not times:
                 return True
+        self.ended = True
         return False
 
     def go(self) -> None:
@@ -78,11 +87,15 @@ class Writer:
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
 
-    def begin(self) -> None:
-        """Let it open the log and begin to append."""
+    def open(self) -> None:
+        """Let it open the log; it appends when it is told to go on."""
         assert self.wait_for("ready"), self.errors()
         self.go()
         assert self.wait_for("open"), self.errors()
+
+    def begin(self) -> None:
+        """Let it open the log and begin to append."""
+        self.open()
         self.go()
 
     def kill(self) -> None:

@@ -109,16 +109,27 @@ def test_in_one_commit_a_key_makes_one_record_and_another_content_is_refused(tmp
                 answers[number] = error
 
         asking = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
-        # While the database is lent out nothing commits, so that all of these wait for the same commit.
+        first = threading.Thread(target=append, args=(log, "first"))
+        # While the database is lent out nothing commits: once a first request has been taken up, all of these wait for the same next commit.
         with log.exclusively():
+            first.start()
+            _wait_until(lambda: first.is_alive() and not log._waiting)
             for thread in asking:
                 thread.start()
-            while len(log._waiting) < len(asking) - 1:
-                time.sleep(0.001)
+            _wait_until(lambda: len(log._waiting) == len(asking))
+        first.join()
         for thread in asking:
             thread.join()
-        assert log.size == 1
+        assert log.size == 2
     refused = {number for number, answer in answers.items() if isinstance(answer, AuditConflictError)}
     # Whichever came first holds the key; all of the other content are refused, and nobody else is.
     assert refused in ({0, 3, 6}, {1, 2, 4, 5, 7, 8})
     verify(configuration)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it did not come to this")

@@ -1,8 +1,8 @@
 """A writer to be killed: appends records to a log from several threads, and says which ones the log has acknowledged.
 
-It talks in lines: `ready`, `open` and `closing` before each step, for which it waits until a line comes on its standard input; `ack INDEX NAME` after an
-append returned, `refused ERROR NAME` after one was refused, and `done` at the end. Lines leave by writev, which nothing else here uses, so that a fault
-injected into `write` hits the files of the log and not these lines.
+It talks in lines: `ready`, `open` and `closing` before each step, for which it waits until a line comes on its standard input; `ack INDEX NAME` after
+an append returned, `refused ERROR NAME` after one was refused, `recovered` when the database was opened again after an error, and `done` at the end.
+Lines leave by writev, which nothing else here uses, so that a fault injected into `write` hits the log's files and not these lines.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANY, 0, 0, 0)
     if options.tidy_every:
         sqlite._TIDY_TRANSACTIONS = options.tidy_every
+    _tell_of_recoveries()
     configuration = LogConfiguration.load(options.configuration)
     run = _append_in_bursts if options.burst else _append_all
     run(configuration, options)
@@ -60,6 +61,16 @@ def _options() -> argparse.Namespace:
 def _open(configuration: LogConfiguration, options: argparse.Namespace) -> AuditLog:
     offset = timedelta(seconds=options.clock_offset)
     return configuration.write(wait_s=options.wait, clock=lambda: datetime.now(UTC) + offset)
+
+
+def _tell_of_recoveries() -> None:
+    recover = AuditLog._recover
+
+    def told(log: AuditLog) -> None:
+        recover(log)
+        _say("recovered - -")
+
+    AuditLog._recover = told  # type: ignore[method-assign]
 
 
 def _append_all(configuration: LogConfiguration, options: argparse.Namespace) -> None:

@@ -1,0 +1,395 @@
+"""`clinical-ser audit` as people type it, with a real model and a real recording."""
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from datetime import date
+
+import numpy as np
+import pytest
+import soundfile
+
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.events import RECORD
+from clinical_ser.audit.exports import __name__ as exports_name
+from clinical_ser.audit.witness_http import listener, witness_app, witness_server
+from clinical_ser.cli import audit_trust
+from clinical_ser.screening.result import ScreeningResult
+
+
+@pytest.fixture
+def site(run):
+    done = run("audit", "init", "--origin", "clinic.example/screening")
+    assert done.code == 0, done.err
+    return LogConfiguration.load(LogConfiguration.default_path())
+
+
+@pytest.fixture
+def key(site):
+    return str(site.load_keys().active[0])
+
+
+@pytest.fixture
+def answered(run, site, bundle, speech_wav, tmp_path):
+    done = run("screen", speech_wav, "--model", bundle, "--subject", "MRN-1", "--sex", "female", "--json")
+    assert done.code == 0, done.err
+    path = tmp_path / "answer.json"
+    path.write_text(done.out, encoding="utf-8")
+    return path, ScreeningResult.model_validate_json(done.out)
+
+
+def sizes(site):
+    with site.read() as log:
+        return log.size
+
+
+def another(result, folder):
+    """Another visit's result."""
+    path = folder / "earlier.json"
+    path.write_text(result.model_copy(update={"recording": result.recording.model_copy(update={"sha256": "e" * 64})}).model_dump_json())
+    return path
+
+
+def kinds(site):
+    with site.read() as log:
+        return [record.event.kind for record in log.records()]
+
+
+def test_a_site_has_one_log(run, site):
+    done = run("audit", "init", "--origin", "clinic.example/another")
+    assert done.code == 1
+    assert "already" in done.err
+
+
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["checkpoint"], ["keys", "list"], ["export", "--format", "csv", "-o", "x"]])
+def test_without_a_log_the_commands_say_how_to_make_one(run, command):
+    done = run("audit", *command)
+    assert done.code == 1
+    assert "audit init" in done.err
+
+
+def test_what_was_answered_is_listed_verified_and_proved(run, answered, key, tmp_path):
+    path, result = answered
+    lines = [json.loads(line) for line in run("audit", "list", "--json").out.splitlines()]
+    assert [line["leaf"]["kind"] for line in lines] == ["model", "inference"]
+    assert lines[1]["payload"]["result"] == result.digest
+    shown = run("audit", "verify", path)
+    assert shown.code == 0, shown.err
+    assert "In order" in shown.out
+    assert RECORD + result.digest in shown.out
+    assert json.loads(run("audit", "verify", RECORD + result.digest, "--json").out)["records"][0]["index"] == 1
+    done = run("audit", "prove", path, "-o", tmp_path / "p.tlog-proof")
+    assert done.code == 0, done.err
+    assert json.loads(run("audit", "check", tmp_path / "p.tlog-proof", "--key", key, "--json").out)["index"] == 1
+
+
+def test_a_result_that_was_changed_is_not_in_the_log(run, answered, tmp_path):
+    path, result = answered
+    other = tmp_path / "other.json"
+    other.write_text(result.model_copy(update={"summary": "All is well."}).model_dump_json(), encoding="utf-8")
+    assert run("audit", "verify", path).code == 0
+    done = run("audit", "verify", other)
+    assert done.code == 1
+    assert "Not in this log" in done.out
+    assert "In the audit log of this site" in run("explain", path).out
+    assert "nothing vouches" in run("explain", other).out
+
+
+def test_a_changed_leaf_or_proof_is_refused(run, answered, key, tmp_path):
+    path, _ = answered
+    proof = tmp_path / "p.tlog-proof"
+    run("audit", "prove", path, "-o", proof)
+    leaf = tmp_path / "p.leaf.json"
+    leaf.write_bytes(leaf.read_bytes().replace(b'"outcome":"success"', b'"outcome":"refused"'))
+    done = run("audit", "check", proof, "--key", key)
+    assert done.code == 1
+    assert "not record 1" in done.err
+    for text in ("", "c2sp.org/tlog-proof@v1\n", "\x00"):
+        proof.write_text(text)
+        assert run("audit", "check", proof, "--key", key, "--leaf", leaf).code == 1
+    assert run("audit", "check", tmp_path / "none", "--key", key).code == 1
+    assert run("audit", "check", proof, "--key", "no key").code == 1
+
+
+@pytest.mark.parametrize("what", ["-5", "99", "clinical-ser:result:" + "0" * 64])
+def test_what_is_not_in_the_log_cannot_be_proved(run, answered, tmp_path, what):
+    assert run("audit", "prove", "-o", tmp_path / "p", "--", what).code in {1, 2}
+    assert not (tmp_path / "p").exists()
+
+
+def test_reports_and_explanations_are_recorded_before_they_are_written(run, site, answered, tmp_path):
+    path, result = answered
+    assert run("report", path, "-o", tmp_path / "r.html").code == 0
+    assert run("explain", path, "-o", tmp_path / "e.svg").code == 0
+    assert run("explain", path).code == 0
+    assert run("compare", another(result, tmp_path), path).code == 0
+    lines = tmp_path / "many.jsonl"
+    lines.write_text(json.dumps({"position": 1, "result": result.model_dump(mode="json")}) + "\n")
+    assert run("report", lines, "-o", tmp_path / "many").code == 0
+    with site.read() as log:
+        done = [(record.payload.action, record.payload.form) for record in log.records(2)]
+        # The earlier visit was answered elsewhere.
+        assert log.named("MRN-1") == [1, 2, 3, 4, 6, 7]
+    assert done == [
+        ("exported", "html"),
+        ("exported", "svg"),
+        ("viewed", "terminal"),
+        ("viewed", "terminal"),
+        ("viewed", "terminal"),
+        ("exported", "pdf"),
+    ]
+
+
+def test_what_cannot_be_recorded_is_neither_shown_nor_written(run, site, bundle, speech_wav, answered, tmp_path, monkeypatch):
+    path, result = answered
+    monkeypatch.setattr("clinical_ser.audit.answering._WAIT_S", 0.05)
+    with site.write():
+        for words in (
+            ("screen", speech_wav, "--model", bundle, "--report", tmp_path / "x.html"),
+            ("screen", speech_wav, "--model", bundle, "--json"),
+            ("explain", speech_wav, "--model", bundle, "-o", tmp_path / "x.svg"),
+            ("report", path, "-o", tmp_path / "x.pdf"),
+            ("compare", path, path, "--report", tmp_path / "x.html"),
+        ):
+            done = run(*words)
+            assert done.code == 1, words
+            assert "robabilit" not in done.out
+            assert "one writer at a time" in done.err + done.out
+    assert list(tmp_path.glob("x.*")) == []
+    assert sizes(site) == 2
+
+
+def test_a_subject_is_one_person(run, site, bundle, speech_wav):
+    done = run("screen", speech_wav, speech_wav, "--model", bundle, "--subject", "MRN-1")
+    assert done.code == 2
+    assert "--subject" in done.err
+
+
+def test_reviews_disclosures_and_notices_are_recorded_with_the_answer_s_person(run, site, answered):
+    _, result = answered
+    record = RECORD + result.digest
+    assert run("audit", "review", record, "--decision", "overridden", "--reason", "r", "--name", "Dr A", "--actor", "dr-a").code == 0
+    assert run("audit", "disclose", record, "--recipient", "Court", "--description", "summary", "--purpose", "order").code == 0
+    assert run("audit", "notice", "MRN-1", "--version", "2026-08").code == 0
+    assert run("audit", "amend", record, "--supersedes", "1", "--reason", "typing error").code == 0
+    assert kinds(site)[2:] == ["review", "disclosure", "notice", "report"]
+    with site.read() as log:
+        assert log.named("MRN-1") == [1, 2, 3, 4, 5]
+        assert log.record(2).payload.signature.name == "Dr A"
+        assert log.record(2).event.flags == ("risk_signal",)
+        assert log.record(5).event.supersedes == 1
+    assert "overridden" in run("audit", "list", "--flagged").out
+
+
+@pytest.mark.parametrize("record", ["MRN-1", "clinical-ser:result:xyz", RECORD + "0" * 64])
+def test_what_is_about_no_answer_of_this_log_is_not_recorded(run, site, answered, record):
+    done = run("audit", "review", record, "--decision", "agreed", "--reason", "r")
+    assert done.code in {1, 2}
+    assert "MRN" not in done.err
+    assert sizes(site) == 2
+
+
+def test_amending_names_a_record_of_the_same_answer(run, site, answered):
+    _, result = answered
+    done = run("audit", "amend", RECORD + result.digest, "--supersedes", "0", "--reason", "r")
+    assert done.code == 2
+    assert sizes(site) == 2
+
+
+def test_a_person_is_erased_unless_a_hold_forbids_it(run, site, answered):
+    why = ("--reason", "asked", "--yes")
+    assert run("audit", "hold", "MRN-1", "--reason", "claim", "--authority", "court").code == 0
+    refused = run("audit", "erase", "--subject", "MRN-1", *why)
+    assert refused.code == 1
+    assert "legal hold" in refused.err
+    assert run("audit", "release", "MRN-1", "--reason", "settled", "--authority", "court").code == 0
+    done = run("audit", "erase", "--subject", "MRN-1", *why)
+    assert done.code == 0, done.err
+    assert "4 records" not in done.out
+    found = json.loads(run("audit", "verify", "--json").out)
+    assert (found["erased"], found["unfinished_erasures"]) == (3, 0)
+    again = run("audit", "erase", "--subject", "MRN-1", *why)
+    assert again.code == 1
+    assert "nothing of this subject" in again.out
+
+
+def test_erasing_asks_first(run, site, answered, monkeypatch):
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: (_ for _ in ()).throw(SystemExit(1)))
+    assert run("audit", "erase", "--subject", "MRN-1", "--reason", "asked").code == 1
+    assert sizes(site) == 2
+
+
+def test_holding_nobody_is_refused(run, site):
+    done = run("audit", "hold", "MRN-CANARY", "--reason", "claim", "--authority", "court")
+    assert done.code == 1
+    assert "CANARY" not in done.err
+
+
+FORMS = {
+    "jsonl": [],
+    "csv": ["--payloads"],
+    "fhir": [],
+    "accounting": ["--subject", "MRN-1"],
+    "access": ["--subject", "MRN-1"],
+    "ai-act": [],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_export_is_made_recorded_and_verified(run, site, answered, key, form, tmp_path):
+    _, result = answered
+    run("audit", "disclose", RECORD + result.digest, "--recipient", "Court", "--description", "summary", "--purpose", "order")
+    done = run("audit", "export", "--format", form, "-o", tmp_path / "out", *FORMS[form])
+    assert done.code == 0, done.err
+    assert kinds(site)[-1] == "audit_export"
+    with site.read() as log:
+        recorded = log.record(log.size - 1).payload.digest
+    checked = run("audit", "verify-export", tmp_path / "out", "--key", key, "--json")
+    assert checked.code == 0, checked.err
+    assert json.loads(checked.out)["digest"] == recorded
+    assert run("audit", "verify-export", tmp_path / "out", "--key", key, "--with-log").code == 0
+    victim = max((path for path in (tmp_path / "out").iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    assert run("audit", "verify-export", tmp_path / "out", "--key", key).code == 1
+
+
+def test_processing_and_evidence_are_exported(run, site, answered, bundle, key, tmp_path):
+    blank = run("audit", "template").out
+    assert run("audit", "export", "--format", "processing", "--site", tmp_path / "none.toml", "-o", tmp_path / "ropa").code == 2
+    filled = re.sub(r'""', '"filled in"', blank)
+    (tmp_path / "site.toml").write_text(filled, encoding="utf-8")
+    done = run("audit", "export", "--format", "processing", "--site", tmp_path / "site.toml", "-o", tmp_path / "ropa")
+    assert done.code == 0, done.err
+    done = run("audit", "export", "--format", "evidence-pack", "--model", bundle, "-o", tmp_path / "pack")
+    assert done.code == 0, done.err
+    for name in ("ropa", "pack"):
+        assert run("audit", "verify-export", tmp_path / name, "--key", key).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--format", "accounting"],
+        ["--format", "csv", "--staff"],
+        ["--format", "ai-act", "--subject", "MRN-1"],
+        ["--format", "csv", "--kind", "unheard_of"],
+        ["--format", "evidence-pack"],
+        ["--format", "processing"],
+        ["--format", "jsonl", "--since", "2999-01-01"],
+    ],
+)
+def test_options_that_a_form_does_not_take_are_refused_and_nothing_is_written(run, site, answered, words, tmp_path):
+    done = run("audit", "export", "-o", tmp_path / "out", *words)
+    assert done.code in {1, 2}
+    assert not (tmp_path / "out").exists()
+    assert sizes(site) == 2
+
+
+def test_days_bound_an_export(run, site, answered, tmp_path):
+    today = date.today().isoformat()
+    done = run("audit", "export", "--format", "csv", "--since", "2020-01-01", "--until", "2999-01-01", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert run("audit", "export", "--format", "csv", "--until", "2020-01-01", "-o", tmp_path / "none").code == 1
+    assert today >= "2020-01-01"
+
+
+def test_a_published_log_is_verified_by_a_stranger(run, site, answered, key, tmp_path):
+    assert run("audit", "publish", tmp_path / "www").code == 0
+    home = tmp_path / "stranger"
+    done = subprocess.run(
+        [sys.executable, "-m", "clinical_ser", "audit", "verify-published", tmp_path / "www", "--key", key, "--json"],
+        env={"CLINICAL_SER_HOME": str(home), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["size"] == 2
+    (tmp_path / "www/tile/entries/000.p/2").write_bytes(b"")
+    assert run("audit", "verify-published", tmp_path / "www", "--key", key).code == 1
+
+
+def test_a_log_that_was_put_back_is_noticed_against_a_kept_checkpoint(run, site, answered, tmp_path):
+    from pathlib import Path
+
+    database = Path(site.database.removeprefix("sqlite:"))
+    old = database.read_bytes()
+    path, _ = answered
+    run("report", path, "-o", tmp_path / "r.html")
+    assert run("audit", "checkpoint", "-o", tmp_path / "kept").code == 0
+    database.write_bytes(old)
+    site.pin.unlink()
+    assert run("audit", "verify").code == 0
+    assert "no checkpoint kept outside" in run("audit", "verify").out
+    done = run("audit", "verify", "--checkpoint", tmp_path / "kept")
+    assert done.code == 1
+    assert "older copy" in done.err
+
+
+def test_a_rotated_key_s_checkpoints_still_verify(run, site, answered, key, tmp_path):
+    path, _ = answered
+    run("audit", "checkpoint", "-o", tmp_path / "before")
+    run("audit", "prove", path, "-o", tmp_path / "p.tlog-proof")
+    assert run("audit", "keys", "rotate").code == 0
+    assert kinds(site)[-1] == "configuration"
+    assert run("audit", "verify", "--checkpoint", tmp_path / "before").code == 0
+    assert run("audit", "check", tmp_path / "p.tlog-proof", "--key", key).code == 0
+    keys = json.loads(run("audit", "keys", "list", "--json").out)
+    assert [each["state"] for each in keys] == ["retired", "active"]
+    run("audit", "prove", path, "-o", tmp_path / "q.tlog-proof")
+    assert run("audit", "check", tmp_path / "q.tlog-proof", "--key", key).code == 1
+    new = next(each["vkey"] for each in keys if each["state"] == "active")
+    assert run("audit", "check", tmp_path / "q.tlog-proof", "--key", new).code == 0
+    assert run("audit", "keys", "retire", new.split("+")[1]).code == 1
+
+
+def test_a_witness_cosigns_over_http_and_by_file(run, site, answered, key, tmp_path):
+    (tmp_path / "logs.toml").write_text(f'[[log]]\norigin = "clinic.example/screening"\nkeys = ["{key}"]\n')
+    made = run("audit", "witness", "init", tmp_path / "witness", "--name", "witness.example/w", "--logs", tmp_path / "logs.toml")
+    assert made.code == 0, made.err
+    witness_key = made.out.strip().splitlines()[-1]
+    witness = audit_trust._opened(tmp_path / "witness")
+    server = witness_server(witness_app(witness), "127.0.0.1")
+    with listener("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            for _ in range(2):
+                done = run("audit", "witness", "ask", url, "--key", witness_key)
+                assert done.code == 0, done.err
+                assert "Cosigned by witness.example/w" in done.out
+                run("audit", "notice", "MRN-1", "--version", "1")
+        finally:
+            server.should_exit = True
+            thread.join()
+    witness.close()
+    assert run("audit", "witness", "request", "--old-size", "3", "-o", tmp_path / "request").code == 0
+    cosigned = run("audit", "witness", "cosign", tmp_path / "witness", tmp_path / "request")
+    assert cosigned.code == 0, cosigned.err
+    (tmp_path / "lines").write_text(cosigned.out, encoding="utf-8")
+    assert run("audit", "witness", "add", tmp_path / "lines", "--key", witness_key).code == 0
+    run("audit", "checkpoint", "-o", tmp_path / "kept")
+    assert "— witness.example/w" in (tmp_path / "kept").read_text(encoding="utf-8")
+    assert run("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
+    (tmp_path / "lines").write_text("— witness.example/w AAAA\n", encoding="utf-8")
+    assert run("audit", "witness", "add", tmp_path / "lines", "--key", witness_key).code == 1
+
+
+def test_a_checkpoint_is_printed_for_paper(run, site, answered):
+    done = run("audit", "checkpoint", "--printed")
+    assert done.code == 0
+    assert "Root hash" in done.out
+
+
+def test_silence_is_recorded_as_a_rejection(run, site, bundle, tmp_path):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(64_000), 16_000)
+    assert run("screen", tmp_path / "silence.wav", "--model", bundle).code == 3
+    assert kinds(site)[-1] == "quality_rejection"
+
+
+def test_exports_are_a_room_of_their_own():
+    assert exports_name == "clinical_ser.audit.exports"
