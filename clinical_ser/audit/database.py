@@ -24,10 +24,10 @@ TABLES = (
     "CREATE TABLE sealed (idx {integer} PRIMARY KEY, subject {blob}, data {blob} NOT NULL)",
     "CREATE TABLE names (lookup {blob} NOT NULL, idx {integer} NOT NULL, PRIMARY KEY (lookup, idx))",
     "CREATE INDEX names_by_index ON names (idx)",
-    "CREATE TABLE requests (lookup {blob} PRIMARY KEY, idx {integer} NOT NULL, digest {blob})",
+    "CREATE TABLE requests (lookup {blob} PRIMARY KEY, idx {integer} NOT NULL, last {integer} NOT NULL, digest {blob})",
     "CREATE INDEX requests_by_index ON requests (idx)",
 )
-APPEND_ONLY = ("leaves", "tiles", "checkpoints")
+APPEND_ONLY = ("leaves", "tiles", "checkpoints", "cosignatures")
 """Tables whose rows a trigger keeps from being changed or deleted: against mistakes, not against whoever owns the database."""
 
 

@@ -77,7 +77,8 @@ def _destroy(inside: Exclusive, subject: str, indices: list[int]) -> None:
     database = inside.database
     with database.transaction():
         database.execute_many("DELETE FROM sealed WHERE idx = ?", rows)
-        # A request is filed under its first record; the digest of what it asked for goes with any of them.
-        database.execute_many("UPDATE requests SET digest = NULL WHERE idx = (SELECT MAX(idx) FROM requests WHERE idx <= ?)", rows)
+        # The digest of what a request asked for goes with any of its records.
+        held = "UPDATE requests SET digest = NULL WHERE idx = (SELECT MAX(idx) FROM requests WHERE idx <= ?) AND last >= ?"
+        database.execute_many(held, [(index, index) for index in indices])
         database.execute_many("DELETE FROM names WHERE idx = ?", rows)
     database.scrub()

@@ -6,7 +6,6 @@ nothing to guess from (EDPB Guidelines 02/2025 on blockchain technologies: a bar
 """
 
 import json
-import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -469,9 +468,7 @@ def plain_json(value: Any) -> bytes:
     return _ENCODE(value).encode()
 
 
-# A number that ECMAScript, and so RFC 8785, writes otherwise than Python: with an exponent, whole but a float, or beyond 2**53. In text without
-# spaces a number follows one of these three signs; the pattern may also hit inside of a string, which costs time and nothing else.
-_ODD_NUMBER = re.compile(r"(?:^|[:,\[])-?(?:\d+(?:\.\d+)?[eE]|\d+\.0(?!\d)|\d{16})")
+_LARGEST_SAFE = 2**53 - 1
 
 
 def canonical(value: Any) -> bytes:
@@ -480,10 +477,28 @@ def canonical(value: Any) -> bytes:
     For most values Python's own encoder spells the same, some five times faster; a property test holds the two against each other.
     """
     try:
-        text = _ENCODE(value)
-        # Keys are sorted by UTF-16 units there and by code points here, which differ beyond the Basic Multilingual Plane.
-        if _ODD_NUMBER.search(text) is None and (text.isascii() or max(text) <= "\uffff"):
-            return text.encode()
+        if _is_spelled_alike(value):
+            text = _ENCODE(value)
+            # Keys are sorted by UTF-16 units there and by code points here, which differ beyond the Basic Multilingual Plane.
+            if text.isascii() or max(text) <= "\uffff":
+                return text.encode()
         return rfc8785.dumps(value)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
         raise AuditFormatError("A value has no canonical JSON: NaN, infinity, half a character, or an integer beyond 2**53.") from None
+
+
+def _is_spelled_alike(value: Any) -> bool:
+    """Tell whether Python and ECMAScript write every number in a value the same: no exponent, and a fraction where it is a float."""
+    kind = type(value)
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or not (type(item) is str or item is None or _is_spelled_alike(item)):
+                return False
+        return True
+    if kind is list or kind is tuple:
+        return all(type(item) is str or _is_spelled_alike(item) for item in value)
+    if kind is float:
+        return 1e-4 <= abs(value) < 1e15 and not value.is_integer()
+    if kind is int:
+        return -_LARGEST_SAFE <= value <= _LARGEST_SAFE
+    return kind is str or kind is bool or value is None

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.database import Database, StorageError
-from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, TIME, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
+from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
 from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.merkle import EMPTY_ROOT, TILE_HEIGHT, TILE_WIDTH, Frontier, Prover, leaf_hash, perfect_root
 from clinical_ser.audit.notes import VerifierKey, open_note, parse_note
@@ -150,7 +150,7 @@ class _Batch:
     sealed: list[tuple[int, bytes | None, bytes]] = field(default_factory=list)
     names: list[tuple[bytes, int]] = field(default_factory=list)
     tiles: list[tuple[int, int, bytes]] = field(default_factory=list)
-    requests: list[tuple[bytes, int, bytes]] = field(default_factory=list)
+    requests: list[tuple[bytes, int, int, bytes]] = field(default_factory=list)
     answered: list[tuple[_Request, list[Receipt]]] = field(default_factory=list)
 
 
@@ -397,18 +397,19 @@ class AuditLog:
         keys = self._vault.keys_for(entry.subject for request in requests for entry in request.entries if entry.subject is not None)
         drafted: dict[bytes, tuple[list[Receipt], bytes | None]] = {}
         for request in requests:
-            if request.key is not None:
-                try:
-                    known = drafted.get(request.key) or self._recorded(request.key, len(request.entries))
-                    if known is not None:
-                        batch.answered.append((request, _same_again(request, *known)))
-                        continue
-                except AuditConflictError as error:
-                    request.finish(error=error)
+            try:
+                known = None if request.key is None else drafted.get(request.key) or self._recorded(request.key, len(request.entries))
+                if known is not None:
+                    batch.answered.append((request, _same_again(request, *known)))
                     continue
-            receipts = [self._add(batch, entry, raw, self._key_of(entry, keys)) for entry, raw in zip(request.entries, request.payloads, strict=True)]
+                own = [self._key_of(entry, keys) for entry in request.entries]
+            except (AuditConflictError, AuditUnavailableError) as error:
+                # What is wrong with one request is no reason to refuse the others.
+                request.finish(error=error)
+                continue
+            receipts = [self._add(batch, entry, raw, key) for entry, raw, key in zip(request.entries, request.payloads, own, strict=True)]
             if request.key is not None and request.digest is not None:
-                batch.requests.append((request.key, receipts[0].index, request.digest))
+                batch.requests.append((request.key, receipts[0].index, receipts[-1].index, request.digest))
                 drafted[request.key] = (receipts, request.digest)
             batch.answered.append((request, receipts))
         return batch
@@ -443,7 +444,7 @@ class AuditLog:
         if now < batch.latest or _parted(batch.previous, now, monotonic_ns):
             flags.append(Flag.CLOCK_ANOMALY)
         batch.latest, batch.previous = max(now, batch.latest), (now, monotonic_ns)
-        moment = now.strftime(TIME)
+        moment = now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         leaf = plain_json(
             {
                 "schema": SCHEMA,
@@ -499,7 +500,7 @@ class AuditLog:
             if batch.tiles:
                 database.execute_many("INSERT INTO tiles VALUES (?, ?, ?)", batch.tiles)
             if batch.requests:
-                database.execute_many("INSERT INTO requests VALUES (?, ?, ?)", batch.requests)
+                database.execute_many("INSERT INTO requests VALUES (?, ?, ?, ?)", batch.requests)
             database.execute_many("UPDATE head SET size = ?, note = ?", [(size, note)])
             if size // _RETAIN_EVERY > before // _RETAIN_EVERY:
                 database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(size, note)])
@@ -520,7 +521,7 @@ class AuditLog:
             head, _ = Checkpoint.open(note, self._keys.verifiers, self._keys.origin)
             tiles = DatabaseTiles(self._database)
             prover = Prover(tiles, head.size)
-            [(leaves, last)] = self._database.query("SELECT COUNT(*), MAX(idx) FROM (SELECT idx FROM leaves ORDER BY idx DESC LIMIT 2)")
+            [(leaves, last)] = self._database.query("SELECT COUNT(*), MAX(idx) FROM (SELECT idx FROM leaves ORDER BY idx DESC LIMIT 2) AS newest")
             try:
                 self._tree = prover.frontier()
             except (IndexError, ValueError):

@@ -20,8 +20,11 @@ _TYPES = {"integer": "INTEGER", "blob": "BLOB"}
 _TIDY_ROWS = 4000
 _TIDY_TRANSACTIONS = 500
 """After so many rows, or transactions, the write-ahead log is copied into the file: some megabytes either way."""
+_ROWS = 1024
+"""Rows that are read ahead."""
 _POLL_S = 0.02
 _READ_BUSY_MS = 5000
+_DAMAGED = "The audit log's file is damaged: SQLite cannot read its pages. Restore it from a backup."
 
 
 class SqliteDatabase:
@@ -48,15 +51,19 @@ class SqliteDatabase:
     def create(cls, path: Path) -> Self:
         """Make the file with the tables of a log, and hold it as its writer; AuditSetupError where one is there."""
         database = cls.create_file(path)
-        with database.transaction():
-            create_tables(database, _TYPES, " STRICT")
-            for table in APPEND_ONLY:
-                for action in ("UPDATE", "DELETE"):
-                    database.query(
-                        f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
-                        f"BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END"
-                    )
-            database.query("INSERT INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+        try:
+            with database.transaction():
+                create_tables(database, _TYPES, " STRICT")
+                for table in APPEND_ONLY:
+                    for action in ("UPDATE", "DELETE"):
+                        database.query(
+                            f"CREATE TRIGGER {table}_no_{action.lower()} BEFORE {action} ON {table} "
+                            f"BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END"
+                        )
+                database.query("INSERT INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
+        except StorageError as error:
+            database.close()
+            raise AuditSetupError(f"The audit log cannot be made: {error.reason}.") from None
         return database
 
     @classmethod
@@ -76,6 +83,9 @@ class SqliteDatabase:
         try:
             connection = _connect(path, writable=True)
             _insist_on_durability(connection)
+        except StorageError as error:
+            os.close(lock)
+            raise AuditUnavailableError(f"The audit log cannot be opened durably: {error.reason}.") from None
         except BaseException:
             os.close(lock)
             raise
@@ -94,7 +104,10 @@ class SqliteDatabase:
     def stream(self, statement: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield rows without holding them all."""
         with _failures():
-            yield from self._connection.execute(statement, values)
+            cursor = self._connection.execute(statement, values)
+            # Not the cursor itself: a generator that is dropped half-way would close it, which fails after the connection was closed.
+            while rows := cursor.fetchmany(_ROWS):
+                yield from rows
 
     def execute_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run a statement for each row."""
@@ -208,11 +221,14 @@ def _failures() -> Iterator[None]:
     """Turn SQLite's errors into ours; their texts name tables and codes, never a path or a value."""
     try:
         yield
+    except UnicodeDecodeError:
+        # Python reads SQLite's message about a damaged schema, which quotes it.
+        raise AuditTamperedError(_DAMAGED) from None
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", None)
         primary = code & 0xFF if code is not None else None
         if primary in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            raise AuditTamperedError("The audit log's file is damaged: SQLite cannot read its pages. Restore it from a backup.") from None
+            raise AuditTamperedError(_DAMAGED) from None
         # No space, and a lock that did not come free, leave everything as it was; after anything else the disk is not known.
         kept = primary in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY}
         reason = "no space is left" if primary == sqlite3.SQLITE_FULL else f"SQLite says {getattr(error, 'sqlite_errorname', 'error')}"

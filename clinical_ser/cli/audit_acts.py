@@ -63,6 +63,9 @@ def disclose(
     unaccountable: Annotated[
         bool, typer.Option("--unaccountable", help="For treatment, payment, operations, or another exception of 45 CFR 164.528(a)(1).")
     ] = False,
+    use: Annotated[Purpose, typer.Option(help="The same as a code of HL7's purposes of use: TREAT, HPAYMT, HOPERAT, HRESCH, PUBHLTH, HLEGAL ...")] = (
+        Purpose.COMPLIANCE
+    ),
     actor: Who = None,
 ) -> None:
     """Record that health information was given to someone outside; `audit export --format accounting` lists it."""
@@ -76,7 +79,8 @@ def disclose(
             description=description,
             purpose_text=purpose,
             accountable=not unaccountable,
-        )
+        ),
+        purpose=use,
     )
 
 

@@ -283,7 +283,7 @@ def test_the_owner_cannot_change_what_was_appended_by_mistake(site, session):
         append(log, "one")
     with psycopg.connect(site.server.url(schema=site.schema), autocommit=True) as connection:
         connection.execute(session)
-        for table, column in zip(APPEND_ONLY, ("leaf", "hash", "note"), strict=True):
+        for table, column in zip(APPEND_ONLY, ("leaf", "hash", "note", "line"), strict=True):
             for statement in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}", f"TRUNCATE {table}"):
                 with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
                     connection.execute(statement)
@@ -307,7 +307,7 @@ def test_a_writer_with_the_grants_appends_and_erases_and_cannot_change_the_tree(
         with log.exclusively() as inside:
             for table in APPEND_ONLY:
                 for statement in (
-                    f"UPDATE {table} SET {'size' if table == 'checkpoints' else 'idx'} = 0",
+                    f"UPDATE {table} SET {'size' if table in {'checkpoints', 'cosignatures'} else 'idx'} = 0",
                     f"DELETE FROM {table}",
                     f"TRUNCATE {table}",
                 ):

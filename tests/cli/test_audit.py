@@ -151,7 +151,7 @@ def test_what_cannot_be_recorded_is_neither_shown_nor_written(run, site, bundle,
             ("screen", speech_wav, "--model", bundle, "--json"),
             ("explain", speech_wav, "--model", bundle, "-o", tmp_path / "x.svg"),
             ("report", path, "-o", tmp_path / "x.pdf"),
-            ("compare", path, path, "--report", tmp_path / "x.html"),
+            ("compare", another(result, tmp_path), path, "--report", tmp_path / "x.html"),
         ):
             done = run(*words)
             assert done.code == 1, words

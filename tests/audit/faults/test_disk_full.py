@@ -13,13 +13,13 @@ from clinical_ser.errors import AuditUnavailableError
 from tests.audit.faults.driving import FULL, Writer, assert_nothing_twice, check
 from tests.audit.log_maker import EACH_ITS_OWN, append, make_log
 
-_DISK_BYTES = 1 << 20
 _ROUNDS = 20 if FULL else 3
+_DISK_BYTES = _ROUNDS << 20
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of a megabyte."""
+    """A file system of its own, of some megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", folder], capture_output=True, check=False).returncode == 0
@@ -62,7 +62,7 @@ def test_a_writer_goes_on_when_there_is_space_again(tmp_path: Path, disk: Path, 
     acked: dict[str, int] = {}
     log = configuration.write()
     for turn in range(_ROUNDS):
-        ballast = _fill(disk, but=(turn + 1) * 60_000)
+        ballast = _fill(disk, but=60_000 + 37_000 * (turn % 5))
         before = log.size
         made, refused = _append_until_refused(log, f"turn{turn}", EACH_ITS_OWN)
         # Full means full: asked again the answer is the same, and the log has not grown by what was refused.
