@@ -110,6 +110,13 @@ class DatabaseReader:
             lines = self._database.query("SELECT line FROM cosignatures WHERE size = ? ORDER BY line", (size,))
         return str(note) + "".join(line for (line,) in lines)
 
+    @property
+    def witnesses(self) -> int:
+        """Number of cosignatures that are kept."""
+        with readable():
+            [(count,)] = self._database.query("SELECT COUNT(*) FROM cosignatures")
+        return int(count)
+
     def between(self, since: datetime | None, until: datetime | None) -> tuple[int | None, int | None]:
         """Return the first record that is not before a moment, and the last that is not after one; None where there is no such bound.
 

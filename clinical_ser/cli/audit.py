@@ -4,6 +4,7 @@ The one idea: what verifies needs keys and files only; a stranger runs it on ano
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
@@ -30,7 +31,7 @@ from clinical_ser.cli import audit_acts, audit_trust
 from clinical_ser.cli.console import check_output_file, literal, output, print_line, program, progress
 from clinical_ser.cli.results import read_result
 from clinical_ser.cohorts.table import replaced
-from clinical_ser.errors import AuditFormatError, AuditSetupError, AuditTamperedError, InvalidValueError
+from clinical_ser.errors import AuditError, AuditFormatError, AuditSetupError, AuditTamperedError, InvalidValueError
 from clinical_ser.folders import user_folder
 
 app = typer.Typer(help="The audit trail: set up, look, verify, prove, export, erase.", no_args_is_help=True)
@@ -96,6 +97,7 @@ def list_records(
                 chosen.append(record)
             if len(chosen) == last:
                 break
+    _record_look(chosen, about)
     if as_json:
         for record in reversed(chosen):
             print_line(json.dumps(as_object(record)))
@@ -129,6 +131,7 @@ def verify(
     if record is not None:
         with configuration.read() as log:
             records = [log.record(index) for index in log.named(record)]
+        _record_look(records, record)
     if as_json:
         print_line(json.dumps({**_as_dict(found), "records": [as_object(each) for each in records]}))
     else:
@@ -274,13 +277,16 @@ def export(
     configuration = site_log()
     with configuration.read() as log:
         digest = export_from(log, configuration.load_keys().signers, wanted, out)
-        # Recorded when it is made and before anyone is told where: an export that the log does not know of is not handed out.
-        last = log.size - 1
+        size = log.size
     recorder = Recorder.find()
-    payload = AuditExport(
-        actor=recorder.actor, form=form.value, first=0 if last >= 0 else None, last=max(last, 0), digest=digest, recipient=recipient
-    )
-    receipt = recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE)
+    first, last = (0, size - 1) if size else (None, None)
+    payload = AuditExport(actor=recorder.actor, form=form.value, first=first, last=last, digest=digest, recipient=recipient)
+    try:
+        receipt = recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE)
+    except AuditError:
+        # An export that the log does not know of is not handed out.
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     index = receipt.index if receipt else "?"
     output.print(f"Written: {literal(out)}. Recorded as {index}. To verify it: {program()} audit verify-export {literal(out)} --key KEY")
 
@@ -362,6 +368,20 @@ def _record_named(what: str) -> str:
     if result is None:
         raise InvalidValueError("WHAT", "a file that is no result", f"a result (.json) of `screen --json`, or a record ({RECORD}…)")
     return RECORD + result.digest
+
+
+def _record_look(records: Sequence[Record], about: str | None) -> None:
+    """Record, before it is shown, that someone looked at what the log holds of persons."""
+    if not any(record.state == "open" for record in records):
+        return
+    recorder = Recorder.find()
+    payload = AuditExport(actor=recorder.actor, form="list", first=min(r.index for r in records), last=max(r.index for r in records), digest=None)
+    if about is None or about.startswith(MODEL):
+        recorder.record(payload, purpose=Purpose.COMPLIANCE)
+    elif about.startswith(RECORD):
+        recorder.record(payload, like=records[0].index, purpose=Purpose.COMPLIANCE)
+    else:
+        recorder.record(payload, subject=about, purpose=Purpose.COMPLIANCE)
 
 
 def _first_answer(log: DatabaseReader, record: str) -> int:

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from clinical_ser.audit.answering import Recorder, operator
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.tiles import publish_tiles
 from clinical_ser.cli.cohort import processors, run_extraction
 from clinical_ser.cli.console import check_output_folder, complain, literal, output, percent, program, progress, report_problems
 from clinical_ser.cli.evidence import write_report
@@ -49,7 +52,12 @@ def demo(
         write_report(published.evidence, folder / "evaluation")
     show_card(published.card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
-    first = _screen_three(folder, cohort, reporter)
+    audit = _audit(folder / "audit")
+    first = _screen_three(folder, cohort, reporter, Recorder(audit, operator()))
+    found = audit.verify()
+    with audit.read(sealed=True) as log:
+        publish_tiles(log, folder / "audit" / "published")
+    output.print(f"\n[bold]Audit log[/bold]  {found.size} records, each payload and the whole tree verified against the signed head.")
     output.print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {literal(folder)}/:")
     for name, what in (
         ("cohort/manifest.csv", "who was recorded (simulated)"),
@@ -58,9 +66,11 @@ def demo(
         (f"{MODEL}/", "the trained, signed bundle"),
         ("evaluation/", "what a reviewer asks for: report.html, report.pdf, evidence.json"),
         ("visits/", "three new recordings, their results (.json), and the clinician's report on each (.html, .pdf)"),
+        ("audit/", "what was answered, in a log that a stranger can verify; audit/published is what a stranger gets"),
     ):
         output.print(f"  {name:<22} {what}")
     about = f"--sex {first.sex.value} --age {first.age} --model {literal(folder / MODEL)}"
+    output.print(f"The log: CLINICAL_SER_AUDIT={literal(folder)}/audit/audit.toml {program()} audit list")
     output.print(f"A report again: {program()} report {literal(folder)}/visits/{first.name}.json -o report.pdf")
     output.print(f"Try: {program()} explain {literal(folder)}/visits/{first.name}.flac {about} -o explained.pdf")
 
@@ -80,12 +90,21 @@ def _cohort(folder: Path, subjects: int, speech_s: float) -> SimulatedCohort:
         return simulate(subjects, folder, speech_s=speech_s, workers=processors(), progress=report)
 
 
-def _screen_three(folder: Path, cohort: SimulatedCohort, reporter: Reporter) -> SimulatedVisit:
+def _audit(folder: Path) -> LogConfiguration:
+    """Return the demo's own log, made if it is the first time; the site's has nothing to do with it."""
+    place = folder / "audit.toml"
+    if not place.exists():
+        LogConfiguration("demo.example/screening", f"sqlite:{(folder / 'log.sqlite').absolute()}", folder.absolute() / "keys").create(place)
+    return LogConfiguration.load(place)
+
+
+def _screen_three(folder: Path, cohort: SimulatedCohort, reporter: Reporter, recorder: Recorder) -> SimulatedVisit:
     """Screen new recordings, and return the first visit."""
     screener = Screener.load(folder / MODEL)
     visits = simulate_visits(folder / "visits", design=cohort.design)
     for visit in visits:
         result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age, timeline=True)
+        recorder.answer(result, subject=f"simulated speaker {visit.name}")
         write(result.model_dump_json(indent=2).encode(), folder / "visits" / f"{visit.name}.json")
         for ending in ENDINGS:
             write(reporter.report(result, ending), folder / "visits" / f"{visit.name}{ending}")

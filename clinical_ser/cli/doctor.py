@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.embeddings import find_encoder, list_encoders
 from clinical_ser.embeddings.registry import EncoderEntry, list_backends
@@ -49,6 +50,10 @@ OPTIONAL = {
     "torch": "BSD-3-Clause (extra 'neural': to export or train an encoder)",
     "transformers": "Apache-2.0 (extra 'neural')",
     "funasr": "MIT (emotion2vec)",
+    "psycopg": "LGPL-3.0 (extra 'postgres': the audit log in PostgreSQL)",
+    "starlette": "BSD-3-Clause (extra 'serve': a witness over HTTP)",
+    "uvicorn": "BSD-3-Clause (extra 'serve')",
+    "rfc3161-client": "Apache-2.0 (extra 'anchor': time stamps)",
 }
 
 
@@ -64,7 +69,7 @@ class Check(BaseModel):
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON lines.")] = False) -> None:
     """Check versions, licences, codecs, models, writable folders and what reports need; exits 1 if something needed is missing."""
-    checks = [*_packages(), *_codecs(), *_models(), *_encoders(), *_folders(), *_reports()]
+    checks = [*_packages(), *_codecs(), *_models(), *_encoders(), *_folders(), _check("audit log", _audit), *_reports()]
     if as_json:
         for check in checks:
             print_json(check)
@@ -150,6 +155,17 @@ def _signing_key() -> str:
     if not os.path.exists(path):
         return "none yet; training makes one"
     return f"{SigningKey.load(path).public.key_id}, {path}"
+
+
+def _audit() -> str:
+    """Open the site's log and its vault; whether all of it fits together, `audit verify` says."""
+    site = LogConfiguration.find()
+    if site is None:
+        return "none set up: answers are not recorded (`audit init`, docs/compliance.md)"
+    with site.read() as log:
+        alone = "no witness's cosignature: only a checkpoint kept elsewhere shows a rewritten log"
+        kept = f"{log.witnesses} cosignatures of witnesses" if log.witnesses else alone
+        return f"{site.origin}, {log.size} records; {kept}"
 
 
 def _reports() -> list[Check]:

@@ -256,6 +256,26 @@ def test_every_export_is_made_recorded_and_verified(run, site, answered, key, fo
     assert run("audit", "verify-export", tmp_path / "out", "--key", key).code == 1
 
 
+def test_looking_at_what_is_held_of_a_person_is_recorded_with_that_person(run, site, answered):
+    _, result = answered
+    run("audit", "list")
+    run("audit", "list", "--about", "MRN-1")
+    run("audit", "verify", RECORD + result.digest)
+    run("audit", "list", "--about", "nobody")
+    with site.read() as log:
+        looks = [(record.index, record.payload.form, record.payload.first, record.payload.last) for record in log.records(2)]
+        assert log.named("MRN-1") == [1, 3, 4]
+    assert looks == [(2, "list", 0, 1), (3, "list", 1, 1), (4, "list", 1, 1)]
+
+
+def test_an_export_that_cannot_be_recorded_is_not_handed_out(run, site, answered, tmp_path, monkeypatch):
+    monkeypatch.setattr("clinical_ser.audit.answering._WAIT_S", 0.05)
+    with site.write():
+        done = run("audit", "export", "--format", "csv", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_processing_and_evidence_are_exported(run, site, answered, bundle, key, tmp_path):
     blank = run("audit", "template").out
     assert run("audit", "export", "--format", "processing", "--site", tmp_path / "none.toml", "-o", tmp_path / "ropa").code == 2
