@@ -165,15 +165,20 @@ class LogConfiguration:
             It cannot be used as it is.
         """
         keys = self.load_keys()
+        database, vault = self._take(wait_s)
+        try:
+            pin = Pin(self.keys / _PIN, keys.verifiers)
+            # Coming back from an error it waits for nobody: those who asked for records wait for it.
+            return AuditLog(database, vault, keys, pin=pin, reopen=lambda: self._take(0), clock=clock, **clocks)
+        except BaseException:
+            vault.close()
+            database.close()
+            raise
+
+    def _take(self, wait_s: float) -> tuple[Database, Vault]:
         database = self._take_database(wait_s)
         try:
-            vault = Vault.open(self.keys / _VAULT, writable=True)
-            try:
-                pin = Pin(self.keys / _PIN, keys.verifiers)
-                return AuditLog(database, vault, keys, pin=pin, reopen=lambda: self._take_database(wait_s), clock=clock, **clocks)
-            except BaseException:
-                vault.close()
-                raise
+            return database, Vault.open(self.keys / _VAULT, writable=True)
         except BaseException:
             database.close()
             raise

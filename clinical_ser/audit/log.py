@@ -27,6 +27,7 @@ from clinical_ser.audit.pin import Pin
 from clinical_ser.audit.tables import DatabaseTiles, head_of
 from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault
 from clinical_ser.errors import (
+    AuditBusyError,
     AuditConflictError,
     AuditError,
     AuditFormatError,
@@ -168,7 +169,7 @@ class AuditLog:
     pin
         Where the newest head that was kept lies outside of the database.
     reopen
-        Opens the database again after an input/output error.
+        Opens database and vault again after an input/output error.
     clock, monotonic_ns
         Wall time, and a clock that never goes back.
 
@@ -185,7 +186,7 @@ class AuditLog:
         keys: LogKeys,
         *,
         pin: Pin | None = None,
-        reopen: Callable[[], Database] | None = None,
+        reopen: Callable[[], tuple[Database, Vault]] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -558,7 +559,11 @@ class AuditLog:
         if self._reopen is None:
             raise AuditUnavailableError("The audit log failed with an input/output error, and has to be opened again.")
         self._database.close()
-        self._database = self._reopen()
+        self._vault.close()
+        try:
+            self._database, self._vault = self._reopen()
+        except AuditBusyError as error:
+            raise AuditUnavailableError(f"The audit log failed, and cannot be opened again: {error}") from None
         with _unavailable():
             self._database.tidy(now=True)
         self._load()

@@ -48,10 +48,11 @@ def list_keys(as_json: AsJson = False) -> None:
 def rotate(source: Source = None) -> None:
     """Make a new signing key and destroy the old one's private half. What the old one signed still verifies."""
     configuration = _site_log()
+    old = _active(configuration.load_keys())
+    # Held meanwhile, so that no other process goes on signing with the key that is retired.
     with configuration.write() as log:
         log.retain()
-    old = _active(configuration.load_keys())
-    configuration.load_keys().rotate(source)
+        configuration.load_keys().rotate(source)
     _record_change("signing key", old, _active(configuration.load_keys()))
     output.print("Rotated. The new verifier keys, to give to whoever verifies, by a way they trust:")
     for key in configuration.load_keys().active:
@@ -67,7 +68,8 @@ def retire(key_id: Annotated[str, typer.Argument(help="Eight hex digits, as in t
     except ValueError:
         number = -1
     old = _active(configuration.load_keys())
-    configuration.load_keys().retire(number)
+    with configuration.write():
+        configuration.load_keys().retire(number)
     _record_change("signing key", old, _active(configuration.load_keys()))
     output.print("Retired. What it signed still verifies.")
 
