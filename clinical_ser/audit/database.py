@@ -24,7 +24,7 @@ TABLES = (
     "CREATE TABLE sealed (idx {integer} PRIMARY KEY, subject {blob}, data {blob} NOT NULL)",
     "CREATE TABLE names (lookup {blob} NOT NULL, idx {integer} NOT NULL, PRIMARY KEY (lookup, idx))",
     "CREATE INDEX names_by_index ON names (idx)",
-    "CREATE TABLE requests (lookup {blob} PRIMARY KEY, idx {integer} NOT NULL, last {integer} NOT NULL, digest {blob})",
+    "CREATE TABLE requests (lookup {blob} PRIMARY KEY, idx {integer} NOT NULL, last {integer} NOT NULL, digest {blob}, mac {blob} NOT NULL)",
     "CREATE INDEX requests_by_index ON requests (idx)",
 )
 APPEND_ONLY = ("leaves", "tiles", "checkpoints", "cosignatures")
@@ -64,6 +64,9 @@ class Database(Protocol):
 
     def snapshot(self) -> AbstractContextManager[None]:
         """Let all reads inside see one state, whatever a writer does."""
+
+    def check(self) -> None:
+        """Compare the database's own structures, its indexes above all, with each other; AuditTamperedError where they differ."""
 
     def tidy(self, *, now: bool = False) -> None:
         """Do the housekeeping that a committed transaction leaves behind, when there is enough of it or `now`."""

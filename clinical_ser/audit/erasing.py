@@ -78,7 +78,13 @@ def _destroy(inside: Exclusive, subject: str, indices: list[int]) -> None:
     with database.transaction():
         database.execute_many("DELETE FROM sealed WHERE idx = ?", rows)
         # The digest of what a request asked for goes with any of its records.
-        held = "UPDATE requests SET digest = NULL WHERE idx = (SELECT MAX(idx) FROM requests WHERE idx <= ?) AND last >= ?"
-        database.execute_many(held, [(index, index) for index in indices])
+        database.execute_many("UPDATE requests SET digest = NULL, mac = ? WHERE lookup = ?", _without_digest(inside, indices))
         database.execute_many("DELETE FROM names WHERE idx = ?", rows)
     database.scrub()
+
+
+def _without_digest(inside: Exclusive, indices: list[int]) -> list[tuple[bytes, bytes]]:
+    """Return the new authentication code of each request that one of the records came with, and which it is."""
+    select = "SELECT lookup, idx, last FROM requests WHERE idx = (SELECT MAX(idx) FROM requests WHERE idx <= ?) AND last >= ?"
+    found = {lookup: (first, last) for index in indices for lookup, first, last in inside.database.query(select, (index, index))}
+    return [(inside.vault.request_mac(lookup, *span, None), lookup) for lookup, span in found.items()]

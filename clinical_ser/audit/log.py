@@ -151,7 +151,7 @@ class _Batch:
     sealed: list[tuple[int, bytes | None, bytes]] = field(default_factory=list)
     names: list[tuple[bytes, int]] = field(default_factory=list)
     tiles: list[tuple[int, int, bytes]] = field(default_factory=list)
-    requests: list[tuple[bytes, int, int, bytes]] = field(default_factory=list)
+    requests: list[tuple[bytes, int, int, bytes, bytes]] = field(default_factory=list)
     answered: list[tuple[_Request, list[Receipt]]] = field(default_factory=list)
 
 
@@ -197,6 +197,7 @@ class AuditLog:
         self._reopen = reopen
         self._clock, self._monotonic_ns = clock, monotonic_ns
         self._run = os.urandom(16).hex()
+        self._process = os.getpid()
         self._software = f"clinical-ser {version('clinical-ser')}"
         self._broken = False
         self._closed = False
@@ -239,6 +240,9 @@ class AuditLog:
             A payload is too long, or has no canonical form.
         """
         request = self._request(entries, idempotency_key)
+        if os.getpid() != self._process:
+            # The thread that commits stayed in the parent, and a database's connection does not survive a fork.
+            raise AuditUnavailableError("The audit log was opened before this process was forked; a process opens its own.")
         with self._wake:
             if self._closed or not self._thread.is_alive():
                 raise AuditUnavailableError("The audit log is closed, or failed and has to be opened again.")
@@ -404,13 +408,14 @@ class AuditLog:
                     batch.answered.append((request, _same_again(request, *known)))
                     continue
                 own = [self._key_of(entry, keys) for entry in request.entries]
-            except (AuditConflictError, AuditUnavailableError) as error:
+            except (AuditConflictError, AuditTamperedError, AuditUnavailableError) as error:
                 # What is wrong with one request is no reason to refuse the others.
                 request.finish(error=error)
                 continue
             receipts = [self._add(batch, entry, raw, key) for entry, raw, key in zip(request.entries, request.payloads, own, strict=True)]
             if request.key is not None and request.digest is not None:
-                batch.requests.append((request.key, receipts[0].index, receipts[-1].index, request.digest))
+                row = (request.key, receipts[0].index, receipts[-1].index, request.digest)
+                batch.requests.append((*row, self._vault.request_mac(*row)))
                 drafted[request.key] = (receipts, request.digest)
             batch.answered.append((request, receipts))
         return batch
@@ -501,7 +506,7 @@ class AuditLog:
             if batch.tiles:
                 database.execute_many("INSERT INTO tiles VALUES (?, ?, ?)", batch.tiles)
             if batch.requests:
-                database.execute_many("INSERT INTO requests VALUES (?, ?, ?, ?)", batch.requests)
+                database.execute_many("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", batch.requests)
             database.execute_many("UPDATE head SET size = ?, note = ?", [(size, note)])
             if size // _RETAIN_EVERY > before // _RETAIN_EVERY:
                 database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(size, note)])
@@ -586,11 +591,15 @@ class AuditLog:
 
     def _recorded(self, key: bytes, entries: int) -> tuple[list[Receipt], bytes | None] | None:
         """Return what was recorded under an idempotency key, a receipt an entry, and the digest of what was asked."""
-        rows = self._database.query("SELECT idx, digest FROM requests WHERE lookup = ?", (key,))
+        rows = self._database.query("SELECT idx, last, digest, mac FROM requests WHERE lookup = ?", (key,))
         if not rows:
             return None
-        [(index, digest)] = rows
-        leaves = self._database.query("SELECT idx, leaf FROM leaves WHERE idx >= ? ORDER BY idx LIMIT ?", (index, entries))
+        [(index, last, digest, mac)] = rows
+        if mac != self._vault.request_mac(key, index, last, digest):
+            raise AuditTamperedError("What the log knows of an earlier request with this idempotency key was changed; `audit verify` says more.")
+        if last - index + 1 != entries:
+            raise AuditConflictError("This idempotency key was used for another number of events; a new request needs a new key.")
+        leaves = self._database.query("SELECT idx, leaf FROM leaves WHERE idx >= ? AND idx <= ? ORDER BY idx", (index, last))
         return [_receipt(at, leaf) for at, leaf in leaves], digest
 
     def _keep_checkpoint(self) -> None:

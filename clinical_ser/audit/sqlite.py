@@ -80,14 +80,18 @@ class SqliteDatabase:
             It cannot be opened durably.
         """
         lock = _locked(path, wait_s)
+        connection = None
         try:
             connection = _connect(path, writable=True)
             _insist_on_durability(connection)
-        except StorageError as error:
+            # SQLite made the write-ahead log by now, and ignores it when the folder that names it cannot be synced.
+            _sync_folder(path.parent)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
             os.close(lock)
-            raise AuditUnavailableError(f"The audit log cannot be opened durably: {error.reason}.") from None
-        except BaseException:
-            os.close(lock)
+            if isinstance(error, StorageError):
+                raise AuditUnavailableError(f"The audit log cannot be opened durably: {error.reason}.") from None
             raise
         return cls(connection, lock)
 
@@ -139,6 +143,11 @@ class SqliteDatabase:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
+
+    def check(self) -> None:
+        """Have SQLite compare its indexes with its tables: what is found through one is not what is read in order."""
+        if self.query("PRAGMA integrity_check(1)") != [("ok",)]:
+            raise AuditTamperedError(_DAMAGED)
 
     def tidy(self, *, now: bool = False) -> None:
         """Copy the write-ahead log into the file when it is long, and see that this went well."""
@@ -193,6 +202,17 @@ def _locked(path: Path, wait_s: float) -> int:
             raise AuditUnavailableError(f"The audit log cannot be locked: {error.strerror}.") from None
         else:
             return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise AuditUnavailableError(f"The audit log's folder cannot be synced: {error.strerror}.") from None
 
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:

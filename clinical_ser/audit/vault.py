@@ -118,6 +118,10 @@ class Vault:
         """Return a keyed digest of content that could be guessed."""
         return hmac.digest(self._lookup_key, b"content\n" + hashlib.sha256(content).digest(), "sha256")
 
+    def request_mac(self, lookup: bytes, first: int, last: int, digest: bytes | None) -> bytes:
+        """Return what binds the row of a repeated request, which no leaf commits to."""
+        return hmac.digest(self._lookup_key, b"request row\n%b%d %d %b" % (lookup, first, last, digest or b""), "sha256")
+
     def find(self, subject: str) -> SubjectKey | None:
         """Return a subject's key, None where there is none (any more)."""
         lookup = self.lookup(f"subject\n{subject}")

@@ -114,6 +114,8 @@ class _Verification:
         self._latest = ""
 
     def run(self, retained: Sequence[str], report: Report | None) -> Verified:
+        if not self._tree_only:
+            self._database.check()
         head, note = Checkpoint.open(head_of(self._database), self._keys)
         found = Verified(head.origin, head.size, head.root, tuple(f"{key.name}+{key.key_id:08x}" for key, _ in note.verified))
         due = deque([*self._older(head, retained), head])
@@ -253,11 +255,18 @@ class _Verification:
         self._latest = max(self._latest, event.time)
 
     def _see_erasures(self, found: Verified) -> None:
-        [(strays,)] = self._database.query("SELECT COUNT(*) FROM sealed WHERE idx < 0 OR idx >= ?", (found.size,))
-        if strays:
-            raise AuditTamperedError(f"There are {strays} payloads that belong to no record.")
+        for what, rows in (
+            ("payloads", self._database.query("SELECT COUNT(*) FROM sealed WHERE idx < 0 OR idx >= ?", (found.size,))),
+            ("names", self._database.query("SELECT COUNT(*) FROM names WHERE idx < 0 OR idx >= ?", (found.size,))),
+            ("requests", self._database.query("SELECT COUNT(*) FROM requests WHERE idx < 0 OR last >= ? OR last < idx", (found.size,))),
+        ):
+            if rows != [(0,)]:
+                raise AuditTamperedError(f"There are {what} that belong to no record.")
         if self._vault is None:
             return
+        for lookup, first, last, digest, mac in self._database.stream("SELECT lookup, idx, last, digest, mac FROM requests"):
+            if mac != self._vault.request_mac(lookup, first, last, digest):
+                raise AuditTamperedError(f"Record {first}: what the log knows of the request that it came with was changed.")
         if (missing := self._gone.first_outside(self._erased)) is not None:
             raise AuditTamperedError(f"Record {missing}: its payload, or the key to it, is gone, and no erasure says so.")
         for first, last in self._erased.spans():

@@ -185,6 +185,20 @@ def test_a_closed_log_takes_nothing(tmp_path):
         log.append(review())
 
 
+def test_a_forked_process_is_told_that_the_log_is_its_parent_s(tmp_path):
+    site = make_log(tmp_path)
+    with site.write() as log:
+        child = os.fork()
+        if child == 0:
+            try:
+                append(log, "child")
+            except AuditUnavailableError as error:
+                os._exit(0 if "forked" in str(error) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert append(log, "parent").index == 0
+
+
 def test_a_payload_that_is_too_long_is_refused_before_it_is_queued(tmp_path):
     site = make_log(tmp_path)
     long = review().model_copy(update={"reason": "x" * (1 << 20)})

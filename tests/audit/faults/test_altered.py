@@ -360,7 +360,6 @@ def test_whoever_lacks_the_vault_still_sees_that_records_were_altered(log: LogCo
         verify_log(database, log.load_keys().verifiers, tree_only=True)
 
 
-@pytest.mark.xfail(strict=True, reason="verify_log does not look for names of records that are not there yet")
 def test_names_of_records_that_are_not_there_do_not_verify(log: LogConfiguration) -> None:
     _add_a_name_of_no_record(log)
     with pytest.raises(AuditTamperedError):
@@ -457,7 +456,6 @@ def test_a_file_whose_end_is_missing_does_not_verify(log: LogConfiguration) -> N
     assert verify(log).size == _RECORDS
 
 
-@pytest.mark.xfail(strict=True, reason="verify_log does not hold SQLite's indexes against its tables: PRAGMA integrity_check would")
 def test_no_flipped_byte_makes_a_log_that_verifies_and_says_something_else(tmp_path: Path, record_property: Numbers) -> None:
     """Each byte of a small log's file is changed once, by a mask that chance gives.
 
@@ -465,7 +463,7 @@ def test_no_flipped_byte_makes_a_log_that_verifies_and_says_something_else(tmp_p
     """
     log = make_log(tmp_path, records=8, subjects=_SUBJECTS)
     path = database_file(log)
-    requests = "SELECT lookup, idx, digest FROM requests ORDER BY lookup"
+    requests = "SELECT * FROM requests ORDER BY lookup"
     before, asked, whole = _everything(log), _sql(log, requests), path.read_bytes()
     whole = path.read_bytes()
     chance = random.Random(256)
@@ -481,7 +479,7 @@ def test_no_flipped_byte_makes_a_log_that_verifies_and_says_something_else(tmp_p
             if verdict not in {"refused", "the same"}:
                 wrong.append(f"byte {place} xor {mask}: {verdict}")
             elif verdict == "the same" and _requests(path, requests) != asked:
-                numbers["the same, but repeated requests would be answered otherwise"] += 1
+                wrong.append(f"byte {place} xor {mask}: repeated requests would be answered otherwise")
             _put(file, place, whole[place])
     for name, value in numbers.items():
         record_property(name, value)
@@ -504,8 +502,8 @@ def _verdict(log: LogConfiguration, before: object) -> str:
         return f"verifying fails with {type(error).__name__}: {error}"
     try:
         return "the same" if _everything(log) == before else "something else"
-    except AuditError as error:
-        return f"verified, but reading is refused: {error}"
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"verified, but reading fails with {type(error).__name__}: {error}"
 
 
 def _requests(path: Path, statement: str) -> object:
