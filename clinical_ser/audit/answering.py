@@ -4,8 +4,9 @@ The one idea: where a site has a log, whoever answers goes through here; where i
 """
 
 import getpass
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ from clinical_ser.audit.events import (
 from clinical_ser.audit.log import Entry, Receipt
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.records import LogReader
-from clinical_ser.errors import BundleError
+from clinical_ser.errors import AuditSetupError, BundleError
+from clinical_ser.folders import is_folder
 from clinical_ser.screening import DEFAULT_MODEL
 from clinical_ser.screening import screen as unrecorded_screen
 from clinical_ser.screening.result import ScreeningResult, Status
@@ -58,10 +60,10 @@ def screen(
     AuditError
         The answer cannot be recorded, and is not given.
     """
-    recorder = Recorder.find(actor)
-    with recorder.refusals(str(model)):
+    recorder = Recorder.find(actor, subject=subject)
+    with recorder.refusals(model):
         result = unrecorded_screen(source, model=model, **options)
-    recorder.answer(result, subject=subject)
+    recorder.answer(result)
     return result
 
 
@@ -71,7 +73,23 @@ def operator() -> Actor:
         name = getpass.getuser()
     except (KeyError, OSError):
         name = "unknown account"
-    return Actor(id=name, role=Role.OPERATOR, client="clinical-ser command line")
+    return Actor(id=name, role=Role.OPERATOR)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What became of an answer's record.
+
+    Attributes
+    ----------
+    receipt
+        Where it is.
+    under_others
+        Whether the log has the same answer, of the same recording, under another person: one of the two names may be wrong.
+    """
+
+    receipt: Receipt
+    under_others: bool
 
 
 class Recorder:
@@ -83,23 +101,26 @@ class Recorder:
         The site's log, or None.
     actor
         Who acts.
+    subject
+        Whom all of it is about, where that is known.
     """
 
-    def __init__(self, configuration: LogConfiguration | None, actor: Actor) -> None:
+    def __init__(self, configuration: LogConfiguration | None, actor: Actor, subject: str | None = None) -> None:
         self._configuration = configuration
         self.actor = actor
+        self._subject = subject
 
     @classmethod
-    def find(cls, actor: Actor | None = None) -> "Recorder":
+    def find(cls, actor: Actor | None = None, *, subject: str | None = None) -> "Recorder":
         """Return one for the site's log, if it has one; AuditSetupError where its configuration cannot be used."""
-        return cls(LogConfiguration.find(), actor or operator())
+        return cls(LogConfiguration.find(), actor or operator(), subject)
 
     @property
     def is_on(self) -> bool:
         """Whether there is a log to record in."""
         return self._configuration is not None
 
-    def answer(self, result: ScreeningResult, *, subject: str | None = None) -> Receipt | None:
+    def answer(self, result: ScreeningResult) -> Recorded | None:
         """Record an answer, and before it that this model answers from now on, if another did before or none.
 
         Raises
@@ -111,8 +132,9 @@ class Recorder:
             return None
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
             reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
-            entries = [*self._activation(reader, result), answer_entry(result, self.actor, subject=subject)]
-            return inside.record(entries)[-1]
+            entry = answer_entry(result, self.actor, subject=self._subject)
+            others = persons_of(reader, RECORD + result.digest).keys() - {key.id for key in [inside.vault.find(entry.subject or "-")] if key}
+            return Recorded(inside.record([*self._activation(reader, result), entry])[-1], bool(others))
 
     def report(self, results: Sequence[ScreeningResult], action: Action, form: str, *, reason: str | None = None) -> list[Receipt]:
         """Record that reports on results are about to be shown or written.
@@ -120,42 +142,37 @@ class Recorder:
         Raises
         ------
         AuditError
-            It could not be recorded; the reports must not be shown.
+            It could not be recorded, or an answer is known under several persons and none was named; the reports must not be shown.
         """
         if self._configuration is None or not results:
             return []
         payloads = [self._report(result.digest, action, form, reason) for result in results]
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
             reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
-            models = [result.model.digest for result in results]
-            return inside.record([about_result(reader, payload, model=model) for payload, model in zip(payloads, models, strict=True)])
+            together = zip(payloads, results, strict=True)
+            return inside.record([about_result(reader, payload, self._subject, model=result.model.digest) for payload, result in together])
+
+    def exported(self, result: str, model: str, form: str) -> None:
+        """Record that a report is about to be written, by the digests of its result and its model: for batches made in other processes."""
+        if self._configuration is None:
+            return
+        # Opened for each, so that a batch of thousands keeps nobody else from recording.
+        with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
+            reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+            inside.record([about_result(reader, self._report(result, "exported", form), self._subject, model=model)])
 
     def find_answer(self, result: ScreeningResult) -> int | None:
         """Return the index of the record of this very answer; None where the log has none, or there is no log."""
         if self._configuration is None:
             return None
         with self._configuration.read() as reader:
-            records = [reader.record(index) for index in reader.named(RECORD + result.digest)]
+            records = [reader.record(index) for index in reader.about(RECORD + result.digest)]
         return next((record.index for record in records if isinstance(record.payload, Inference | QualityRejection)), None)
 
-    def shown(self, results: Sequence[ScreeningResult], file: Path | None) -> list[Receipt]:
+    def shown(self, results: Sequence[ScreeningResult], file: Path | None, *, as_json: bool = False) -> list[Receipt]:
         """Record that results are about to be written into a file, named by its ending, or shown in the terminal; see `report`."""
-        return self.report(results, "exported" if file else "viewed", file.suffix.lower().removeprefix(".") if file else "terminal")
-
-    @contextmanager
-    def reporting(self) -> Iterator[Callable[[str, str, str], None]]:
-        """Hold the log for a batch, and give what records one report of it: by the result's digest, the model's, and the file's kind."""
-        if self._configuration is None:
-            yield _record_nothing
-            return
-        with self._configuration.write(wait_s=_WAIT_S) as log:
-
-            def record(result: str, model: str, form: str) -> None:
-                with log.exclusively() as inside:
-                    reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
-                    inside.record([about_result(reader, self._report(result, "exported", form), model=model)])
-
-            yield record
+        form = file.suffix.lower().removeprefix(".") if file else "json" if as_json else "terminal"
+        return self.report(results, "exported" if file else "viewed", form)
 
     def _report(self, result: str, action: Action, form: str, reason: str | None = None) -> ReportAction:
         return ReportAction.model_validate({"actor": self.actor, "result": result, "action": action, "form": form, "reason": reason})
@@ -168,20 +185,21 @@ class Recorder:
             return log.append(payload, **about)
 
     @contextmanager
-    def refusals(self, model: str) -> Iterator[None]:
+    def refusals(self, model: str | Path) -> Iterator[None]:
         """Record a bundle that is refused, and let its error go on."""
         try:
             yield
         except BundleError as error:
-            # A folder's name may be a person's; what the bundle is called is known only once it is read.
-            name = model if model.isidentifier() or model.replace("-", "_").isidentifier() else "a folder"
+            # A folder's name may be a person's, and what the bundle calls itself is not believed.
+            named = isinstance(model, str) and not is_folder(Path(model)) and not set(model) & set("/\\.")
+            name = str(model) if named else "a folder"
             payload = ModelChange(actor=self.actor, action="refused", name=name, old=None, new=None, reason=type(error).__name__)
             self.record(payload, outcome=Outcome.REFUSED, purpose=Purpose.OPERATIONS)
             raise
 
     def _activation(self, reader: LogReader, result: ScreeningResult) -> list[Entry]:
         last = None
-        for index in reader.named(MODEL + result.model.name):
+        for index in reader.about(MODEL + result.model.name):
             for record in reader.records(index, index + 1):
                 if isinstance(record.payload, ModelChange) and record.payload.action != "refused":
                     last = record.payload.new
@@ -221,18 +239,34 @@ def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None =
     else:
         payload = Inference(**common, **_answer(result), simulated=result.model.simulated, encoders=result.model.encoders, notice=notice)
     outcome = Outcome.REFUSED if result.status is Status.NOT_USABLE else Outcome.SUCCESS
-    return Entry(payload, subject=subject or RECORD + result.digest, outcome=outcome, model=result.model.digest)
+    return Entry(payload, subject=RECORD + result.digest if subject is None else subject, outcome=outcome, model=result.model.digest)
 
 
-def about_result(reader: LogReader, payload: Payload, **about: Any) -> Entry:
-    """Return a record that shares the subject of the answer it is about; an answer that this log does not have stands for itself."""
+def persons_of(reader: DatabaseReader, record: str) -> dict[bytes | None, list[int]]:
+    """Return the records about a result by person, under their random names, those aside that name none."""
+    anonymous = set(reader.named(record))
+    return {subject: indices for subject, indices in reader.subjects_of(reader.about(record)).items() if not anonymous.issuperset(indices)}
+
+
+def about_result(reader: DatabaseReader, payload: Payload, subject: str | None, **about: Any) -> Entry:
+    """Return a record that is about the same person as the answer it is about; an answer that this log does not have stands for itself.
+
+    Raises
+    ------
+    AuditSetupError
+        The answer is known under several persons, and nobody said whose this is; or it is known, and not under this one.
+    """
     [name] = payload.records()
-    known = [index for index in reader.named(name) for record in reader.records(index, index + 1) if record.state == "open"]
-    return Entry(payload, like=known[0], **about) if known else Entry(payload, subject=name, **about)
-
-
-def _record_nothing(result: str, model: str, form: str) -> None:  # noqa: ARG001
-    return
+    persons = persons_of(reader, name)
+    if subject is not None:
+        known = {index for indices in persons.values() for index in indices}
+        if known and known.isdisjoint(reader.named(subject)):
+            raise AuditSetupError("The log has this answer, and not under the subject that was named. Nothing was recorded.")
+        return Entry(payload, subject=subject, **about)
+    if len(persons) > 1:
+        raise AuditSetupError("The log has this answer under several persons: say whose with --subject. Nothing was recorded.")
+    latest = max((index for indices in (persons.values() or [reader.named(name)]) for index in indices), default=None)
+    return Entry(payload, subject=name, **about) if latest is None else Entry(payload, like=latest, **about)
 
 
 def _answer(result: ScreeningResult) -> dict[str, Any]:

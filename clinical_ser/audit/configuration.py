@@ -10,6 +10,7 @@ The one idea: as long as that file is there, every answer is recorded or not giv
 import contextlib
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from clinical_ser.audit.pin import Pin
 from clinical_ser.audit.reading import DatabaseReader, readable
 from clinical_ser.audit.sqlite import SqliteDatabase
 from clinical_ser.audit.vault import Vault
-from clinical_ser.audit.verifying import Report, Verified, verify_log
+from clinical_ser.audit.verifying import Report, VerifiedLog, verify_log
 from clinical_ser.errors import AuditKeyError, AuditSetupError
 from clinical_ser.folders import HOME_VARIABLE, user_folder
 from clinical_ser.strict import Strict
@@ -56,6 +57,15 @@ class _File(Strict):
         if not value.startswith((_SQLITE, *_POSTGRES)):
             raise ValueError(f"begins with {_SQLITE} or {_POSTGRES[0]}")
         return value
+
+
+def _checked(values: dict[str, Any]) -> _File:
+    try:
+        return _File.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise AuditSetupError(f"The configuration of the audit log does not fit: {field}: {first['msg']}.") from None
 
 
 @dataclass(frozen=True)
@@ -92,29 +102,36 @@ class LogConfiguration:
     @classmethod
     def find(cls) -> Self | None:
         """Return the site's log, None where none was set up; a file that is named by the environment has to be there."""
-        if not os.environ.get(CONFIGURATION_VARIABLE) and (user_folder("config") is None or not cls.default_path().exists()):
+        named = os.environ.get(CONFIGURATION_VARIABLE)
+        # A link to what is not there (a volume that is not mounted) is a log that cannot be used, and not none.
+        if not named and (user_folder("config") is None or not os.path.lexists(cls.default_path())):
             return None
         return cls.load(cls.default_path())
+
+    @classmethod
+    def required(cls) -> Self:
+        """Return the site's log; AuditSetupError where it has none."""
+        found = cls.find()
+        if found is None:
+            raise AuditSetupError("No audit log is set up here; `audit init` makes one.")
+        return found
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read the file; AuditSetupError where it cannot be read or used, without a word of what it holds (a password may be in it)."""
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-            file = _File.model_validate(values)
+            file = _checked(tomllib.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise AuditSetupError(f"The configuration of the audit log cannot be read: {error.strerror}. `audit init` makes one.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
             raise AuditSetupError("The configuration of the audit log is not TOML.") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise AuditSetupError(f"The configuration of the audit log does not fit: {field}: {first['msg']}.") from None
         return cls(file.origin, file.database, Path(file.keys), file.retention_days)
 
     def save(self, path: Path) -> None:
         """Write a new file that only its owner may read; AuditSetupError where one is there."""
-        lines = {"origin": self.origin, "database": self.database, "keys": str(self.keys.absolute()), "retention_days": self.retention_days}
+        # A relative path would be another file for whoever runs this elsewhere.
+        database = f"{_SQLITE}{self._sqlite_path}" if self.database.startswith(_SQLITE) else self.database
+        lines = {"origin": self.origin, "database": database, "keys": str(self.keys.absolute()), "retention_days": self.retention_days}
         # A TOML basic string is a JSON string, as long as neither half characters nor DEL are in it.
         text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in lines.items())
         try:
@@ -137,16 +154,20 @@ class LogConfiguration:
         AuditSetupError, AuditKeyError
             Something is there already, or cannot be made.
         """
-        if path.exists():
+        if os.path.lexists(path):
             raise AuditSetupError("An audit log is configured here already; a site has one.")
-        keys = LogKeys.create(self.keys, self.origin, source=key_source, ml_dsa=ml_dsa)
-        Vault.create(self.keys / _VAULT).close()
-        database = self._create_database()
-        try:
-            create_log(database, keys)
-        finally:
-            database.close()
-        self.save(path)
+        _checked({"origin": self.origin, "database": self.database, "keys": str(self.keys), "retention_days": self.retention_days})
+        with contextlib.ExitStack() as undo:
+            new = not self.keys.exists()
+            keys = LogKeys.create(self.keys, self.origin, source=key_source, ml_dsa=ml_dsa)
+            if new:
+                # What fails later, a database that cannot be reached say, can be tried again.
+                undo.callback(shutil.rmtree, self.keys, ignore_errors=True)
+            Vault.create(self.keys / _VAULT).close()
+            with contextlib.closing(self._create_database()) as database:
+                create_log(database, keys)
+            self.save(path)
+            undo.pop_all()
 
     def write(
         self,
@@ -184,8 +205,8 @@ class LogConfiguration:
             raise
 
     @contextlib.contextmanager
-    def read(self, *, sealed: bool = False) -> Iterator[DatabaseReader]:
-        """Open the log for reading as it is now, whatever is written meanwhile; with its vault, or `sealed` without.
+    def read(self, *, sealed: bool = False, cosigned: bool = False) -> Iterator[DatabaseReader]:
+        """Open the log for reading as it is now, or as it was `cosigned` last, whatever is written meanwhile; with its vault, or `sealed` without.
 
         Raises
         ------
@@ -198,12 +219,12 @@ class LogConfiguration:
             database = stack.enter_context(contextlib.closing(self.connect()))
             with readable():
                 stack.enter_context(database.snapshot())
-            yield DatabaseReader(database, verifiers, vault)
+            yield DatabaseReader(database, verifiers, vault, cosigned=cosigned)
 
-    def verify(self, *, retained: Sequence[str] = (), tree_only: bool = False, report: Report | None = None) -> Verified:
+    def verify(self, *, retained: Sequence[str] = (), tree_only: bool = False, report: Report | None = None) -> VerifiedLog:
         """Verify the whole log with the keys here, against the head that is kept beside them and what else was `retained`; see `verify_log`."""
         keys = self.load_keys()
-        kept = [self.pin.read_text(encoding="utf-8")] if self.pin.exists() else []
+        kept = [note] if (note := Pin(self.pin, keys.verifiers).note()) else []
         with contextlib.closing(self.connect()) as database, contextlib.closing(self.open_vault()) as vault:
             return verify_log(database, keys.verifiers, vault=vault, retained=[*kept, *retained], tree_only=tree_only, report=report)
 
@@ -233,7 +254,7 @@ class LogConfiguration:
 
     @property
     def _sqlite_path(self) -> Path:
-        return Path(self.database.removeprefix(_SQLITE))
+        return Path(self.database.removeprefix(_SQLITE)).absolute()
 
     def _create_database(self) -> Database:
         if self.database.startswith(_SQLITE):

@@ -11,8 +11,9 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import rfc8785
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
+from clinical_ser.audit.ranges import Ranges
 from clinical_ser.errors import AuditFormatError
 from clinical_ser.strict import Strict
 
@@ -117,6 +118,13 @@ class Payload(Strict):
     def canonical(self) -> bytes:
         """Return the payload as canonical JSON (RFC 8785), kind and version included."""
         return canonical({"kind": self.kind, "version": self.version, **self.model_dump(mode="json")})
+
+
+def _as_ranges(text: str) -> str:
+    try:
+        return str(Ranges.parse(text))
+    except AuditFormatError as error:
+        raise ValueError(str(error)) from None
 
 
 class FamilyEffect(Strict):
@@ -306,7 +314,7 @@ class Erasure(Payload):
     """Payloads, salts and keys were destroyed: the tombstone. Refused under a legal hold, with the event's outcome saying so."""
 
     kind: ClassVar[str] = "erasure"
-    erased: Text
+    erased: Annotated[Text, AfterValidator(_as_ranges)]
     """Which records, as ranges (`3,7-9`); empty when refused."""
     reason: Text
     basis: ShortText
@@ -320,6 +328,8 @@ class LegalHold(Payload):
     action: Literal["placed", "released"]
     reason: Text
     authority: ShortText
+    releases: int | None = Field(default=None, ge=0)
+    """Index of the hold that is released; None for all that there are."""
 
 
 class AuditExport(Payload):

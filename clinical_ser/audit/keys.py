@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -29,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import AfterValidator, Field, ValidationError
 
+from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.cosignatures import MlDsa44Cosigner, ml_dsa_module
 from clinical_ser.audit.notes import Algorithm, Ed25519Signer, NoteSigner, VerifierKey
 from clinical_ser.errors import AuditBusyError, AuditFormatError, AuditKeyError
@@ -78,6 +80,29 @@ def _checked_source(source: str) -> str:
 _Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
 
 
+@dataclass(frozen=True)
+class RetiredKey(VerifierKey):
+    """A key that is believed about trees up to the size at which it was retired, and no further: it may have been stolen since.
+
+    Parameters
+    ----------
+    last_size
+        That size.
+    """
+
+    last_size: int
+
+    def __str__(self) -> str:
+        return super().__str__()
+
+    def fits(self, text: bytes, signature: bytes) -> bool:
+        """Return whether it signed this text, and may have: what is no checkpoint has no size."""
+        with contextlib.suppress(AuditFormatError, UnicodeDecodeError):
+            if Checkpoint.parse(text.decode()).size > self.last_size:
+                return False
+        return super().fits(text, signature)
+
+
 class KeyRecord(Strict):
     """One key of the log, as `keys.json` tells of it.
 
@@ -91,6 +116,8 @@ class KeyRecord(Strict):
         When, in UTC.
     source
         Where the private half is: `file`, `env:VARIABLE` or `exec:PROGRAM ARGUMENTS`.
+    last_size
+        Of the log when the key was retired: it signed no larger tree. None for an active key, and where nobody said.
     """
 
     vkey: Annotated[str, AfterValidator(_checked_vkey)]
@@ -98,11 +125,13 @@ class KeyRecord(Strict):
     created: _Time
     retired: _Time | None
     source: Annotated[str, AfterValidator(_checked_source)]
+    last_size: int | None = Field(default=None, ge=0)
 
     @property
     def key(self) -> VerifierKey:
-        """Return the public half."""
-        return VerifierKey.parse(self.vkey)
+        """Return the public half; that of a retired key believes it up to the size of its time."""
+        key = VerifierKey.parse(self.vkey)
+        return key if self.last_size is None else RetiredKey(key.name, key.algorithm, key.public, self.last_size)
 
     @property
     def is_active(self) -> bool:
@@ -114,9 +143,9 @@ class KeyRecord(Strict):
         """Return the name of the private key's file, where it has one."""
         return f"{self.key.key_id:08x}.pem"
 
-    def retire(self) -> "KeyRecord":
+    def retire(self, last_size: int | None) -> "KeyRecord":
         """Return the record of the same key, retired now."""
-        return self.model_copy(update={"state": "retired", "retired": _now()})
+        return self.model_copy(update={"state": "retired", "retired": _now(), "last_size": last_size})
 
 
 class _KeyList(Strict):
@@ -257,13 +286,15 @@ class LogKeys:
             self._signers = tuple(_signer_of(self._folder, record) for record in self.records if record.is_active)
         return self._signers
 
-    def rotate(self, source: str | None = None) -> VerifierKey:
+    def rotate(self, source: str | None = None, *, last_size: int | None = None) -> VerifierKey:
         """Make a successor of every active key, then retire those and destroy their private files.
 
         Parameters
         ----------
         source
             Where the new Ed25519 key is; None for where the old one was. A variable or program must give another key by then.
+        last_size
+            The log's size: the old keys are believed about no larger tree from now on.
 
         Returns
         -------
@@ -282,12 +313,12 @@ class LogKeys:
             _check_request(keys.origin, source or _FILE, ml_dsa=any(record.key.algorithm is not Algorithm.ED25519 for record in old))
             taken = {record.key.key_id for record in keys.keys}
             new = [_new_record(self._folder, keys.origin, record.key.algorithm, source or record.source, taken=taken) for record in old]
-            retired = tuple(record.retire() if record.is_active else record for record in keys.keys)
+            retired = tuple(record.retire(last_size) if record.is_active else record for record in keys.keys)
             self._replace(keys.model_copy(update={"keys": (*retired, *new)}))
         return new[0].key
 
-    def retire(self, key_id: int) -> None:
-        """Retire one active key without a successor, and destroy its private file.
+    def retire(self, key_id: int, *, last_size: int | None = None) -> None:
+        """Retire one active key without a successor, and destroy its private file; `last_size` as for `rotate`.
 
         Raises
         ------
@@ -302,7 +333,7 @@ class LogKeys:
                 raise AuditKeyError(f"No active key of this log has the id {key_id:08x}; active: {', '.join(f'{known:08x}' for known in active)}.")
             if len(active) == 1:
                 raise AuditKeyError("This is the log's last active key, without which it can sign nothing; rotate it instead.")
-            retired = tuple(record.retire() if record.key.key_id == key_id else record for record in keys.keys)
+            retired = tuple(record.retire(last_size) if record.key.key_id == key_id else record for record in keys.keys)
             self._replace(keys.model_copy(update={"keys": retired}))
 
     @contextlib.contextmanager

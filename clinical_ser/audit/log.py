@@ -19,13 +19,27 @@ from typing import Any, Self
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.database import Database, StorageError
-from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, SCHEMA, Event, Flag, Outcome, Payload, Purpose, canonical, plain_json
+from clinical_ser.audit.events import (
+    MAX_LEAF_BYTES,
+    MAX_PAYLOAD_BYTES,
+    PAYLOADS,
+    SCHEMA,
+    TIME,
+    Event,
+    Flag,
+    Outcome,
+    Payload,
+    Purpose,
+    canonical,
+    plain_json,
+    time_in,
+)
 from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.merkle import EMPTY_ROOT, TILE_HEIGHT, TILE_WIDTH, Frontier, Prover, leaf_hash, perfect_root
 from clinical_ser.audit.notes import VerifierKey, open_note, parse_note
 from clinical_ser.audit.pin import Pin
 from clinical_ser.audit.tables import DatabaseTiles, head_of
-from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault
+from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault, subject_name
 from clinical_ser.errors import (
     AuditBusyError,
     AuditConflictError,
@@ -41,7 +55,11 @@ _CLOCK_TOLERANCE = timedelta(seconds=1)
 """How far wall and monotonic clock may part between two records; NTP slews by 0.5 ms a second."""
 _RETAIN_EVERY = 10_000
 """A checkpoint is kept after so many records, besides those that someone asked for."""
+_LONGEST_QUEUE = 10_000
+"""Requests that wait; at 5,000 a second those at the end wait for two."""
 _MAX_INDEX = 2**53 - 1
+_LOOKED_BACK = 64
+"""Tiles that are looked through for the latest time when a log is opened."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -75,13 +93,20 @@ class Entry:
 
     def __post_init__(self) -> None:
         """Refuse here, in its caller's thread, what could be written into a leaf and not be read again: no log with such a leaf opens."""
+        if PAYLOADS.get(self.payload.kind) is not type(self.payload):
+            raise AuditFormatError(f"A record's payload is of one of these kinds: {', '.join(sorted(PAYLOADS))}.")
         if not (isinstance(self.outcome, Outcome) and isinstance(self.purpose, Purpose)):
             raise AuditFormatError("A record's outcome and purpose are an Outcome and a Purpose.")
         if self.model is not None and not _DIGEST.fullmatch(self.model):
             raise AuditFormatError("A record's model is not a bundle's digest: 64 hex digits, in lower case.")
-        if self.supersedes is not None and not 0 <= self.supersedes <= _MAX_INDEX:
-            raise AuditFormatError("The record that another one supersedes is not an index.")
-        _refuse_half_characters(self.subject or "", "A record's subject")
+        for index in (self.supersedes, self.like):
+            if index is not None and not (type(index) is int and 0 <= index <= _MAX_INDEX):
+                raise AuditFormatError("The record that another one supersedes, or is like, is named by its index.")
+        if self.subject is not None:
+            # As it is looked up: one that cannot be is refused here.
+            subject_name(self.subject)
+            if self.like is not None:
+                raise AuditFormatError("A record has a subject, or is like another; not both.")
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,8 @@ class _Request:
     receipts: list[Receipt] | None = None
     error: AuditError | None = None
     finished: bool = False
+    abandoned: bool = False
+    """Its caller gave up waiting before it was looked at."""
 
     @classmethod
     def made(cls, entries: Sequence[Entry], payloads: list[bytes], key: bytes | None = None, digest: bytes | None = None) -> Self:
@@ -204,8 +231,10 @@ class AuditLog:
         self._waiting: deque[_Request] = deque()
         self._wake = threading.Condition(threading.Lock())
         self._exclusive = threading.RLock()
+        self._inside: int | None = None
+        """The thread that is in `exclusively`."""
         self._origin, self._note = keys.origin, ""
-        self._tree, self._tile = Frontier(), list[bytes]()
+        self._tree, self._tile, self._pinned = Frontier(), list[bytes](), 0
         self._latest = datetime.min.replace(tzinfo=UTC)
         self._previous: tuple[datetime, int] | None = None
         self._load()
@@ -233,22 +262,23 @@ class AuditLog:
         Raises
         ------
         AuditUnavailableError
-            They could not be made durable: whatever they were for must not go ahead.
+            They could not be made durable, or too many wait already: whatever they were for must not go ahead.
         AuditConflictError
             The idempotency key was used for another content.
         AuditFormatError
             A payload is too long, or has no canonical form.
         """
+        self._see_that_it_is_mine()
         request = self._request(entries, idempotency_key)
-        if os.getpid() != self._process:
-            # The thread that commits stayed in the parent, and a database's connection does not survive a fork.
-            raise AuditUnavailableError("The audit log was opened before this process was forked; a process opens its own.")
         with self._wake:
-            if self._closed or not self._thread.is_alive():
-                raise AuditUnavailableError("The audit log is closed, or failed and has to be opened again.")
+            if self._closed:
+                raise AuditUnavailableError("The audit log is closed.")
+            if len(self._waiting) >= _LONGEST_QUEUE:
+                raise AuditUnavailableError(f"{_LONGEST_QUEUE} requests wait for the audit log already; ask again later.")
             self._waiting.append(request)
             self._wake.notify()
         if not request.done.acquire(timeout=timeout_s):
+            request.abandoned = True
             raise AuditUnavailableError(f"The audit log did not commit within {timeout_s:g} s; ask again with the same idempotency key.")
         if request.receipts is None:
             raise request.error or AuditUnavailableError("The audit log ended before it could commit.")
@@ -276,13 +306,33 @@ class AuditLog:
         Raises
         ------
         AuditUnavailableError
-            Also where the database fails inside.
+            Also where the database fails inside, or where the log itself, and not what is lent, is asked for a record.
         """
+        with self._held():
+            self._inside = threading.get_ident()
+            try:
+                with self._noting():
+                    yield Exclusive(self._database, self._vault, self._record_now)
+            finally:
+                self._inside = None
+
+    def _see_that_it_is_mine(self) -> None:
+        if os.getpid() != self._process:
+            # The thread that commits stayed in the parent, and a database's connection does not survive a fork.
+            raise AuditUnavailableError("The audit log was opened before this process was forked; a process opens its own.")
+        if self._inside == threading.get_ident():
+            raise AuditUnavailableError("Inside of `exclusively` the log is asked through what that lends: this would wait for itself.")
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the log, open and working, against the thread that commits."""
+        self._see_that_it_is_mine()
         with self._exclusive:
+            if self._closed:
+                raise AuditUnavailableError("The audit log is closed.")
             if self._broken:
                 self._recover()
-            with self._noting():
-                yield Exclusive(self._database, self._vault, self._record_now)
+            yield
 
     def _record_now(self, entries: Sequence[Entry], idempotency_key: str | None = None) -> list[Receipt]:
         request = self._request(entries, idempotency_key)
@@ -302,15 +352,17 @@ class AuditLog:
                 raise
 
     def retain(self) -> str:
-        """Keep the head as it is now, for good, and return it."""
-        with self._exclusive:
-            if self._broken:
-                self._recover()
+        """Keep the head as it is now, for good, and return it: for what is handed out, witnessed or printed."""
+        with self._held():
             with self._noting(), self._database.transaction():
                 self._keep_checkpoint()
-            if self._pin:
-                self._pin.keep(self._note)
+            self._move_pin()
             return self._note
+
+    def _move_pin(self) -> None:
+        if self._pin:
+            self._pin.keep(self._note)
+            self._pinned = self._tree.size
 
     def add_cosignature(self, lines: str, witnesses: Sequence[VerifierKey]) -> int:
         """Keep what a witness gave for one of the checkpoints that were kept, and return that checkpoint's size.
@@ -325,10 +377,10 @@ class AuditLog:
         Raises
         ------
         WitnessError
-            They fit none of the last hundred checkpoints.
+            They fit none of the checkpoints that were kept last.
         """
         with self.exclusively() as inside:
-            for size, note in inside.database.query("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 100"):
+            for size, note in inside.database.query("SELECT size, note FROM checkpoints ORDER BY size DESC LIMIT 1000"):
                 with contextlib.suppress(AuditFormatError, AuditTamperedError):
                     text, _ = parse_note(note)
                     fitting = open_note(f"{text}\n{lines}", witnesses).verified
@@ -340,21 +392,30 @@ class AuditLog:
 
     def close(self) -> None:
         """Finish what waits, keep the head, and give the log back."""
+        self._see_that_it_is_mine()
         with self._wake:
             if self._closed:
                 return
             self._closed = True
             self._wake.notify()
         self._thread.join()
+        with self._exclusive:
+            try:
+                if not self._broken:
+                    self._move_pin()
+                    self._empty_write_ahead_log()
+            finally:
+                # The vault first: whoever waits for the log's lock takes the vault's next, and does not wait for that.
+                self._vault.close()
+                self._database.close()
+
+    def _empty_write_ahead_log(self) -> None:
+        """Do, with its errors told, what the database would do by itself when it is closed; records are safe either way."""
         try:
-            if not self._broken:
-                self.retain()
-                with self._noting():
-                    self._database.tidy(now=False)
-        finally:
-            # The vault first: whoever waits for the log's lock takes the vault's next, and does not wait for that.
-            self._vault.close()
-            self._database.close()
+            self._database.tidy(now=True)
+        except StorageError as error:
+            if error.broken:
+                raise AuditUnavailableError(f"The audit log cannot be closed in order: {error.reason}. What was recorded is kept.") from None
 
     def __enter__(self) -> Self:
         return self
@@ -371,9 +432,10 @@ class AuditLog:
                     self._wake.wait()
                 if not self._waiting:
                     return
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
+                taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
             with self._exclusive:
-                self._commit(batch)
+                # What nobody waits for any more is not made: its caller will ask again.
+                self._commit([request for request in taken if not request.abandoned])
 
     def _commit(self, requests: list[_Request]) -> None:
         """Make one transaction of the requests; each is finished, one way or the other."""
@@ -388,23 +450,23 @@ class AuditLog:
         except StorageError as error:
             self._broken = self._broken or error.broken
             _finish_all(requests, AuditUnavailableError(f"The audit log cannot commit: {error.reason}. Nothing may go ahead without its record."))
-        except BaseException:
-            # A fault of ours: whoever waits must not wait for ever, and nothing more is written on what may be wrong.
+        except BaseException as error:  # noqa: BLE001
+            # A fault of ours: whoever waits must not wait for ever, nor those after; nothing is written on what may be wrong before it is read again.
             self._broken = True
-            _finish_all(requests, AuditUnavailableError("The audit log failed for a reason it does not know; it has to be opened again."))
-            raise
+            _finish_all(requests, AuditUnavailableError(f"The audit log failed for a reason that it does not know ({type(error).__name__})."))
         else:
             for request, receipts in batch.answered:
                 request.finish(receipts)
 
     def _draft(self, requests: list[_Request]) -> _Batch:
         batch = _Batch(self._tree.copy(), list(self._tile), self._latest, self._previous)
-        keys = self._vault.keys_for(entry.subject for request in requests for entry in request.entries if entry.subject is not None)
+        # Repeated requests first, so that a subject that was erased gets no new key by one.
+        fresh = [request for request in requests if not self._answer_again(batch, request)]
+        keys = self._vault.keys_for(entry.subject for request in fresh for entry in request.entries if entry.subject is not None)
         drafted: dict[bytes, tuple[list[Receipt], bytes | None]] = {}
-        for request in requests:
+        for request in fresh:
             try:
-                known = None if request.key is None else drafted.get(request.key) or self._recorded(request.key, len(request.entries))
-                if known is not None:
+                if request.key is not None and (known := drafted.get(request.key)):
                     batch.answered.append((request, _same_again(request, *known)))
                     continue
                 own = [self._key_of(entry, keys) for entry in request.entries]
@@ -419,6 +481,17 @@ class AuditLog:
                 drafted[request.key] = (receipts, request.digest)
             batch.answered.append((request, receipts))
         return batch
+
+    def _answer_again(self, batch: _Batch, request: _Request) -> bool:
+        """Answer a request that was recorded before, one way or the other; False for a new one."""
+        try:
+            known = None if request.key is None else self._recorded(request.key, len(request.entries))
+            if known is None:
+                return False
+            batch.answered.append((request, _same_again(request, *known)))
+        except (AuditConflictError, AuditTamperedError) as error:
+            request.finish(error=error)
+        return True
 
     def _key_of(self, entry: Entry, keys: Mapping[str, SubjectKey]) -> SubjectKey:
         if entry.subject is not None:
@@ -517,6 +590,9 @@ class AuditLog:
         except StorageError as error:
             # The records are on the disk, and their callers are told so; the next ones wait for a database that works.
             self._broken = error.broken
+        if size - self._pinned >= _RETAIN_EVERY:
+            with contextlib.suppress(AuditUnavailableError):  # the next commit tries again, and `close` says so
+                self._move_pin()
 
     # ── coming up, and coming back ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -538,22 +614,24 @@ class AuditLog:
                 )
             if self._pin:
                 self._pin.check(head, prover)
-            self._note = note
+            self._note, self._pinned = note, head.size
             first = head.size // TILE_WIDTH * TILE_WIDTH
             recent = self._database.query("SELECT leaf FROM leaves WHERE idx >= ? ORDER BY idx", (first,))
             self._latest, self._previous = self._latest_time(head.size), None
         self._tile = [leaf_hash(leaf) for (leaf,) in recent]
 
     def _latest_time(self, size: int) -> datetime:
-        """Return the latest time of any record: that of the last one that was not flagged, or of a flagged one after it."""
-        latest = datetime.min.replace(tzinfo=UTC)
-        for end in range(size, 0, -TILE_WIDTH):
+        """Return the latest time of any record: that of the last one that was not flagged, or of a flagged one after it.
+
+        It is not looked for beyond some 16,000 flagged records, for the sake of those who open the log every time.
+        """
+        latest = ""
+        for end in range(size, max(0, size - _LOOKED_BACK * TILE_WIDTH), -TILE_WIDTH):
             for (leaf,) in self._database.query("SELECT leaf FROM leaves WHERE idx >= ? AND idx < ? ORDER BY idx DESC", (end - TILE_WIDTH, end)):
-                event = Event.parse(leaf)
-                latest = max(latest, event.moment)
-                if Flag.CLOCK_ANOMALY not in event.flags:
-                    return latest
-        return latest
+                latest = max(latest, time_in(leaf))
+                if Flag.CLOCK_ANOMALY.encode() not in leaf:
+                    return _moment(latest)
+        return _moment(latest) if latest else datetime.min.replace(tzinfo=UTC)
 
     def _recover(self) -> None:
         """Open the database again after an error that left its state unknown.
@@ -584,7 +662,6 @@ class AuditLog:
             raise AuditFormatError(f"A payload has {longest} bytes, and at most {MAX_PAYLOAD_BYTES} are taken.")
         if idempotency_key is None:
             return _Request.made(entries, payloads)
-        _refuse_half_characters(idempotency_key, "An idempotency key")
         about = [[e.subject, e.like, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
         digest = self._vault.digest(canonical(about) + b"".join(payloads))
         return _Request.made(entries, payloads, self._vault.lookup(f"request\n{idempotency_key}"), digest)
@@ -614,14 +691,20 @@ def create_log(database: Database, keys: LogKeys) -> None:
         database.query("INSERT INTO head VALUES (1, 0, ?)", (note,))
 
 
+def _moment(text: str) -> datetime:
+    return datetime.strptime(text, TIME).replace(tzinfo=UTC)
+
+
 def _receipt(index: int, leaf: bytes) -> Receipt:
     event = Event.parse(leaf)
     return Receipt(index, event.id, event.time, repeated=True)
 
 
 def _same_again(request: _Request, receipts: list[Receipt], digest: bytes | None) -> list[Receipt]:
-    """Return the receipts of the earlier request; AuditConflictError where it was another one. An erased one has no digest to compare."""
-    if digest is not None and digest != request.digest:
+    """Return the receipts of the earlier request; AuditConflictError where it was another one. An erased one cannot be compared."""
+    if digest is None:
+        raise AuditConflictError("What was recorded under this idempotency key was erased; a new request needs a new key.")
+    if digest != request.digest:
         raise AuditConflictError("This idempotency key was used for another content; a new request needs a new key.")
     return [replace(receipt, repeated=True) for receipt in receipts]
 
@@ -632,13 +715,6 @@ def _parted(previous: tuple[datetime, int] | None, now: datetime, monotonic_ns: 
         return False
     wall, monotonic = previous
     return abs((now - wall) - timedelta(microseconds=(monotonic_ns - monotonic) / 1000)) > _CLOCK_TOLERANCE
-
-
-def _refuse_half_characters(text: str, what: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise AuditFormatError(f"{what} is no text: half of a character is in it.") from None
 
 
 def _finish_all(requests: list[_Request], error: AuditError) -> None:

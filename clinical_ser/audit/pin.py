@@ -30,15 +30,21 @@ class Pin:
         self._path = path
         self._verifiers = tuple(verifiers)
 
-    def read(self) -> Checkpoint | None:
-        """Return the head that was kept, None before the first."""
+    def note(self) -> str | None:
+        """Return the head that was kept, as it was signed; None before the first."""
         try:
-            note = self._path.read_bytes()
+            return self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except UnicodeDecodeError:
+            raise AuditTamperedError("The kept checkpoint beside the keys is no text.") from None
         except OSError as error:
             raise AuditUnavailableError(f"The kept checkpoint beside the keys cannot be read: {error.strerror}.") from None
-        return Checkpoint.open(note, self._verifiers)[0]
+
+    def read(self) -> Checkpoint | None:
+        """Return the head that was kept; None before the first."""
+        note = self.note()
+        return None if note is None else Checkpoint.open(note, self._verifiers)[0]
 
     def check(self, head: Checkpoint, prover: Prover) -> None:
         """Raise AuditTamperedError unless the log has grown from what was kept."""

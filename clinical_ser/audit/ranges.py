@@ -48,15 +48,21 @@ class Ranges:
         else:
             self._spans.append((first, last))
 
-    def union(self, other: "Ranges") -> "Ranges":
-        """Return the numbers of both."""
-        joined = Ranges()
-        for first, last in sorted([*self._spans, *other._spans]):
+    @classmethod
+    def joined(cls, parts: "Iterable[Ranges]") -> Self:
+        """Return the numbers of all."""
+        joined = cls()
+        for first, last in sorted(span for part in parts for span in part._spans):
             if joined._spans and first <= joined._spans[-1][1] + 1:
                 joined._spans[-1] = (joined._spans[-1][0], max(last, joined._spans[-1][1]))
             else:
                 joined._spans.append((first, last))
         return joined
+
+    @property
+    def last(self) -> int:
+        """The largest of the numbers, -1 where there is none."""
+        return self._spans[-1][1] if self._spans else -1
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield first and last of each range."""

@@ -55,7 +55,10 @@ class LogReader(Protocol):
         """Yield records in their order, from `start` up to, not including, `stop`."""
 
     def named(self, name: str) -> list[int]:
-        """Return the indices of the records about a subject, or a result, in their order."""
+        """Return the indices of the records about a subject, in their order."""
+
+    def about(self, name: str) -> list[int]:
+        """Return the indices of the records about a result (`clinical-ser:result:…`) or a model (`clinical-ser:model:…`), whosever they are."""
 
     def inclusion(self, index: int) -> list[bytes]:
         """Return the audit path of a record against the checkpoint."""

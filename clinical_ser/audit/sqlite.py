@@ -174,6 +174,9 @@ class SqliteDatabase:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
         if self._lock is not None:
+            # A process that was forked meanwhile holds the descriptor too, and would keep the lock.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from clinical_ser.audit.database import StorageError
 from clinical_ser.audit.sqlite import SqliteDatabase
-from clinical_ser.errors import AuditKeyError, AuditTamperedError
+from clinical_ser.errors import AuditFormatError, AuditKeyError, AuditTamperedError
 
 SALT_BYTES = 32
 _KEY_BYTES = 32
@@ -28,6 +29,7 @@ _NONCE_BYTES = 12
 _LOOKUP_BYTES = 16
 """Of an HMAC: two names of a log fall together once in 2**64 pairs, and readers look again after opening."""
 _CACHED = 10_000
+_SCRUB = "scrub"
 
 _TABLES = (
     "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
@@ -74,7 +76,7 @@ class Vault:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         secrets = dict(database.query("SELECT name, value FROM secrets"))
-        if secrets.keys() != {"lookup", "log"}:
+        if not {"lookup", "log"} <= secrets.keys():
             raise AuditKeyError("The vault of the audit log lacks its own keys; restore it from a backup.")
         self._lookup_key: bytes = secrets["lookup"]
         self.log_key = SubjectKey(None, secrets["log"])
@@ -86,11 +88,12 @@ class Vault:
     def create(cls, path: Path) -> Self:
         """Make the file and the log's own keys; AuditSetupError where one is there."""
         database = SqliteDatabase.create_file(path)
-        with _as_key_error(), database.transaction():
-            for statement in _TABLES:
-                database.query(statement)
-            database.execute_many("INSERT INTO secrets VALUES (?, ?)", [(name, os.urandom(_KEY_BYTES)) for name in ("lookup", "log")])
-        return cls(database)
+        with _closing_on_error(database):
+            with database.transaction():
+                for statement in _TABLES:
+                    database.query(statement)
+                database.execute_many("INSERT INTO secrets VALUES (?, ?)", [(name, os.urandom(_KEY_BYTES)) for name in ("lookup", "log")])
+            return cls(database)
 
     @classmethod
     def open(cls, path: Path, *, writable: bool) -> Self:
@@ -107,12 +110,32 @@ class Vault:
             raise AuditKeyError(f"The vault with the keys of the audit log cannot be opened: {error.strerror}.") from None
         if mode & 0o077:
             raise AuditKeyError("The vault with the keys of the audit log can be read by others than its owner; run chmod 600 on it.")
-        with _as_key_error():
-            return cls(SqliteDatabase.take(path, wait_s=0) if writable else SqliteDatabase.connect(path))
+        try:
+            database = SqliteDatabase.take(path, wait_s=0) if writable else SqliteDatabase.connect(path)
+        except StorageError as error:
+            raise AuditKeyError(f"The vault with the keys of the audit log cannot be opened: {error.reason}.") from None
+        with _closing_on_error(database):
+            # What VACUUM writes aside would be keys in the clear, in a folder for temporary files.
+            database.query("PRAGMA temp_store=MEMORY")
+            return cls(database)
 
     def lookup(self, name: str) -> bytes:
-        """Return what stands for a name (a subject, a result, an idempotency key) in the log: part of an HMAC."""
-        return hmac.digest(self._lookup_key, name.encode(), "sha256")[:_LOOKUP_BYTES]
+        """Return what stands for a name (a result, a model, an idempotency key) in the log: part of an HMAC.
+
+        Raises
+        ------
+        AuditFormatError
+            The name holds half a character.
+        """
+        try:
+            raw = name.encode()
+        except UnicodeEncodeError:
+            raise AuditFormatError("A name that is to be looked up holds half a character.") from None
+        return hmac.digest(self._lookup_key, raw, "sha256")[:_LOOKUP_BYTES]
+
+    def subject_lookup(self, subject: str) -> bytes:
+        """Return what stands for a subject, whichever way the name is composed."""
+        return self.lookup(f"subject\n{subject_name(subject)}")
 
     def digest(self, content: bytes) -> bytes:
         """Return a keyed digest of content that could be guessed."""
@@ -123,12 +146,11 @@ class Vault:
         return hmac.digest(self._lookup_key, b"request row\n%b%d %d %b" % (lookup, first, last, digest or b""), "sha256")
 
     def find(self, subject: str) -> SubjectKey | None:
-        """Return a subject's key, None where there is none (any more)."""
-        lookup = self.lookup(f"subject\n{subject}")
+        """Return a subject's key, None where there is none (any more); StorageError where the file fails."""
+        lookup = self.subject_lookup(subject)
         if (known := self._by_lookup.get(lookup)) is not None:
             return known
-        with _as_key_error():
-            rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE lookup = ?", (lookup,))
+        rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE lookup = ?", (lookup,))
         if not rows:
             return None
         if len(self._by_lookup) >= _CACHED:
@@ -149,7 +171,7 @@ class Vault:
         for subject in dict.fromkeys(subjects):
             key = self.find(subject)
             if key is None:
-                key = SubjectKey(os.urandom(_ID_BYTES), os.urandom(_KEY_BYTES), self.lookup(f"subject\n{subject}"))
+                key = SubjectKey(os.urandom(_ID_BYTES), os.urandom(_KEY_BYTES), self.subject_lookup(subject))
                 new.append((key.id, key.lookup, key.key))
             keys[subject] = key
         if new:
@@ -163,28 +185,62 @@ class Vault:
         return self.log_key if subject_id is None else self._by_id(subject_id)
 
     def _read_by_id(self, subject_id: bytes) -> SubjectKey | None:
-        with _as_key_error():
-            rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE id = ?", (subject_id,))
+        rows = self._database.query("SELECT id, key, lookup FROM subjects WHERE id = ?", (subject_id,))
         return SubjectKey(*rows[0]) if rows else None
 
     def destroy(self, subject: str) -> None:
         """Destroy a subject's key, in the file, its free pages and its write-ahead log; nothing happens where there is none."""
-        lookup = self.lookup(f"subject\n{subject}")
+        lookup = self.subject_lookup(subject)
         self._by_lookup.pop(lookup, None)
         self._by_id.cache_clear()
         with self._database.transaction():
             self._database.query("DELETE FROM subjects WHERE lookup = ?", (lookup,))
         self._database.scrub()
 
+    @property
+    def scrub_pending(self) -> bool:
+        """Whether the log has deleted what it was to erase, and has not yet overwritten it."""
+        return bool(self._database.query("SELECT 1 FROM secrets WHERE name = ?", (_SCRUB,)))
+
+    def set_scrub_pending(self, pending: bool) -> None:
+        """Remember that, or that it is done."""
+        with self._database.transaction():
+            if pending:
+                self._database.query("INSERT INTO secrets VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (_SCRUB, b""))
+            else:
+                self._database.query("DELETE FROM secrets WHERE name = ?", (_SCRUB,))
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
 
+def subject_name(subject: str) -> str:
+    """Return a subject's name as it is looked up: composed (NFC), without spaces at its ends, so that it is found however it was typed.
+
+    Raises
+    ------
+    AuditFormatError
+        There is nothing in it, or half a character.
+    """
+    name = unicodedata.normalize("NFC", subject).strip()
+    if not name:
+        raise AuditFormatError("A subject's name is empty; leave it out where there is none.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise AuditFormatError("A subject's name holds half a character.") from None
+    return name
+
+
 @contextlib.contextmanager
-def _as_key_error() -> Iterator[None]:
-    """Turn what the file's database refuses into what it is for whoever opens the vault, a matter of keys."""
+def _closing_on_error(database: SqliteDatabase) -> Iterator[None]:
+    """Give file and lock back where it is no vault after all; what the database refuses is then a matter of keys."""
     try:
         yield
     except StorageError as error:
+        database.close()
         raise AuditKeyError(f"The vault with the keys of the audit log cannot be read: {error.reason}.") from None
+    except BaseException:
+        database.close()
+        raise

@@ -29,7 +29,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass
-class Verified:
+class VerifiedLog:
     """What was verified, of a log in which everything fits.
 
     Attributes
@@ -48,6 +48,8 @@ class Verified:
         The first indices at which time went back or jumped; `anomalies` counts them.
     unfinished
         Records that a tombstone says were erased and that are still there: the erasure was interrupted, and has to be asked for again.
+    unscrubbed
+        Whether what an erasure deleted was not overwritten yet; any erasure does it.
     """
 
     origin: str
@@ -62,6 +64,7 @@ class Verified:
     clock_anomalies: list[int] = field(default_factory=list)
     anomalies: int = 0
     unfinished: int = 0
+    unscrubbed: bool = False
 
 
 def verify_log(
@@ -72,7 +75,7 @@ def verify_log(
     retained: Sequence[str] = (),
     tree_only: bool = False,
     report: Report | None = None,
-) -> Verified:
+) -> VerifiedLog:
     """Verify a log from its first record to its signed head.
 
     Parameters
@@ -110,14 +113,15 @@ class _Verification:
         self._database, self._keys, self._vault, self._tree_only = database, keys, vault, tree_only
         self._tree = Frontier()
         self._tiles: list[list[bytes]] = [[]]
-        self._gone, self._erased = Ranges(), Ranges()
+        self._gone = Ranges()
+        self._tombstones: list[Ranges] = []
         self._latest = ""
 
-    def run(self, retained: Sequence[str], report: Report | None) -> Verified:
+    def run(self, retained: Sequence[str], report: Report | None) -> VerifiedLog:
         if not self._tree_only:
             self._database.check()
         head, note = Checkpoint.open(head_of(self._database), self._keys)
-        found = Verified(head.origin, head.size, head.root, tuple(f"{key.name}+{key.key_id:08x}" for key, _ in note.verified))
+        found = VerifiedLog(head.origin, head.size, head.root, tuple(f"{key.name}+{key.key_id:08x}" for key, _ in note.verified))
         due = deque([*self._older(head, retained), head])
         # What the database itself keeps proves nothing about older copies of it; only what was brought along does.
         found.checkpoints = len(retained)
@@ -199,7 +203,7 @@ class _Verification:
 
     # ── what the leaves say, and what lies beside them ──────────────────────────────────────────────────────────────────
 
-    def _see_contents(self, rows: list[_Row], found: Verified) -> None:
+    def _see_contents(self, rows: list[_Row], found: VerifiedLog) -> None:
         first, end = rows[0][0], rows[-1][0] + 1
         payloads = self._database.query("SELECT idx, subject, data FROM sealed WHERE idx >= ? AND idx < ?", (first, end))
         sealed = {index: (subject, data) for index, subject, data in payloads}
@@ -215,7 +219,7 @@ class _Verification:
             found.kinds[event.kind] += 1
             self._see_time(index, event, found)
 
-    def _see_record(self, index: int, event: Event, sealed: tuple[bytes | None, bytes] | None, names: set[bytes], found: Verified) -> None:
+    def _see_record(self, index: int, event: Event, sealed: tuple[bytes | None, bytes] | None, names: set[bytes], found: VerifiedLog) -> None:
         if sealed is None:
             self._gone.append(index)
             found.erased += 1
@@ -242,11 +246,13 @@ class _Verification:
             expected.add(key.lookup)
         if names != expected:
             raise AuditTamperedError("the index by which it is found was changed.")
-        if isinstance(payload, Erasure) and payload.erased:
-            self._erased = self._erased.union(Ranges.parse(payload.erased))
+        if isinstance(payload, Erasure):
+            self._tombstones.append(Ranges.parse(payload.erased))
+            if self._tombstones[-1].last >= index:
+                raise AuditTamperedError("it says that records were erased which came after it.")
         found.opened += 1
 
-    def _see_time(self, index: int, event: Event, found: Verified) -> None:
+    def _see_time(self, index: int, event: Event, found: VerifiedLog) -> None:
         # The spelling has a fixed length, so that text compares as time does.
         if event.time < self._latest or Flag.CLOCK_ANOMALY in event.flags:
             found.anomalies += 1
@@ -254,7 +260,7 @@ class _Verification:
                 found.clock_anomalies.append(index)
         self._latest = max(self._latest, event.time)
 
-    def _see_erasures(self, found: Verified) -> None:
+    def _see_erasures(self, found: VerifiedLog) -> None:
         for what, rows in (
             ("payloads", self._database.query("SELECT COUNT(*) FROM sealed WHERE idx < 0 OR idx >= ?", (found.size,))),
             ("names", self._database.query("SELECT COUNT(*) FROM names WHERE idx < 0 OR idx >= ?", (found.size,))),
@@ -267,9 +273,11 @@ class _Verification:
         for lookup, first, last, digest, mac in self._database.stream("SELECT lookup, idx, last, digest, mac FROM requests"):
             if mac != self._vault.request_mac(lookup, first, last, digest):
                 raise AuditTamperedError(f"Record {first}: what the log knows of the request that it came with was changed.")
-        if (missing := self._gone.first_outside(self._erased)) is not None:
+        erased = Ranges.joined(self._tombstones)
+        if (missing := self._gone.first_outside(erased)) is not None:
             raise AuditTamperedError(f"Record {missing}: its payload, or the key to it, is gone, and no erasure says so.")
-        for first, last in self._erased.spans():
+        found.unscrubbed = self._vault.scrub_pending
+        for first, last in erased.spans():
             [(left,)] = self._database.query("SELECT COUNT(*) FROM sealed WHERE idx >= ? AND idx <= ?", (first, last))
             found.unfinished += left
 

@@ -4,6 +4,7 @@ The one idea: what verifies needs keys and files only; a stranger runs it on ano
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time
@@ -20,18 +21,18 @@ from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, AuditExport, Purp
 from clinical_ser.audit.exports.packet import Verified as VerifiedExport
 from clinical_ser.audit.exports.packet import verify_export
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
-from clinical_ser.audit.notes import VerifierKey
-from clinical_ser.audit.paper import printed_checkpoint
+from clinical_ser.audit.notes import VerifierKey, parse_note
+from clinical_ser.audit.paper import matches_printed, printed_checkpoint
 from clinical_ser.audit.proof_file import ProofFile
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.records import Record
 from clinical_ser.audit.tiles import publish_tiles, verify_tiles
-from clinical_ser.audit.verifying import Verified
+from clinical_ser.audit.verifying import VerifiedLog
 from clinical_ser.cli import audit_acts, audit_trust
-from clinical_ser.cli.console import check_output_file, literal, output, print_line, program, progress
+from clinical_ser.cli.console import check_output_file, complain, literal, output, print_line, program, progress
 from clinical_ser.cli.results import read_result
 from clinical_ser.cohorts.table import replaced
-from clinical_ser.errors import AuditError, AuditFormatError, AuditSetupError, AuditTamperedError, InvalidValueError
+from clinical_ser.errors import AuditFormatError, AuditSetupError, AuditTamperedError, InvalidValueError
 from clinical_ser.folders import user_folder
 
 app = typer.Typer(help="The audit trail: set up, look, verify, prove, export, erase.", no_args_is_help=True)
@@ -41,15 +42,10 @@ Key = Annotated[
     list[str], typer.Option("--key", help="A verifier key of the log (`audit keys list` shows it), got from its owner by another way; repeatable.")
 ]
 Day = typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")
+Witness = Annotated[list[str] | None, typer.Option("--witness", help="A witness's verifier key: fail unless it cosigned (repeatable).")]
+Cosigned = Annotated[bool, typer.Option("--cosigned", help="As of the newest checkpoint that a witness cosigned, and not as of now.")]
 MAX_FILE_BYTES = 1 << 20
-
-
-def site_log() -> LogConfiguration:
-    """Return the site's log; AuditSetupError where it has none."""
-    found = LogConfiguration.find()
-    if found is None:
-        raise AuditSetupError("No audit log is set up here; `audit init` makes one.")
-    return found
+MAX_DIGITS = 18
 
 
 @app.command()
@@ -90,7 +86,7 @@ def list_records(
     """Show records, the newest last."""
     if unknown := sorted(set(kind or ()) - set(PAYLOADS)):
         raise InvalidValueError("--kind", unknown[0], f"one of {', '.join(sorted(PAYLOADS))}")
-    with site_log().read() as log:
+    with LogConfiguration.required().read() as log:
         chosen: list[Record] = []
         for record in _newest(log, about):
             if (not kind or record.event.kind in kind) and (not flagged or record.event.flags):
@@ -106,8 +102,12 @@ def list_records(
 
 
 def _newest(log: DatabaseReader, about: str | None) -> Iterable[Record]:
-    indices: Iterable[int] = range(log.size - 1, -1, -1) if about is None else reversed(log.named(about))
+    indices: Iterable[int] = range(log.size - 1, -1, -1) if about is None else reversed(_found(log, about))
     return (log.record(index) for index in indices)
+
+
+def _found(log: DatabaseReader, about: str) -> list[int]:
+    return log.about(about) if about.startswith((RECORD, MODEL)) else log.named(about)
 
 
 @app.command()
@@ -118,19 +118,25 @@ def verify(
     checkpoint: Annotated[
         list[Path] | None, typer.Option(help="A checkpoint that was kept elsewhere (repeatable): only against one does a log show that was put back.")
     ] = None,
+    printed: Annotated[str | None, typer.Option(help="A root hash, typed in from a printed checkpoint; with --size.")] = None,
+    size: Annotated[int | None, typer.Option(min=0, help="How many records the printed checkpoint has.")] = None,
     tree: Annotated[bool, typer.Option("--tree", help="The tree alone, without opening payloads: seconds for a million records.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify the whole log: signature, tree, every payload; believing only the keys and checkpoints beside it."""
-    configuration = site_log()
+    configuration = LogConfiguration.required()
     record = None if what is None else _record_named(what)
+    if (printed is None) != (size is None):
+        raise InvalidValueError("--printed", "given without --size, or the other way round", "both, as they stand on the page")
     retained = [read_text(path) for path in checkpoint or ()]
     with progress("Verifying") as report:
         found = configuration.verify(retained=retained, tree_only=tree, report=report)
+    if printed is not None and size is not None:
+        _check_printed(configuration, printed, size)
     records = []
     if record is not None:
         with configuration.read() as log:
-            records = [log.record(index) for index in log.named(record)]
+            records = [log.record(index) for index in log.about(record)]
         _record_look(records, record)
     if as_json:
         print_line(json.dumps({**_as_dict(found), "records": [as_object(each) for each in records]}))
@@ -146,12 +152,13 @@ def verify(
 def prove(
     what: Annotated[str, typer.Argument(help="The index of a record; or a result (.json, clinical-ser:result:…), for the answer that was given.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The proof (.tlog-proof); the leaf goes beside it (.leaf.json).")],
+    cosigned: Cosigned = False,
 ) -> None:
     """Write a proof, which anyone can check without the log, that a record is in it."""
     check_output_file(out)
     leaf_file = out.with_suffix(".leaf.json")
-    with site_log().read() as log:
-        index = int(what) if what.isdecimal() else _first_answer(log, _record_named(what))
+    with LogConfiguration.required().read(cosigned=cosigned) as log:
+        index = int(what) if what.isascii() and what.isdecimal() and len(what) < MAX_DIGITS else _first_answer(log, _record_named(what))
         if not 0 <= index < log.size:
             raise InvalidValueError("WHAT", what, f"a record from 0 to {log.size - 1}")
         record = log.record(index)
@@ -166,6 +173,7 @@ def prove(
 def check(
     proof: Annotated[Path, typer.Argument(help="A proof (.tlog-proof) of `audit prove`.")],
     key: Key,
+    witness: Witness = None,
     leaf: Annotated[Path | None, typer.Option(help="The record's leaf; the file beside the proof otherwise.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -173,9 +181,10 @@ def check(
     content = read_bytes(leaf or proof.with_suffix(".leaf.json"))
     file = ProofFile.parse(read_bytes(proof))
     checkpoint, note = Checkpoint.open(file.checkpoint, parse_keys(key))
+    witnesses = check_witnesses(file.checkpoint, witness)
     if not verify_inclusion(file.index, checkpoint.size, leaf_hash(content), file.path, checkpoint.root):
         raise AuditTamperedError(f"The leaf is not record {file.index} of the log that was signed.")
-    signed = [f"{each.name}+{each.key_id:08x}" for each, _ in note.verified]
+    signed = [*(f"{each.name}+{each.key_id:08x}" for each, _ in note.verified), *witnesses]
     if as_json:
         print_line(json.dumps({"index": file.index, "origin": checkpoint.origin, "size": checkpoint.size, "signed_by": signed}))
     else:
@@ -189,13 +198,15 @@ def check(
 def write_checkpoint(
     out: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; the terminal otherwise.")] = None,
     printed: Annotated[bool, typer.Option("--printed", help="As a page to print, sign and file.")] = False,
+    cosigned: Cosigned = False,
 ) -> None:
     """Keep the log's signed head, with the witnesses' signatures it has, and write it out: to be filed elsewhere."""
-    configuration = site_log()
-    with configuration.write() as log:
-        log.retain()
-    with configuration.read(sealed=True) as reader:
-        note = reader.cosigned()
+    configuration = LogConfiguration.required()
+    if not cosigned:
+        with configuration.write() as log:
+            log.retain()
+    with configuration.read(sealed=True, cosigned=cosigned) as reader:
+        note = reader.checkpoint
     text = printed_checkpoint(note) if printed else note
     if out is None:
         print_line(text.removesuffix("\n"))
@@ -208,7 +219,7 @@ def write_checkpoint(
 @app.command()
 def publish(folder: Annotated[Path, typer.Argument(help="A folder for a web server; brought up to date if it was published to before.")]) -> None:
     """Publish leaves, tree and checkpoint as static files (c2sp.org/tlog-tiles). Leaves hold nothing of a person."""
-    with site_log().read(sealed=True) as log:
+    with LogConfiguration.required().read(sealed=True) as log:
         written = publish_tiles(log, folder)
         output.print(f"{written} files written: {log.size} records of {literal(log.origin)}.")
 
@@ -250,16 +261,21 @@ def export(
     since: Annotated[datetime | None, Day] = None,
     until: Annotated[datetime | None, Day] = None,
     kind: Annotated[list[str] | None, typer.Option(help="jsonl, csv, fhir: only this kind of event (repeatable).")] = None,
-    payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv, fhir, ai-act: with what the log holds of persons.")] = False,
+    payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv, fhir: with what is held of persons; ai-act: of the system.")] = False,
     result: Annotated[list[Path] | None, typer.Option(help="access: a result (.json) to include (repeatable).")] = None,
     model: Annotated[list[str] | None, typer.Option(help="access, evidence-pack: a model whose card is included.")] = None,
     evidence: Annotated[Path | None, typer.Option(help="evidence-pack: the evidence.json of an evaluation.")] = None,
     site: Annotated[Path | None, typer.Option(help="processing: what the site says of itself (.toml); access: the same, for contacts.")] = None,
     staff: Annotated[bool, typer.Option("--staff", help="accounting, access: with the names of staff, which are left out otherwise.")] = False,
+    summarise: Annotated[
+        bool,
+        typer.Option("--summarise", help="accounting: one row a recipient and purpose (45 CFR 164.528(b)(3))."),
+    ] = False,
     recipient: Annotated[str | None, typer.Option(help="Who gets it; it is recorded.")] = None,
+    cosigned: Cosigned = False,
 ) -> None:
     """Export from the log into a signed folder that anyone with the key can verify. That it was exported is recorded."""
-    from clinical_ser.cli.audit_exports import Wanted, export_from
+    from clinical_ser.cli.audit_exports import Wanted, export_from, range_of
 
     wanted = Wanted(
         form=form.value,
@@ -273,22 +289,39 @@ def export(
         evidence=evidence,
         site=site,
         staff=staff,
+        summarise=summarise,
     )
-    configuration = site_log()
-    with configuration.read() as log:
-        digest = export_from(log, configuration.load_keys().signers, wanted, out)
-        size = log.size
+    configuration = LogConfiguration.required()
+    if os.path.lexists(out):
+        raise InvalidValueError("--output", "something that is there", "the name of a new folder")
+    draft = out.with_name(f".{out.name}.unrecorded")
     recorder = Recorder.find()
-    first, last = (0, size - 1) if size else (None, None)
-    payload = AuditExport(actor=recorder.actor, form=form.value, first=first, last=last, digest=digest, recipient=recipient)
+    about = {"actor": recorder.actor, "form": form.value, "recipient": recipient}
+    audit_acts.made(AuditExport, **about, first=None, last=None, digest=None)
     try:
-        receipt = recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE)
-    except AuditError:
-        # An export that the log does not know of is not handed out.
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+        with configuration.read(cosigned=cosigned) as log:
+            digest = export_from(log, configuration.load_keys().signers, wanted, draft)
+            known = subject is not None and bool(log.named(subject))
+        first, last = range_of(draft)
+        payload = audit_acts.made(AuditExport, **about, first=first, last=last, digest=digest)
+        # Nobody who is not in the log comes into it by being asked for.
+        receipt = recorder.record(payload, subject=subject if known else None, purpose=Purpose.COMPLIANCE)
+        draft.rename(out)
+    finally:
+        # What the log does not know of is not handed out.
+        shutil.rmtree(draft, ignore_errors=True)
+    if subject is not None and not known:
+        complain("Note", "the log has no record of this subject; is the name spelled as it was when it was recorded?")
     index = receipt.index if receipt else "?"
     output.print(f"Written: {literal(out)}. Recorded as {index}. To verify it: {program()} audit verify-export {literal(out)} --key KEY")
+
+
+@app.command()
+def grants() -> None:
+    """Print the SQL for a PostgreSQL role that can add records and cannot change them (docs/compliance.md)."""
+    from clinical_ser.audit.postgres import GRANTS
+
+    print_line(GRANTS.removesuffix("\n"))
 
 
 @app.command()
@@ -303,15 +336,17 @@ def template() -> None:
 def verify_exported(
     folder: Annotated[Path, typer.Argument(help="What `audit export` wrote.")],
     key: Key,
+    witness: Witness = None,
     with_log: Annotated[bool, typer.Option("--with-log", help="Also look things up in the log that is here.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify an export: signed by the log, complete, and each record proved."""
     if with_log:
-        with site_log().read() as log:
+        with LogConfiguration.required().read() as log:
             found = verify_export(folder, parse_keys(key), reader=log)
     else:
         found = verify_export(folder, parse_keys(key))
+    check_witnesses(read_text(folder / "checkpoint"), witness)
     if as_json:
         findings = {"records": found.findings.records, "checked": found.findings.checked, "unchecked": found.findings.unchecked}
         print_line(json.dumps({"form": found.manifest.form.name, "origin": found.manifest.origin, "digest": found.digest, **findings}))
@@ -327,6 +362,23 @@ app.command()(audit_trust.anchor)
 
 
 # --- Shown and read -----------------------------------------------------------------------------------------------------------------------
+
+
+def check_witnesses(note: str, keys: Sequence[str] | None) -> list[str]:
+    """Return which witnesses cosigned a checkpoint; AuditTamperedError where one that was named did not."""
+    text, signatures = parse_note(note)
+    for key in parse_keys(keys or ()):
+        if not any(each.name == key.name and each.key_id == key.key_id and key.fits(text.encode(), each.signature) for each in signatures):
+            raise AuditTamperedError(f"The witness {key.name} did not cosign this checkpoint.")
+    return [str(key).rpartition("+")[0] for key in parse_keys(keys or ())]
+
+
+def _check_printed(configuration: LogConfiguration, typed: str, size: int) -> None:
+    with configuration.read(sealed=True) as log:
+        if size > log.size:
+            raise AuditTamperedError(f"The page counts {size} records, the log {log.size}: it was put back to an older copy, or its end was cut off.")
+        if not matches_printed(typed, Checkpoint(log.origin, size, log.root_at(size))):
+            raise AuditTamperedError(f"The first {size} records are not those of the printed page.")
 
 
 def parse_keys(texts: Sequence[str]) -> list[VerifierKey]:
@@ -379,13 +431,13 @@ def _record_look(records: Sequence[Record], about: str | None) -> None:
     if about is None or about.startswith(MODEL):
         recorder.record(payload, purpose=Purpose.COMPLIANCE)
     elif about.startswith(RECORD):
-        recorder.record(payload, like=records[0].index, purpose=Purpose.COMPLIANCE)
+        recorder.record(payload, like=next(record.index for record in records if record.state == "open"), purpose=Purpose.COMPLIANCE)
     else:
         recorder.record(payload, subject=about, purpose=Purpose.COMPLIANCE)
 
 
 def _first_answer(log: DatabaseReader, record: str) -> int:
-    indices = log.named(record)
+    indices = log.about(record)
     if not indices:
         raise AuditSetupError("The log has no record of this result: it was given elsewhere, or was erased.")
     return indices[0]
@@ -417,7 +469,7 @@ def _in_words(record: Record) -> str:
     return " · ".join([*words, f"by {record.payload.actor.id}"])
 
 
-def _as_dict(found: Verified) -> dict[str, object]:
+def _as_dict(found: VerifiedLog) -> dict[str, object]:
     return {
         "origin": found.origin,
         "size": found.size,
@@ -428,12 +480,13 @@ def _as_dict(found: Verified) -> dict[str, object]:
         "sealed": found.sealed,
         "erased": found.erased,
         "unfinished_erasures": found.unfinished,
+        "unscrubbed": found.unscrubbed,
         "clock_anomalies": found.anomalies,
         "kinds": dict(found.kinds),
     }
 
 
-def _show_verified(found: Verified) -> None:
+def _show_verified(found: VerifiedLog) -> None:
     output.print(
         f"[green]In order.[/green] {found.size} records of {literal(found.origin)} fit the head signed by {literal(', '.join(found.signed_by))}."
     )
@@ -448,6 +501,8 @@ def _show_verified(found: Verified) -> None:
     if found.anomalies:
         first = ", ".join(map(str, found.clock_anomalies))
         output.print(f"  [yellow]![/yellow] The clock went wrong at {found.anomalies} records (first {first}); their order is that of the log.")
+    if found.unscrubbed:
+        output.print("  [yellow]![/yellow] What an erasure deleted is not overwritten yet: it was interrupted, and the next one finishes it.")
     if found.unfinished:
         output.print(f"  [yellow]![/yellow] {found.unfinished} payloads were to be erased and are still there: ask for the erasure again.")
 

@@ -1,24 +1,43 @@
 """What people record in the log by hand: reviews, disclosures, notices, legal holds; and erasure."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import ValidationError
 
 from clinical_ser.audit.answering import about_result, operator
 from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.erasing import active_holds
 from clinical_ser.audit.erasing import erase as erase_subject
-from clinical_ser.audit.events import RECORD, Actor, Disclosure, LegalHold, Notice, Payload, Purpose, ReportAction, Review, Role, Signed
+from clinical_ser.audit.events import RECORD, Actor, Disclosure, Erasure, LegalHold, Notice, Payload, Purpose, ReportAction, Review, Role, Signed
+from clinical_ser.audit.log import Entry
 from clinical_ser.audit.reading import DatabaseReader
-from clinical_ser.cli.console import literal, output
+from clinical_ser.cli.console import complain, literal, output
 from clinical_ser.errors import AuditSetupError, InvalidValueError
+from clinical_ser.strict import Strict
 
 Record = Annotated[str, typer.Argument(help="The record printed on the report: clinical-ser:result:…", metavar="RECORD")]
 Subject = Annotated[str, typer.Argument(help="The person, as your site names them; or the record of an answer without a person.", metavar="SUBJECT")]
+Whose = Annotated[str | None, typer.Option("--subject", help="Whose answer it is, where the log knows it under several persons.")]
 Reason = Annotated[str, typer.Option(help="Why, in words.")]
 Who = Annotated[str | None, typer.Option("--actor", help="Who does it, as your site names them; your account otherwise.")]
+
+
+_EXCEPTED = {Purpose.TREATMENT, Purpose.PAYMENT, Purpose.OPERATIONS}
+"""45 CFR 164.528(a)(1)(i)."""
+_Made = TypeVar("_Made", bound=Strict)
+
+
+class Form(StrEnum):
+    """Kinds of reports."""
+
+    PDF = "pdf"
+    HTML = "html"
+    JSON = "json"
+    FHIR = "fhir"
 
 
 class Decision(StrEnum):
@@ -34,69 +53,87 @@ def review(
     decision: Annotated[Decision, typer.Option(help="What you decided.")],
     reason: Reason,
     name: Annotated[str | None, typer.Option(help="Your printed name: it signs the review (21 CFR 11.50).")] = None,
+    subject: Whose = None,
     actor: Who = None,
 ) -> None:
     """Record a clinician's review of an answer."""
     who = _actor(actor, Role.CLINICIAN)
-    signature = Signed(name=name, time=datetime.now(UTC), meaning="review") if name else None
-    _record_about(Review(actor=who, result=_digest(record), decision=decision.value, reason=reason, signature=signature))
+    signature = None if name is None else made(Signed, name=name, time=datetime.now(UTC), meaning="review")
+    _record_about(made(Review, actor=who, result=_digest(record), decision=decision.value, reason=reason, signature=signature), subject)
 
 
 def amend(
     record: Record,
-    supersedes: Annotated[int, typer.Option(help="The index of the record that is replaced, which stays readable.")],
+    supersedes: Annotated[int, typer.Option(min=0, help="The index of the record that is replaced, which stays readable.")],
     reason: Reason,
+    form: Annotated[Form, typer.Option(help="What kind of report.")] = Form.PDF,
+    subject: Whose = None,
     actor: Who = None,
 ) -> None:
-    """Record that a report was replaced, and by what answer."""
+    """Record that a report on an answer was replaced."""
     who = _actor(actor, Role.CLINICIAN)
-    payload = ReportAction(actor=who, result=_digest(record), action="amended", form="pdf", reason=reason)
-    _record_about(payload, supersedes=supersedes)
+    payload = made(ReportAction, actor=who, result=_digest(record), action="amended", form=form.value, reason=reason)
+    _record_about(payload, subject, supersedes=supersedes)
 
 
 def disclose(
-    record: Record,
     recipient: Annotated[str, typer.Option(help="Who got it.")],
     description: Annotated[str, typer.Option(help="What was given, in brief.")],
     purpose: Annotated[str, typer.Option(help="Why, in brief.")],
+    use: Annotated[Purpose, typer.Option(help="The same as a code of HL7's purposes of use: TREAT, HPAYMT, HOPERAT, HRESCH, PUBHLTH, HLEGAL ...")],
+    record: Annotated[
+        str | None, typer.Argument(help="The record printed on the report, if it was one answer: clinical-ser:result:…", metavar="[RECORD]")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose information it was; needed without a record.")] = None,
     address: Annotated[str | None, typer.Option(help="The recipient's address, if known.")] = None,
     unaccountable: Annotated[
-        bool, typer.Option("--unaccountable", help="For treatment, payment, operations, or another exception of 45 CFR 164.528(a)(1).")
+        bool,
+        typer.Option("--unaccountable", help="For an exception of 45 CFR 164.528(a)(1); TREAT, HPAYMT and HOPERAT are one by themselves."),
     ] = False,
-    use: Annotated[Purpose, typer.Option(help="The same as a code of HL7's purposes of use: TREAT, HPAYMT, HOPERAT, HRESCH, PUBHLTH, HLEGAL ...")] = (
-        Purpose.COMPLIANCE
-    ),
+    supersedes: Annotated[int | None, typer.Option(min=0, help="The index of the disclosure that this one corrects.")] = None,
     actor: Who = None,
 ) -> None:
     """Record that health information was given to someone outside; `audit export --format accounting` lists it."""
-    who = _actor(actor, Role.COMPLIANCE)
-    _record_about(
-        Disclosure(
-            actor=who,
-            result=_digest(record),
-            recipient=recipient,
-            recipient_address=address,
-            description=description,
-            purpose_text=purpose,
-            accountable=not unaccountable,
-        ),
-        purpose=use,
+    if record is None and subject is None:
+        raise InvalidValueError("RECORD", "not given", "the record of an answer, or --subject")
+    payload = made(
+        Disclosure,
+        actor=_actor(actor, Role.COMPLIANCE),
+        result=None if record is None else _digest(record),
+        recipient=recipient,
+        recipient_address=address,
+        description=description,
+        purpose_text=purpose,
+        accountable=not unaccountable and use not in _EXCEPTED,
     )
+    _record_about(payload, subject, supersedes=supersedes, purpose=use)
 
 
 def notice(subject: Subject, version: Annotated[str, typer.Option(help="Which version of the text.")], actor: Who = None) -> None:
     """Record that a person was told that such a system will be used (AI Act Art. 50(3))."""
-    _record_of(subject, Notice(actor=_actor(actor, Role.CLINICIAN), text_version=version), Purpose.COMPLIANCE)
+    _record_of(subject, made(Notice, actor=_actor(actor, Role.CLINICIAN), text_version=version), Purpose.COMPLIANCE)
 
 
 def hold(subject: Subject, reason: Reason, authority: Annotated[str, typer.Option(help="Who ordered it.")], actor: Who = None) -> None:
     """Place a person's records under a legal hold: they cannot be erased until it is released."""
-    _hold(subject, "placed", reason, authority, actor)
+    _holds(subject, needed=False)
+    _record_of(subject, made(LegalHold, actor=_actor(actor, Role.COMPLIANCE), action="placed", reason=reason, authority=authority), Purpose.LEGAL)
 
 
-def release(subject: Subject, reason: Reason, authority: Annotated[str, typer.Option(help="Who ordered it.")], actor: Who = None) -> None:
+def release(
+    subject: Subject,
+    reason: Reason,
+    authority: Annotated[str, typer.Option(help="Who ordered it.")],
+    which: Annotated[int | None, typer.Option("--hold", min=0, help="The index of the hold, where there are several.")] = None,
+    actor: Who = None,
+) -> None:
     """Release a legal hold."""
-    _hold(subject, "released", reason, authority, actor)
+    holds = _holds(subject, needed=True)
+    if which not in holds and not (which is None and len(holds) == 1):
+        raise InvalidValueError("--hold", "not given" if which is None else which, f"one of those that there are: {', '.join(map(str, holds))}")
+    released = holds[0] if which is None else which
+    who = _actor(actor, Role.COMPLIANCE)
+    _record_of(subject, made(LegalHold, actor=who, action="released", reason=reason, authority=authority, releases=released), Purpose.LEGAL)
 
 
 def erase(
@@ -107,37 +144,44 @@ def erase(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Destroy what the log holds of a person: keys, salts, payloads. The tree stays, and a tombstone says so. It cannot be undone."""
-    configuration = _site_log()
+    configuration = LogConfiguration.required()
+    who = _actor(actor, Role.COMPLIANCE)
+    made(Erasure, actor=who, erased="", reason=reason, basis=basis)
     with configuration.read() as log:
-        count = len(log.named(subject))
-    if count and not yes:
-        typer.confirm(f"Destroy the payloads of {count} records for good?", abort=True)
+        times = [log.record(index).event.moment for index in log.named(subject)]
+    young = sum(datetime.now(UTC) - time < timedelta(days=configuration.retention_days) for time in times)
+    if young:
+        complain("Retention", f"{young} of {len(times)} records are younger than the {configuration.retention_days} days that this site keeps them.")
+    if times and not yes:
+        typer.confirm(f"Destroy the payloads of {len(times)} records, and of copies without the person's name, for good?", abort=True)
     with configuration.write() as writer:
-        erased = erase_subject(writer, subject, reason=reason, basis=basis, actor=_actor(actor, Role.COMPLIANCE))
-    if not erased:
+        erased = erase_subject(writer, subject, reason=reason, basis=basis, actor=who)
+    if erased.finished:
+        output.print("An erasure that had been interrupted was finished: what it had deleted is now overwritten.")
+    if not erased.records:
         output.print("The log holds nothing of this subject; nothing was erased or recorded.")
-        raise typer.Exit(1)
+        raise typer.Exit(0 if erased.finished else 1)
     output.print(
-        f"Erased: the payloads, salts and key of {len(erased)} records ({literal(erased)}). Their leaves stay, and every proof still verifies."
+        f"Erased: payloads, salts and keys of {len(erased.records)} records ({literal(erased.records)}). Their leaves, and every proof, stay."
     )
-    output.print(
-        "Copies of the vault (backups of the keys) still hold the key: delete or replace them. The log's own backups cannot be read without it."
-    )
+    output.print("Copies of the vault (backups of the keys) still hold the key: replace them. The log's own backups cannot be read without it.")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (review, amend, disclose, notice, hold, release, erase)
 
 
-def _site_log() -> LogConfiguration:
-    found = LogConfiguration.find()
-    if found is None:
-        raise AuditSetupError("No audit log is set up here; `audit init` makes one.")
-    return found
+def made(model: type[_Made], **values: object) -> _Made:
+    """Return an object of the log's; InvalidValueError, which does not quote, for what does not fit (empty, too long)."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "the record"
+        raise InvalidValueError(field.replace("_", " "), "empty, too long, or of another kind", f"what fits: {first['msg'].lower()}") from None
 
 
 def _actor(given: str | None, role: Role) -> Actor:
-    account = operator()
-    return account.model_copy(update={"role": role}) if given is None else Actor(id=given, role=role, client=account.client)
+    return operator().model_copy(update={"role": role}) if given is None else made(Actor, id=given, role=role)
 
 
 def _digest(record: str) -> str:
@@ -147,30 +191,43 @@ def _digest(record: str) -> str:
     return digest
 
 
-def _record_about(payload: Payload, **about: Any) -> None:
-    """Record what is about an answer, which has to be in this log."""
-    with _site_log().write() as log, log.exclusively() as inside:
+def _record_about(payload: Payload, subject: str | None, **about: Any) -> None:
+    """Record what is about an answer, or a person, that has to be in this log."""
+    with LogConfiguration.required().write() as log, log.exclusively() as inside:
         reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
-        entry = about_result(reader, payload, **about)
-        if entry.like is None:
-            raise AuditSetupError("The log has no record of this answer: it was given elsewhere, or was erased. Nothing was recorded.")
-        if entry.supersedes is not None and entry.supersedes not in reader.named(payload.records()[0]):
-            raise InvalidValueError("--supersedes", entry.supersedes, "a record about the same answer (`audit list --about RECORD`)")
+        if payload.records():
+            known = reader.about(payload.records()[0])
+            entry = about_result(reader, payload, subject, **about)
+        else:
+            known = reader.named(subject or "")
+            entry = Entry(payload, subject=subject, **about)
+        if not known:
+            raise AuditSetupError("The log has no record of this: answered elsewhere, erased, or spelled otherwise. Nothing was recorded.")
+        if entry.supersedes is not None:
+            _check_superseded(reader, entry, known)
         [receipt] = inside.record([entry])
     output.print(f"Recorded as {receipt.index}.")
 
 
+def _check_superseded(reader: DatabaseReader, entry: Entry, known: list[int]) -> None:
+    alike = isinstance(entry.payload, Disclosure)
+    if entry.supersedes not in known or (alike and reader.record(entry.supersedes).event.kind != entry.payload.kind):
+        kind = "a disclosure of the same" if alike else "a record about the same answer"
+        raise InvalidValueError("--supersedes", entry.supersedes, f"{kind} (`audit list --about …`)")
+
+
 def _record_of(subject: str, payload: Payload, purpose: Purpose) -> None:
-    with _site_log().write() as log:
+    with LogConfiguration.required().write() as log:
         receipt = log.append(payload, subject=subject, purpose=purpose)
     output.print(f"Recorded as {receipt.index}.")
 
 
-def _hold(subject: str, action: str, reason: str, authority: str, actor: str | None) -> None:
-    configuration = _site_log()
-    with configuration.read() as log:
-        known = bool(log.named(subject))
+def _holds(subject: str, *, needed: bool) -> list[int]:
+    """Return the holds that a subject is under, who has to be known."""
+    with LogConfiguration.required().read() as log:
+        known, holds = log.named(subject), active_holds(log, subject)
     if not known:
         raise AuditSetupError("The log has no record of this subject; is the name spelled as it was when it was recorded?")
-    payload = LegalHold.model_validate({"actor": _actor(actor, Role.COMPLIANCE), "action": action, "reason": reason, "authority": authority})
-    _record_of(subject, payload, Purpose.LEGAL)
+    if needed and not holds:
+        raise AuditSetupError("The records of this subject are under no legal hold.")
+    return holds

@@ -1,5 +1,6 @@
 """`clinical-ser audit export`: which options a form takes, and the call that makes it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ _TAKES = {
     "jsonl": {"subject", "since", "until", "kinds", "payloads"},
     "csv": {"subject", "since", "until", "kinds", "payloads"},
     "fhir": {"subject", "since", "until", "kinds", "payloads"},
-    "accounting": {"subject", "since", "until", "staff"},
+    "accounting": {"subject", "since", "until", "staff", "summarise"},
     "access": {"subject", "results", "models", "site", "staff"},
     "processing": {"since", "until", "site"},
     "ai-act": {"since", "until", "payloads"},
@@ -41,6 +42,7 @@ class Wanted:
     evidence: Path | None = None
     site: Path | None = None
     staff: bool = False
+    summarise: bool = False
 
     def check(self) -> None:
         """Raise InvalidValueError for an option that this form does not take, or one that it needs and was not given."""
@@ -66,7 +68,8 @@ def export_from(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Want
         from clinical_ser.audit.exports.accounting import export_accounting
 
         requested = wanted.until or datetime.now(UTC)
-        return export_accounting(log, out, signers=signers, subject=wanted.subject or "", requested=requested, since=wanted.since, staff=wanted.staff)
+        about = {"subject": wanted.subject or "", "requested": requested, "since": wanted.since}
+        return export_accounting(log, out, signers=signers, **about, summarise=wanted.summarise, staff=wanted.staff)
     if wanted.form == "access":
         return _access(log, signers, wanted, out)
     if wanted.form == "processing":
@@ -125,6 +128,12 @@ def _evidence_pack(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: W
         signature=signature.read_bytes() if signature.exists() else None,
         evidence=_read(wanted.evidence, "--evidence") if wanted.evidence else None,
     )
+
+
+def range_of(folder: Path) -> tuple[int | None, int | None]:
+    """Return the first and last record of an export that was just made."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    return manifest["first"], manifest["last"]
 
 
 def _site(path: Path | None) -> bytes:

@@ -1,13 +1,15 @@
 """What makes the log believable to others: its keys, witnesses who cosign its checkpoints, and time stamps."""
 
 import json
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.answering import operator
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.cosignatures import SignerCosigner, timestamp_of
@@ -18,7 +20,7 @@ from clinical_ser.audit.witness import Witness, WitnessRequest, cosign_file, loa
 from clinical_ser.audit.witness_http import request_cosignatures, serve, witness_app
 from clinical_ser.cli.console import check_output_file, literal, output, print_line
 from clinical_ser.cohorts.table import replaced
-from clinical_ser.errors import AuditSetupError
+from clinical_ser.errors import AuditSetupError, InvalidValueError
 
 keys_app = typer.Typer(help="The log's signing keys.", no_args_is_help=True)
 witness_commands = typer.Typer(help="Have the log's checkpoints cosigned, or cosign those of others.", no_args_is_help=True)
@@ -27,6 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 Source = Annotated[str | None, typer.Option(metavar="SOURCE", help="file, env:VARIABLE, or exec:PROGRAM; as before otherwise.")]
 _MEMORY = "witness.sqlite"
 _LOGS = "logs.toml"
+_KEY_ID = re.compile("[0-9a-f]{8}")
 
 
 # --- Keys ---------------------------------------------------------------------------------------------------------------------------------
@@ -35,25 +38,23 @@ _LOGS = "logs.toml"
 @keys_app.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """Show the verifier keys, those of retired ones too: old checkpoints still verify with them."""
-    keys = _site_log().load_keys()
+    keys = LogConfiguration.required().load_keys()
     if as_json:
         print_line(json.dumps([record.model_dump(mode="json") for record in keys.records]))
         return
     for record in keys.records:
-        output.print(f"{record.state}, since {literal(record.created)}" + (f" until {literal(record.retired)}" if record.retired else ""))
+        output.print(
+            f"{record.state}, since {literal(record.created)}"
+            + (f" until {literal(record.retired)}, believed up to {record.last_size} records" if record.retired else "")
+        )
         print_line(f"  {record.key}")
 
 
 @keys_app.command()
 def rotate(source: Source = None) -> None:
     """Make a new signing key and destroy the old one's private half. What the old one signed still verifies."""
-    configuration = _site_log()
-    old = _active(configuration.load_keys())
-    # Held meanwhile, so that no other process goes on signing with the key that is retired.
-    with configuration.write() as log:
-        log.retain()
-        configuration.load_keys().rotate(source)
-    _record_change("signing key", old, _active(configuration.load_keys()))
+    configuration = LogConfiguration.required()
+    _change_keys(configuration, lambda keys, size: keys.rotate(source, last_size=size))
     output.print("Rotated. The new verifier keys, to give to whoever verifies, by a way they trust:")
     for key in configuration.load_keys().active:
         print_line(str(key))
@@ -62,15 +63,9 @@ def rotate(source: Source = None) -> None:
 @keys_app.command()
 def retire(key_id: Annotated[str, typer.Argument(help="Eight hex digits, as in the verifier key.")]) -> None:
     """Retire a signing key without a successor, where there are several."""
-    configuration = _site_log()
-    try:
-        number = int(key_id, 16)
-    except ValueError:
-        number = -1
-    old = _active(configuration.load_keys())
-    with configuration.write():
-        configuration.load_keys().retire(number)
-    _record_change("signing key", old, _active(configuration.load_keys()))
+    if not _KEY_ID.fullmatch(key_id):
+        raise InvalidValueError("KEY_ID", "none", "the eight hex digits in the middle of a verifier key (`audit keys list`)")
+    _change_keys(LogConfiguration.required(), lambda keys, size: keys.retire(int(key_id, 16), last_size=size))
     output.print("Retired. What it signed still verifies.")
 
 
@@ -78,9 +73,16 @@ def _active(keys: LogKeys) -> str:
     return " ".join(str(key) for key in keys.active)
 
 
-def _record_change(setting: str, old: str | None, new: str | None) -> None:
-    recorder = Recorder.find()
-    recorder.record(Configuration(actor=recorder.actor, setting=setting, old=old, new=new), purpose=Purpose.OPERATIONS)
+def _change_keys(configuration: LogConfiguration, change: Callable[[LogKeys, int], object]) -> None:
+    """Change the keys while nobody else signs with them: what is about to be done is recorded before, and what was done after, with the new keys."""
+    old, who = _active(configuration.load_keys()), operator()
+    with configuration.write() as log:
+        log.append(Configuration(actor=who, setting="signing keys are about to change", old=old, new=None), purpose=Purpose.OPERATIONS)
+        log.retain()
+        change(configuration.load_keys(), log.size)
+    new = _active(configuration.load_keys())
+    with configuration.write() as log:
+        log.append(Configuration(actor=who, setting="signing keys", old=old, new=new), purpose=Purpose.OPERATIONS)
 
 
 # --- Witnesses ----------------------------------------------------------------------------------------------------------------------------
@@ -92,9 +94,9 @@ def ask(
     key: Annotated[list[str], typer.Option("--key", help="The witness's verifier key (repeatable).")],
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 10.0,
 ) -> None:
-    """Have a witness cosign the log's head; the cosignature is kept with the checkpoint, and goes into proofs and exports of it."""
+    """Have a witness cosign the log's head; the cosignature is kept, and goes into what is made with --cosigned."""
     witnesses = [VerifierKey.parse(text) for text in key]
-    configuration = _site_log()
+    configuration = LogConfiguration.required()
     with configuration.write() as log:
         note = log.retain()
     with configuration.read(sealed=True) as reader:
@@ -114,7 +116,7 @@ def write_request(
 ) -> None:
     """Write what a witness is asked, to a file."""
     check_output_file(out)
-    configuration = _site_log()
+    configuration = LogConfiguration.required()
     with configuration.write() as log:
         note = log.retain()
     with configuration.read(sealed=True) as reader:
@@ -162,7 +164,7 @@ def add_cosignature(
     """Keep a cosignature that was carried back, if it fits one of the checkpoints that were kept."""
     from clinical_ser.cli.audit import parse_keys, read_text
 
-    configuration = _site_log()
+    configuration = LogConfiguration.required()
     with configuration.write() as log:
         size = log.add_cosignature(read_text(lines), parse_keys(key))
     output.print(f"Kept, for the checkpoint of {size} records.")
@@ -217,10 +219,3 @@ def anchor(
 
 def _size(note: str) -> int:
     return Checkpoint.parse(note[: note.rindex("\n\n") + 1]).size
-
-
-def _site_log() -> LogConfiguration:
-    found = LogConfiguration.find()
-    if found is None:
-        raise AuditSetupError("No audit log is set up here; `audit init` makes one.")
-    return found

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ from clinical_ser.cli.console import FAILED, NOT_USABLE, WRONG_USAGE, complain, 
 from clinical_ser.cli.explanation import status_words
 from clinical_ser.cli.reporting import PDF, Reporter, check_destination, ending_of, file_in, write
 from clinical_ser.cli.results import read_result, vouched
-from clinical_ser.cli.screen import SUBJECT, sex_named
+from clinical_ser.cli.screen import SUBJECT, check_subject, sex_named
 from clinical_ser.errors import AudioError, InvalidValueError
 from clinical_ser.monitoring.comparison import Change, Comparison, Flag, Reason
 from clinical_ser.monitoring.comparison import compare as compare_results
@@ -55,7 +54,7 @@ def compare(
     ] = None,
     site: Annotated[Path | None, typer.Option(help="The site's configuration (site.toml); otherwise where docs/site.md says.")] = None,
     report_language: Annotated[str | None, typer.Option(help="en, zh, or one of the site's own; the site's otherwise, or en.")] = None,
-    subject: Annotated[str | None, typer.Option(help=f"For recordings: {SUBJECT}")] = None,
+    subject: Annotated[str | None, typer.Option(help=SUBJECT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The whole comparison.")] = False,
 ) -> None:
     """Compare a recording with earlier ones of the same person: what changed, beyond what recordings differ by anyway."""
@@ -64,19 +63,20 @@ def compare(
     reporter = Reporter.find(site, report_language)
     told = [_read(path, place, len(sources)) for place, path in enumerate(sources, start=1)]
     about: dict[str, Any] = {"sex": sex_named(sex), "age": age, "device": device, "language": spoken_language, "task": task, "prevalence": prevalence}
-    recorder = Recorder.find()
+    check_subject(subject)
+    recorder = Recorder.find(subject=subject)
     if None in told:
-        results = _screened(sources, told, model, about, reporter, _Recording(recorder, subject))
+        results = _screened(sources, told, model, about, reporter, recorder)
     else:
         results = [one for one in told if one]
-        if given := [name for name, value in {"model": model, **about, "subject": subject}.items() if value is not None]:
+        if given := [name for name, value in {"model": model, **about}.items() if value is not None]:
             option = {"language": "--spoken-language"}.get(given[0], f"--{given[0]}")
             raise InvalidValueError(option, "given with results alone", "recordings: a result is compared as it was answered")
     current = results[-1]
     comparison = compare_results(current, results[:-1])
     target = None if report is None else report if ending_of(report) else file_in(report, current, PDF)
     content = reporter.report(current, ending_of(target), comparison=comparison) if target else b""
-    recorder.shown(results, target)
+    recorder.shown(results, target, as_json=as_json)
     if target:
         write(content, target)
     if as_json:
@@ -89,19 +89,6 @@ def compare(
             output.print(f"Report: {literal(target)}. Personal data: keep it as you keep the recordings.")
     if current.status is Status.NOT_USABLE:
         raise typer.Exit(NOT_USABLE)
-
-
-@dataclass(frozen=True)
-class _Recording:
-    """Where answers are recorded, and as whose."""
-
-    recorder: Recorder
-    subject: str | None
-
-    def screened(self, screener: Screener, path: Path, about: dict[str, Any]) -> ScreeningResult:
-        result = screener.screen(path, **about)
-        self.recorder.answer(result, subject=self.subject)
-        return result
 
 
 @contextmanager
@@ -120,10 +107,10 @@ def _read(path: Path, place: int, of: int) -> ScreeningResult | None:
 
 
 def _screened(
-    sources: list[Path], told: list[ScreeningResult | None], model: str | None, about: dict[str, Any], reporter: Reporter, recording: _Recording
+    sources: list[Path], told: list[ScreeningResult | None], model: str | None, about: dict[str, Any], reporter: Reporter, recorder: Recorder
 ) -> list[ScreeningResult]:
     """Return a result for each visit; recordings among them are screened, all with the same model and options."""
-    with recording.recorder.refusals(model or DEFAULT_MODEL):
+    with recorder.refusals(model or DEFAULT_MODEL):
         screener = Screener.load(model or DEFAULT_MODEL)
     if about["prevalence"] is None:
         about["prevalence"] = reporter.prevalence_for(screener)
@@ -132,9 +119,14 @@ def _screened(
     with progress("Screening") as done:
         for place, (path, result) in enumerate(zip(sources, told, strict=True), start=1):
             with _visit(place, len(sources)):
-                results.append(result or recording.screened(screener, path, about))
+                results.append(result or _answered(screener.screen(path, **about), recorder))
             done(place, len(sources))
     return results
+
+
+def _answered(result: ScreeningResult, recorder: Recorder) -> ScreeningResult:
+    recorder.answer(result)
+    return result
 
 
 def _show(comparison: Comparison) -> None:

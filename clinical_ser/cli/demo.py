@@ -53,7 +53,7 @@ def demo(
     show_card(published.card)
     output.print(f"  Best reachable AUROC in this simulated world: {cohort.best_reachable_auc:.3f} (who knew each speaker's true voice parameters)")
     audit = _audit(folder / "audit")
-    first = _screen_three(folder, cohort, reporter, Recorder(audit, operator()))
+    first = _screen_three(folder, cohort, reporter, audit)
     found = audit.verify()
     with audit.read(sealed=True) as log:
         publish_tiles(log, folder / "audit" / "published")
@@ -98,13 +98,13 @@ def _audit(folder: Path) -> LogConfiguration:
     return LogConfiguration.load(place)
 
 
-def _screen_three(folder: Path, cohort: SimulatedCohort, reporter: Reporter, recorder: Recorder) -> SimulatedVisit:
+def _screen_three(folder: Path, cohort: SimulatedCohort, reporter: Reporter, audit: LogConfiguration) -> SimulatedVisit:
     """Screen new recordings, and return the first visit."""
     screener = Screener.load(folder / MODEL)
     visits = simulate_visits(folder / "visits", design=cohort.design)
     for visit in visits:
         result = screener.screen(visit.path, sex=visit.sex.value, age=visit.age, timeline=True)
-        recorder.answer(result, subject=f"simulated speaker {visit.name}")
+        Recorder(audit, operator(), f"simulated speaker {visit.name}").answer(result)
         write(result.model_dump_json(indent=2).encode(), folder / "visits" / f"{visit.name}.json")
         for ending in ENDINGS:
             write(reporter.report(result, ending), folder / "visits" / f"{visit.name}{ending}")

@@ -10,7 +10,7 @@ from clinical_ser.cli.console import NOT_USABLE, check_output_file, complain, li
 from clinical_ser.cli.explanation import show_moves
 from clinical_ser.cli.reporting import Reporter
 from clinical_ser.cli.results import read_result, vouched
-from clinical_ser.cli.screen import SUBJECT, load_baselines, sex_named, show
+from clinical_ser.cli.screen import SUBJECT, check_subject, load_baselines, sex_named, show
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.screening import DEFAULT_MODEL
@@ -52,8 +52,9 @@ def explain(
         _check_picture(picture)
     of_recording = {"model": model, "sex": sex, "age": age, "prevalence": prevalence, "baseline": baseline or None, "start": start, "end": end}
     of_recording |= {"task": task, "device": device, "class": explained, "interpretable": interpretable or None}
-    of_recording |= {"encoder": str(encoder) if encoder else None, "subject": subject}
-    recorder = Recorder.find()
+    of_recording |= {"encoder": str(encoder) if encoder else None}
+    recorder = Recorder.find(subject=subject)
+    check_subject(subject)
     told = result = read_result(source)
     if result is None:
         with recorder.refusals(model or DEFAULT_MODEL):
@@ -75,12 +76,12 @@ def explain(
             timeline=True,
             explained=explained,
         )
-        recorder.answer(result, subject=subject)
+        recorder.answer(result)
     elif given := [f"--{name}" for name, value in of_recording.items() if value is not None]:
         raise InvalidValueError(given[0], "given with a result", "a recording: a result is explained as it was answered")
     drawn = picture if picture and (result.explanation or picture.suffix.lower() != ".svg") else None
     if told or drawn:
-        recorder.shown([result], drawn)
+        recorder.shown([result], drawn, as_json=as_json)
     if drawn:
         _write(result, drawn)
     elif picture:

@@ -19,7 +19,8 @@ from clinical_ser.cli.cohort import processors
 from clinical_ser.cli.console import FAILED, INTERRUPTED, SHOWN_PROBLEMS, complain, literal, output, print_json, progress
 from clinical_ser.cli.reporting import HTML, VOICE, Reporter, check_destination, ending_of, file_in, read_earlier, read_told, write
 from clinical_ser.cli.results import LARGEST_RESULT_BYTES, UNVOUCHED, vouched
-from clinical_ser.errors import ClinicalSerError, InvalidValueError
+from clinical_ser.cli.screen import check_subject
+from clinical_ser.errors import AuditError, ClinicalSerError, InvalidValueError
 from clinical_ser.features.workers import Lost, run_in_processes
 from clinical_ser.monitoring.comparison import compare
 from clinical_ser.screening.result import ScreeningResult
@@ -46,6 +47,7 @@ def report(
     embed_audio: Annotated[
         Path | None, typer.Option(help="The recording, to be played inside of one .html report, which then holds the person's voice.")
     ] = None,
+    subject: Annotated[str | None, typer.Option(help="Whose result it is, where the audit log knows the same answer under several persons.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; all processors otherwise.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print how many were written, and which failed.")] = False,
 ) -> None:
@@ -58,7 +60,10 @@ def report(
     if earlier and alone is None:
         raise InvalidValueError("--earlier", "given with several results", "one result: earlier ones are the same person's")
     reporter = Reporter.find(site, language)
-    recorder = Recorder.find()
+    check_subject(subject)
+    if subject and alone is None:
+        raise InvalidValueError("--subject", "given with several results", "one result: a subject is one person")
+    recorder = Recorder.find(subject=subject)
     if alone:
         written = _write_one(alone, out, ending, reporter, recorder, earlier or [], embed_audio)
         batch = Batch(written=1)
@@ -188,12 +193,16 @@ def _write_many(places: Sequence[Place], folder: Path, make: Make, recorder: Rec
     failed: dict[int, str] = {}
     done = 0
     try:
-        with progress("Writing reports") as tell, recorder.reporting() as record, closing(_answers(places, make, workers)) as answers:
+        with progress("Writing reports") as tell, closing(_answers(places, make, workers)) as answers:
             for done, (index, answer) in enumerate(answers, start=1):
                 if isinstance(answer, str):
                     failed[index] = answer
                 elif answer.name not in names:
-                    record(answer.result, answer.model, Path(answer.name).suffix.removeprefix("."))
+                    try:
+                        recorder.exported(answer.result, answer.model, Path(answer.name).suffix.removeprefix("."))
+                    except AuditError as error:
+                        failed[index] = str(error)
+                        continue
                     write(answer.content, folder / answer.name)
                     names.add(answer.name)
                 tell(done, len(places))

@@ -68,7 +68,8 @@ def screen(
 ) -> None:
     """Screen recordings with a calibrated model: status, probability, quality, and what moved it."""
     reports = _Reports.wanted(report or [], site, report_language, earlier or [], embed_audio=embed_audio, several=len(audio) > 1)
-    recorder = Recorder.find()
+    check_subject(subject)
+    recorder = Recorder.find(subject=subject)
     if subject and len(audio) > 1:
         raise InvalidValueError("--subject", "given with several recordings", "one recording: a subject is one person")
     with recorder.refusals(model):
@@ -86,7 +87,7 @@ def screen(
             recording = load(path, start=start, end=end)
             result = screener.screen(recording, **about, prevalence=prevalence, baseline=own, start=start, timeline=timeline or bool(report))
             # Recorded before a word of it is shown or written.
-            recorder.answer(result, subject=subject)
+            recorded = recorder.answer(result)
         except (AudioError, InvalidValueError, AuditError) as error:
             # Named by position: a file's name may be a person's name, and this line may end up in a log.
             complain(place, error)
@@ -94,6 +95,8 @@ def screen(
                 print_line(json.dumps({"position": position, "error": str(error)}))
             worst = FAILED
             continue
+        if recorded and recorded.under_others:
+            complain(place, "The audit log has the same answer, of the same recording, under another person: is one of the names wrong?")
         worst = worst or (NOT_USABLE if result.status is Status.NOT_USABLE else 0)
         if not as_json:
             show(result, place if len(audio) > 1 else "Result")
@@ -159,6 +162,12 @@ class _Reports:
         if self.embed_audio and not playable:
             complain("No audio", "this report has no timeline to play it along, and is written without")
         return recording if self.embed_audio and playable else None
+
+
+def check_subject(subject: str | None) -> None:
+    """Refuse an empty name, which a script with an unset variable would give."""
+    if subject is not None and not subject.strip():
+        raise InvalidValueError("--subject", "empty", "the person's name at your site, or no such option")
 
 
 def sex_named(text: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, ReportAction, Role
 from clinical_ser.audit.log import AuditLog, Receipt
-from clinical_ser.audit.verifying import Verified, verify_log
+from clinical_ser.audit.verifying import VerifiedLog, verify_log
 
 ORIGIN = "tests.example/log"
 CONFIGURATION_FILE = "audit.toml"
@@ -78,7 +78,7 @@ def database_file(configuration: LogConfiguration) -> Path:
     return Path(configuration.database.removeprefix("sqlite:"))
 
 
-def verify(configuration: LogConfiguration, *, retained: Iterable[str] = ()) -> Verified:
+def verify(configuration: LogConfiguration, *, retained: Iterable[str] = ()) -> VerifiedLog:
     """Verify a log with its keys and its vault, as whoever holds both would."""
     vault = configuration.open_vault()
     try:

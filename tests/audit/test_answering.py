@@ -91,7 +91,7 @@ def test_an_answer_without_a_person_is_found_and_erased_by_its_own_record(site, 
 
 def test_a_report_shares_the_person_of_its_answer(site, told):
     recorder = Recorder.find()
-    recorder.answer(told, subject="MRN-1")
+    Recorder.find(subject="MRN-1").answer(told)
     recorder.report([told], "exported", "pdf")
     with site.read() as reader:
         assert reader.named("MRN-1") == [1, 2]
@@ -106,13 +106,33 @@ def test_a_report_on_an_answer_from_elsewhere_stands_for_itself(site, told):
 
 
 def test_reports_of_a_batch_are_recorded_one_by_one(site, told):
-    Recorder.find().answer(told, subject="MRN-1")
-    with Recorder.find().reporting() as record:
-        for number in range(3):
-            record(told.digest if number == 0 else f"{number:064x}", told.model.digest, "pdf")
+    Recorder.find(subject="MRN-1").answer(told)
+    for number in range(3):
+        Recorder.find().exported(told.digest if number == 0 else f"{number:064x}", told.model.digest, "pdf")
     with site.read() as reader:
         assert reader.named("MRN-1") == [1, 2]
         assert reader.size == 5
+
+
+def test_what_is_about_an_answer_of_several_persons_needs_the_person(site, told):
+    assert not Recorder.find().answer(told).under_others
+    assert not Recorder.find(subject="MRN-1").answer(told).under_others, "a copy without a name is nobody else's"
+    assert Recorder.find(subject="MRN-2").answer(told).under_others
+    with pytest.raises(AuditSetupError, match="several persons"):
+        Recorder.find().report([told], "viewed", "html")
+    with pytest.raises(AuditSetupError, match="not under the subject"):
+        Recorder.find(subject="MRN-3").report([told], "viewed", "html")
+    Recorder.find(subject="MRN-2").report([told], "viewed", "html")
+    with site.read() as reader:
+        assert reader.named("MRN-2") == [3, 4]
+
+
+def test_what_is_about_an_answer_goes_to_the_person_and_not_to_a_copy_without_a_name(site, told):
+    Recorder.find().answer(told)
+    Recorder.find(subject="MRN-1").answer(told)
+    Recorder.find().report([told], "viewed", "html")
+    with site.read() as reader:
+        assert reader.named("MRN-1") == [2, 3]
 
 
 def test_an_answer_that_cannot_be_recorded_is_not_given(site, bundle, speech_wav, monkeypatch):

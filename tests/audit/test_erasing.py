@@ -7,14 +7,17 @@ import pytest
 from clinical_ser.audit import erasing
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.erasing import erase
-from clinical_ser.audit.events import Actor, Erasure, LegalHold, Outcome, Review, Role
+from clinical_ser.audit.events import Actor, Erasure, LegalHold, ModelChange, Outcome, Review, Role
 from clinical_ser.audit.log import Entry
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
-from clinical_ser.errors import AuditTamperedError, AuditUnavailableError, LegalHoldError
+from clinical_ser.errors import AuditConflictError, AuditSetupError, AuditTamperedError, AuditUnavailableError, LegalHoldError
 from tests.audit.log_maker import database_file, make_log, verify
 
 ACTOR = Actor(id="officer", role=Role.COMPLIANCE)
 WHY = {"reason": "the person asked", "basis": "GDPR Art. 17(1)(b)", "actor": ACTOR}
+
+
+CHANGE = ModelChange(actor=ACTOR, action="activated", name="m", old=None, new="a" * 64)
 
 
 def review(number, reason="because"):
@@ -53,7 +56,7 @@ def test_what_a_subject_had_is_destroyed_everywhere_and_the_tree_stays(site):
         head, _ = Checkpoint.open(reader.checkpoint, site.load_keys().verifiers)
     gone, kept = sealed_bytes(site, "A"), sealed_bytes(site, "B")
     with site.write() as log:
-        assert str(erase(log, "A", **WHY)) == "0,2,4"
+        assert str(erase(log, "A", **WHY).records) == "0,2,4"
     now = everything(site)
     assert [each in now for each in gone] == [False] * len(gone)
     assert all(each in now for each in kept)
@@ -85,17 +88,28 @@ def test_an_erased_subject_that_comes_again_begins_anew(site):
     assert verify(site).opened == 5
 
 
-def test_a_repeated_request_after_the_erasure_still_answers_with_its_record(site):
+def test_a_repeated_request_after_the_erasure_is_told_so_and_brings_nobody_back(site):
     with site.write() as log:
         erase(log, "A", **WHY)
-        again = log.append(review(0), subject="A", idempotency_key="request 0")
-    assert (again.index, again.repeated) == (0, True)
+        with pytest.raises(AuditConflictError, match="erased"):
+            log.append(review(0), subject="A", idempotency_key="request 0")
+        assert log.append(review(1), subject="B", idempotency_key="request 1").repeated
+    with closing(site.open_vault()) as vault:
+        assert vault.find("A") is None
     verify(site)
+
+
+def test_erasing_one_forgets_the_content_of_no_other_request(site):
+    with site.write() as log:
+        log.append(review(7), subject="B")
+        erase(log, "B", **WHY)
+        with pytest.raises(AuditConflictError, match="another content"):
+            log.append(review(9), subject="A", idempotency_key="request 4")
 
 
 def test_nothing_is_recorded_where_there_is_nothing(site):
     with site.write() as log:
-        assert not erase(log, "nobody", **WHY)
+        assert not erase(log, "nobody", **WHY).records
         assert log.size == 6
 
 
@@ -116,14 +130,62 @@ def test_a_released_hold_lets_go_and_is_erased_too(site):
     with site.write() as log:
         log.append(hold("placed"), subject="A")
         log.append(hold("released"), subject="A")
-        assert str(erase(log, "A", **WHY)) == "0,2,4,6-7"
+        assert str(erase(log, "A", **WHY).records) == "0,2,4,6-7"
     assert verify(site).unfinished == 0
+
+
+def test_each_of_two_holds_is_released_by_its_own(site):
+    with site.write() as log:
+        first = log.append(hold("placed"), subject="A").index
+        second = log.append(hold("placed"), subject="A").index
+        log.append(hold("released").model_copy(update={"releases": first}), subject="A")
+        with pytest.raises(LegalHoldError, match=f"record {second}"):
+            erase(log, "A", **WHY)
+        log.append(hold("released"), subject="A")
+        assert erase(log, "A", **WHY).records
+
+
+def test_a_hold_is_not_passed_by_naming_the_answer_and_nobody_else_s_records_go(site):
+    record = f"clinical-ser:result:{0:064x}"
+    with site.write() as log:
+        log.append(review(0), subject="B")
+        log.append(hold("placed"), subject="A")
+        with pytest.raises(AuditSetupError, match="person's name"):
+            erase(log, record, **WHY)
+        log.append(CHANGE)
+        with pytest.raises(AuditSetupError, match="history"):
+            erase(log, "clinical-ser:model:m", **WHY)
+    with site.read() as reader:
+        assert reader.named("A") == [0, 2, 4, 7]
+        assert reader.about(record) == [0, 6]
+    assert verify(site).erased == 0
+
+
+def test_copies_that_named_no_person_go_with_the_person_and_so_does_their_hold(site):
+    record = f"clinical-ser:result:{2:064x}"
+    with site.write() as log:
+        log.append(review(2), subject=record)
+        log.append(hold("placed"), subject=record)
+        with pytest.raises(LegalHoldError, match="record 7"):
+            erase(log, "A", **WHY)
+        log.append(hold("released"), subject=record)
+        assert str(erase(log, "A", **WHY).records) == "0,2,4,6-7,9"
+    found = verify(site)
+    assert (found.erased, found.unfinished) == (6, 0)
+
+
+def test_a_subject_is_found_however_the_name_was_typed(tmp_path):
+    site = make_log(tmp_path)
+    with site.write() as log:
+        log.append(review(1), subject="Mu\u0308ller ")
+    with site.read() as reader:
+        assert reader.named("M\u00fcller") == [0]
 
 
 def test_a_hold_that_was_refused_does_not_hold(site):
     with site.write() as log:
         log.append(hold("placed"), subject="A", outcome=Outcome.REFUSED)
-        assert erase(log, "A", **WHY)
+        assert erase(log, "A", **WHY).records
 
 
 def test_many_separate_records_need_several_tombstones(tmp_path):
@@ -131,7 +193,7 @@ def test_many_separate_records_need_several_tombstones(tmp_path):
     with site.write() as log:
         log.record([Entry(review(number), subject="AB"[number % 2]) for number in range(900)])
         erased = erase(log, "A", **WHY)
-        assert (len(erased), log.size) == (450, 902)
+        assert (len(erased.records), log.size) == (450, 902)
     assert verify(site).erased == 450
 
 
@@ -152,19 +214,36 @@ def test_an_erasure_that_was_interrupted_is_seen_and_finished_by_asking_again(si
             real(inside, subject, indices)
 
     with monkeypatch.context() as patched:
-        patched.setattr(erasing, "_destroy", interrupted)
+        if step == "scrub":
+            patched.setattr(erasing, "_finish", cut_second(erasing._finish, CutError))
+        else:
+            patched.setattr(erasing, "_destroy", interrupted)
         log = site.write()
         with pytest.raises(CutError):
             erase(log, "A", **WHY)
         log.close()
     left = verify(site)
-    assert left.size == 7
+    assert (left.size, left.unscrubbed) == (7, True)
     assert left.unfinished == (0 if step == "scrub" else 3)
     with site.write() as log:
-        erase(log, "A", reason="asked again, in other words", basis="GDPR Art. 17(1)", actor=ACTOR)
+        erased = erase(log, "A", reason="asked again, in other words", basis="GDPR Art. 17(1)", actor=ACTOR)
         assert log.size == 7, "the tombstone was written twice"
+    assert erased.finished
     found = verify(site)
-    assert (found.erased, found.unfinished) == (3, 0)
+    assert (found.erased, found.unfinished, found.unscrubbed) == (3, 0, False)
+
+
+def cut_second(finish, error):
+    """The first call looks for what was left before; the second ends the erasure."""
+    calls = []
+
+    def cut(inside):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return finish(inside)
+
+    return cut
 
 
 def test_a_reader_in_the_way_is_told_and_the_erasure_can_be_finished(site):

@@ -85,7 +85,14 @@ def test_a_log_can_sign_with_ml_dsa_too(folder):
 def test_the_list_says_when_and_where_from_and_holds_nothing_secret(folder, keys):
     text = (folder / KEYS_FILE).read_text()
     (record,) = json.loads(text)["keys"]
-    assert record == {"vkey": str(keys.active[0]), "state": "active", "created": keys.records[0].created, "retired": None, "source": "file"}
+    assert record == {
+        "vkey": str(keys.active[0]),
+        "state": "active",
+        "created": keys.records[0].created,
+        "retired": None,
+        "source": "file",
+        "last_size": None,
+    }
     assert file_of(keys).read_text().splitlines()[1] not in text
     assert repr(keys) == "LogKeys(example.com/log, 1 active of 1)"
 

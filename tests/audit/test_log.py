@@ -74,7 +74,8 @@ def test_subjects_and_results_find_their_records(tmp_path):
     with site.read() as reader:
         assert reader.named("A") == [0, 2, 3]
         assert reader.named("B") == [1]
-        assert reader.named(f"clinical-ser:result:{1:064x}") == [0, 2]
+        assert reader.about(f"clinical-ser:result:{1:064x}") == [0, 2]
+        assert reader.named(f"clinical-ser:result:{1:064x}") == []
         assert reader.named("C") == []
 
 

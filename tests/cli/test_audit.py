@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import soundfile
 
+from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import RECORD
 from clinical_ser.audit.exports import __name__ as exports_name
 from clinical_ser.audit.witness_http import listener, witness_app, witness_server
 from clinical_ser.cli import audit_trust
+from clinical_ser.errors import AuditTamperedError
 from clinical_ser.screening.result import ScreeningResult
 
 
@@ -171,7 +173,7 @@ def test_reviews_disclosures_and_notices_are_recorded_with_the_answer_s_person(r
     _, result = answered
     record = RECORD + result.digest
     assert run("audit", "review", record, "--decision", "overridden", "--reason", "r", "--name", "Dr A", "--actor", "dr-a").code == 0
-    assert run("audit", "disclose", record, "--recipient", "Court", "--description", "summary", "--purpose", "order").code == 0
+    assert run("audit", "disclose", record, "--recipient", "Court", "--description", "summary", "--purpose", "order", "--use", "HLEGAL").code == 0
     assert run("audit", "notice", "MRN-1", "--version", "2026-08").code == 0
     assert run("audit", "amend", record, "--supersedes", "1", "--reason", "typing error").code == 0
     assert kinds(site)[2:] == ["review", "disclosure", "notice", "report"]
@@ -240,7 +242,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_export_is_made_recorded_and_verified(run, site, answered, key, form, tmp_path):
     _, result = answered
-    run("audit", "disclose", RECORD + result.digest, "--recipient", "Court", "--description", "summary", "--purpose", "order")
+    run("audit", "disclose", RECORD + result.digest, "--recipient", "Court", "--description", "summary", "--purpose", "order", "--use", "HLEGAL")
     done = run("audit", "export", "--format", form, "-o", tmp_path / "out", *FORMS[form])
     assert done.code == 0, done.err
     assert kinds(site)[-1] == "audit_export"
@@ -354,7 +356,7 @@ def test_a_rotated_key_s_checkpoints_still_verify(run, site, answered, key, tmp_
     run("audit", "checkpoint", "-o", tmp_path / "before")
     run("audit", "prove", path, "-o", tmp_path / "p.tlog-proof")
     assert run("audit", "keys", "rotate").code == 0
-    assert kinds(site)[-1] == "configuration"
+    assert kinds(site)[-2:] == ["configuration", "configuration"]
     assert run("audit", "verify", "--checkpoint", tmp_path / "before").code == 0
     assert run("audit", "check", tmp_path / "p.tlog-proof", "--key", key).code == 0
     keys = json.loads(run("audit", "keys", "list", "--json").out)
@@ -392,17 +394,112 @@ def test_a_witness_cosigns_over_http_and_by_file(run, site, answered, key, tmp_p
     assert cosigned.code == 0, cosigned.err
     (tmp_path / "lines").write_text(cosigned.out, encoding="utf-8")
     assert run("audit", "witness", "add", tmp_path / "lines", "--key", witness_key).code == 0
-    run("audit", "checkpoint", "-o", tmp_path / "kept")
+    run("audit", "checkpoint", "--cosigned", "-o", tmp_path / "kept")
     assert "— witness.example/w" in (tmp_path / "kept").read_text(encoding="utf-8")
     assert run("audit", "verify", "--checkpoint", tmp_path / "kept").code == 0
+    for what in (["prove", "1", "-o", tmp_path / "p.tlog-proof"], ["export", "--format", "jsonl", "-o", tmp_path / "out"]):
+        assert run("audit", *what, "--cosigned").code == 0
+    assert run("audit", "check", tmp_path / "p.tlog-proof", "--key", key, "--witness", witness_key).code == 0
+    assert run("audit", "verify-export", tmp_path / "out", "--key", key, "--witness", witness_key).code == 0
+    run("audit", "notice", "MRN-1", "--version", "2")
+    run("audit", "prove", "1", "-o", tmp_path / "q.tlog-proof")
+    assert run("audit", "check", tmp_path / "q.tlog-proof", "--key", key, "--witness", witness_key).code == 1
     (tmp_path / "lines").write_text("— witness.example/w AAAA\n", encoding="utf-8")
     assert run("audit", "witness", "add", tmp_path / "lines", "--key", witness_key).code == 1
 
 
-def test_a_checkpoint_is_printed_for_paper(run, site, answered):
+def test_a_checkpoint_is_printed_for_paper_and_compared_again(run, site, answered):
     done = run("audit", "checkpoint", "--printed")
     assert done.code == 0
     assert "Root hash" in done.out
+    with site.read(sealed=True) as log:
+        root, size = log.root.hex(), log.size
+    run("audit", "notice", "MRN-1", "--version", "2")
+    assert run("audit", "verify", "--printed", root, "--size", size).code == 0
+    assert run("audit", "verify", "--printed", root[::-1], "--size", size).code == 1
+    assert run("audit", "verify", "--printed", root, "--size", size + 9).code == 1
+    assert run("audit", "verify", "--printed", root).code == 2
+    assert run("audit", "verify", "--printed", "no hash", "--size", size).code == 1
+
+
+def test_a_stolen_retired_key_signs_no_longer_tree(run, site, answered):
+    thief = site.load_keys().signers
+    run("audit", "keys", "rotate")
+    with site.read(sealed=True) as log:
+        forged = Checkpoint(log.origin, log.size + 1, b"\1" * 32).sign(thief)
+        fair = Checkpoint(log.origin, 2, log.root_at(2)).sign(thief)
+    Checkpoint.open(fair, site.load_keys().verifiers, site.origin)
+    with pytest.raises(AuditTamperedError):
+        Checkpoint.open(forged, site.load_keys().verifiers, site.origin)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["review", RECORD + "0" * 64, "--decision", "agreed", "--reason", "r", "--name", ""],
+        ["review", RECORD + "0" * 64, "--decision", "agreed", "--reason", "r", "--actor", "x" * 501],
+        ["notice", "MRN-1", "--version", ""],
+        ["disclose", "--recipient", "x", "--description", "d", "--purpose", "p", "--use", "HLEGAL"],
+        ["export", "--format", "csv", "-o", "out", "--recipient", ""],
+        ["release", "MRN-1", "--reason", "r", "--authority", "a"],
+        ["keys", "retire", "zz"],
+        ["list", "--about", ""],
+        ["list", "--about", "\ud800"],
+        ["hold", "", "--reason", "r", "--authority", "a"],
+        ["erase", "--subject", " ", "--reason", "r", "--yes"],
+        ["prove", "9" * 5000, "-o", "p"],
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence_and_nothing_is_recorded(run, site, answered, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("audit", *words)
+    assert done.code in {1, 2}
+    assert "Traceback" not in done.err
+    assert sizes(site) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_disclosures_are_corrected_and_need_no_answer(run, site, answered, tmp_path, key):
+    what = ["--recipient", "Court", "--description", "recording", "--purpose", "order", "--use", "HLEGAL", "--subject", "MRN-1"]
+    assert run("audit", "disclose", *what).code == 0
+    assert run("audit", "disclose", *what, "--supersedes", "2").code == 0
+    assert run("audit", "disclose", *what).code == 0
+    assert run("audit", "disclose", *what, "--supersedes", "1").code == 2
+    assert run("audit", "disclose", *[word if word != "MRN-1" else "MRN-9" for word in what]).code == 1
+    done = run("audit", "export", "--format", "accounting", "--subject", "MRN-1", "--summarise", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    told = json.loads((tmp_path / "out" / "accounting.json").read_text())
+    assert [(row["times"], row["records"]) for row in told["disclosures"]] == [(2, [3, 4])]
+    assert told["left_out"]["amended"] == 1
+    assert run("audit", "verify-export", tmp_path / "out", "--key", key).code == 0
+
+
+def test_an_export_about_somebody_unknown_brings_nobody_into_the_log(run, site, answered, tmp_path):
+    for number in (1, 2):
+        done = run("audit", "export", "--format", "access", "--subject", "MRN-TYPO", "-o", tmp_path / f"out{number}")
+        assert done.code == 0, done.err
+        assert "no record of this subject" in done.err
+    with site.read() as log:
+        assert log.named("MRN-TYPO") == []
+
+
+def test_a_configuration_that_is_a_link_to_nowhere_is_no_absent_log(run, site, bundle, speech_wav, tmp_path):
+    place = LogConfiguration.default_path()
+    place.rename(tmp_path / "moved.toml")
+    place.symlink_to(tmp_path / "unmounted" / "audit.toml")
+    assert run("screen", speech_wav, "--model", bundle).code == 1
+
+
+def test_a_failed_init_can_be_repeated(run, tmp_path):
+    wrong = run("audit", "init", "--origin", "x" * 300)
+    assert wrong.code == 1
+    assert run("audit", "init", "--origin", "clinic.example/a", "--url", "postgresql://127.0.0.1:1/none").code == 1
+    assert run("audit", "init", "--origin", "clinic.example/a").code == 0
+    assert run("audit", "verify").code == 0
+
+
+def test_the_sql_of_an_insert_only_role_is_printed(run):
+    assert "GRANT SELECT, INSERT" in run("audit", "grants").out
 
 
 def test_silence_is_recorded_as_a_rejection(run, site, bundle, tmp_path):

@@ -24,6 +24,7 @@ from clinical_ser.audit.exports.processing import SiteRecord
 from clinical_ser.audit.exports.shown import (
     JSON_TYPE,
     LEFT_OUT,
+    MAX_OWN_FILES,
     RECORDS,
     TEXT_TYPE,
     How,
@@ -31,6 +32,7 @@ from clinical_ser.audit.exports.shown import (
     about,
     add_proofs,
     add_records,
+    check_head,
     check_log,
     check_names,
     check_proofs,
@@ -68,6 +70,8 @@ SITE_HAS_TO_ADD = (
     "safeguards of transfers to third countries, if any (Art. 15(2))",
 )
 WIDTH = 100
+LOOKED = "list"
+"""The form of an `audit_export` record where nothing left the log: `audit list` showed records."""
 
 
 class Content(Strict):
@@ -219,8 +223,7 @@ def verify_access(packet: Packet, reader: LogReader | None = None) -> Findings:
         What is wrong; records are named by their index.
     """
     document = read_document(packet, DOCUMENT, Access)
-    if (document.origin, document.size) != (packet.manifest.origin, packet.checkpoint.size):
-        raise AuditTamperedError(f"{DOCUMENT} is of another log, or another size of it, than the checkpoint.")
+    check_head(packet, DOCUMENT, document.origin, document.size)
     checked = list(read_records(packet, document.subject))
     for one, _ in checked:
         if one.state not in {_how(staff=document.staff), "erased"}:
@@ -367,8 +370,8 @@ def _page(document: Access, checked: Sequence[tuple[Shown, Event]]) -> bytes:
         "Art. 16 to 21; and you may complain to a supervisory authority. Records of this log cannot be changed: what is wrong is amended by another "
         "record, and what is erased leaves a record that it was erased, without its content.",
         "HOW TO CHECK THIS",
-        f"{DOCUMENT} holds all of this as data (Art. 20). For each record, record-NUMBER.leaf.json is what stands in the log, and "
-        "record-NUMBER.tlog-proof proves that it does. `clinical-ser audit verify-export` checks the whole package with the log's public key."
+        f"{DOCUMENT} holds all of this as data (Art. 20). {_where_proofs_are(checked)} `clinical-ser audit verify-export` checks the whole package "
+        "with the log's public key."
         + (
             ""
             if document.staff
@@ -378,6 +381,12 @@ def _page(document: Access, checked: Sequence[tuple[Shown, Event]]) -> bytes:
         *(f"- {text}" for text in NOT_CLAIMED),
     ]
     return "\n\n".join(textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) for text in paragraphs).encode() + b"\n"
+
+
+def _where_proofs_are(checked: Sequence[tuple[Shown, Event]]) -> str:
+    if len(checked) > MAX_OWN_FILES:
+        return f"For each record, {RECORDS} has what stands in the log (`leaf`) and the proof that it does."
+    return "For each record, record-NUMBER.leaf.json is what stands in the log, and record-NUMBER.tlog-proof proves that it does."
 
 
 def _minute(moment: datetime) -> str:
@@ -504,6 +513,15 @@ def _hold(told: events.LegalHold) -> str:
     return f"A legal hold on your records was {told.action} by {_sentence(told.authority)} Reason: {_sentence(told.reason)}"
 
 
+def _export(told: events.AuditExport) -> str:
+    did = (
+        "Someone looked at records about you in the log"
+        if told.form == LOOKED
+        else f"Records about you were exported (form '{printable(told.form)}')"
+    )
+    return f"{did}{f', and given to {printable(told.recipient)}' if told.recipient else ''}."
+
+
 def _other(told: Payload) -> str:
     return f"A record of kind {told.kind!r}; its content is in {DOCUMENT}."
 
@@ -518,6 +536,7 @@ _SENTENCES: dict[str, Callable[..., str]] = {
     "notice": _notice,
     "erasure": _erasure,
     "legal_hold": _hold,
+    "audit_export": _export,
 }
 
 
@@ -549,8 +568,9 @@ def _recipients(checked: Sequence[tuple[Shown, Event]]) -> Iterator[str]:
         return
     yield "WHO RECEIVED IT"
     given = [one.content for one, event in checked if event.outcome is Outcome.SUCCESS]
-    names = dict.fromkeys(printable(each.recipient) for each in given if isinstance(each, events.Disclosure))
-    yield f"Recipients that the log knows: {'; '.join(names)}." if names else "The log has no disclosure about you that can be read."
+    told = (each.recipient for each in given if isinstance(each, events.Disclosure | events.AuditExport))
+    names = dict.fromkeys(printable(recipient) for recipient in told if recipient)
+    yield f"Recipients that the log knows: {'; '.join(names)}." if names else "The log has no recipient of data about you that can be read."
 
 
 def _site(document: Access) -> Iterator[str]:

@@ -8,8 +8,6 @@ References
 45 CFR 164.528(a)(1) and (b)(1)-(3).
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from clinical_ser.audit.exports.shown import (
     about,
     add_proofs,
     add_records,
+    check_head,
     check_log,
     check_names,
     check_proofs,
@@ -41,7 +40,7 @@ from clinical_ser.audit.exports.shown import (
     record_at,
     show,
 )
-from clinical_ser.audit.exports.table import escape
+from clinical_ser.audit.exports.table import CSV_TYPE, csv_lines, escape
 from clinical_ser.audit.notes import NoteSigner
 from clinical_ser.audit.records import LogReader, Record
 from clinical_ser.errors import AuditKeyError, AuditTamperedError, InvalidValueError
@@ -180,7 +179,7 @@ def export_accounting(
     writer = PacketWriter(target, form=FORM, reader=reader, signers=signers, first=first, last=last, not_claimed=NOT_CLAIMED, created=created)
     with writer:
         writer.add(DOCUMENT, readable(document), JSON_TYPE, SCHEMA)
-        writer.add(TABLE, _table(document), "text/csv; charset=utf-8; header=present")
+        writer.add(TABLE, _table(document), CSV_TYPE)
         for name, content in _fhir(document, checked).items():
             writer.add(name, content, "application/fhir+ndjson")
         add_records(writer, found.shown, SCHEMA)
@@ -204,7 +203,9 @@ def verify_accounting(packet: Packet, reader: LogReader | None = None) -> Findin
         What is wrong; records are named by their index.
     """
     document = read_document(packet, DOCUMENT, Accounting)
-    _check_head(document, packet)
+    check_head(packet, DOCUMENT, document.origin, document.size)
+    if document.since > document.requested:
+        raise AuditTamperedError(f"{DOCUMENT} is of a period that ends before it begins.")
     checked = list(read_records(packet, document.subject))
     _check_records(document, checked)
     entries, erased = _entries(checked, summarise=document.summarised)
@@ -386,19 +387,16 @@ def _one_row(group: list[Entry]) -> Entry:
 
 
 def _table(document: Accounting) -> bytes:
-    """Return the accounting as CSV (RFC 4180, with a byte-order mark as in `table`) that a spreadsheet shows and does not run."""
-    text = io.StringIO()
-    text.write("\N{ZERO WIDTH NO-BREAK SPACE}")
-    rows = csv.writer(text, lineterminator="\r\n")
-    rows.writerow(_COLUMNS)
+    """Return the accounting as CSV that a spreadsheet shows and does not run (`table`)."""
+    rows: list[list[str]] = []
     for entry in document.disclosures:
         note = "the clock was in doubt" if entry.clock_in_doubt else ""
         records = " ".join(map(str, entry.records))
         cells = (entry.date, entry.recipient, entry.address or "not known", entry.description, entry.purpose, entry.times, entry.last, records, note)
-        rows.writerow([escape(cell) for cell in cells])
-    for gone in document.erased:
-        rows.writerow([gone.date, "", "", "", "", "1", gone.date, str(gone.record), "a disclosure whose content was erased"])
-    return text.getvalue().encode()
+        rows.append([escape(cell) for cell in cells])
+    note = "a disclosure whose content was erased"
+    rows.extend([gone.date, "", "", "", "", "1", gone.date, str(gone.record), note] for gone in document.erased)
+    return b"".join(csv_lines(_COLUMNS, rows))
 
 
 def _fhir(document: Accounting, checked: Iterable[tuple[Shown, Event]]) -> dict[str, bytes]:
@@ -406,13 +404,6 @@ def _fhir(document: Accounting, checked: Iterable[tuple[Shown, Event]]) -> dict[
     maker = Maker(document.origin, document.subject)
     told = [maker.event(one.record(), one.path) for one, _ in checked if one.content is not None]
     return {name: b"".join(canonical(each) + b"\n" for each in resources) for name, resources in ((EVENTS, told), (DEVICES, maker.devices()))}
-
-
-def _check_head(document: Accounting, packet: Packet) -> None:
-    if (document.origin, document.size) != (packet.manifest.origin, packet.checkpoint.size):
-        raise AuditTamperedError(f"{DOCUMENT} is of another log, or another size of it, than the checkpoint.")
-    if document.since > document.requested:
-        raise AuditTamperedError(f"{DOCUMENT} is of a period that ends before it begins.")
 
 
 def _check_records(document: Accounting, checked: Sequence[tuple[Shown, Event]]) -> None:

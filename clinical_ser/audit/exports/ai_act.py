@@ -24,6 +24,7 @@ from clinical_ser.audit.exports.shown import (
     RECORDS,
     Shown,
     add_records,
+    check_head,
     check_log,
     check_names,
     read_document,
@@ -215,9 +216,9 @@ def verify_ai_act(packet: Packet, reader: LogReader | None = None) -> Findings:
     """
     document = read_document(packet, DOCUMENT, Extract)
     manifest = packet.manifest
-    head = (document.origin, document.size, document.first, document.last)
-    if head != (manifest.origin, packet.checkpoint.size, manifest.first, manifest.last):
-        raise AuditTamperedError(f"{DOCUMENT} is of another log, size or range than the manifest.")
+    check_head(packet, DOCUMENT, document.origin, document.size)
+    if (document.first, document.last) != (manifest.first, manifest.last):
+        raise AuditTamperedError(f"{DOCUMENT} is of another range than the manifest.")
     check_names(packet, {DOCUMENT, RECORDS})
     tally, expected = _Tally(), document.first or 0
     for shown, event in read_records(packet):

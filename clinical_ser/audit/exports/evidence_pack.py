@@ -29,6 +29,7 @@ from clinical_ser.audit.exports.shown import (
     Shown,
     add_proofs,
     add_records,
+    check_head,
     check_log,
     check_names,
     check_proofs,
@@ -227,8 +228,7 @@ def verify_evidence_pack(packet: Packet, reader: LogReader | None = None) -> Fin
         What is wrong; records are named by their index.
     """
     document = read_document(packet, DOCUMENT, Pack)
-    if (document.origin, document.size) != (packet.manifest.origin, packet.checkpoint.size):
-        raise AuditTamperedError(f"{DOCUMENT} is of another log, or another size of it, than the checkpoint.")
+    check_head(packet, DOCUMENT, document.origin, document.size)
     names = [name for name in (MODEL_MANIFEST, MODEL_SIGNATURE, CARD) if name in packet.manifest.files]
     files = {name: packet.read(name) for name in names}
     evidence = packet.read(EVIDENCE) if EVIDENCE in packet.manifest.files else None

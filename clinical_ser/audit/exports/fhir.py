@@ -6,29 +6,27 @@ The one idea: the verifier trusts no resource: it takes out of each the record t
 R4- and BALP-checked here, not by HL7's validator. What kind of event becomes what stands in `fhir_resources`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from clinical_ser.audit.checkpoint import HASH_BYTES
-from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, Event, Payload, canonical, parse_payload
+from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, Event, Payload, canonical
 from clinical_ser.audit.exports.fhir_resources import PSEUDONYM, Maker
 from clinical_ser.audit.exports.fhir_rules import check_resource
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
 from clinical_ser.audit.exports.selection import Order, Selection
+from clinical_ser.audit.exports.shown import committed
 from clinical_ser.audit.merkle import Frontier, leaf_hash, verify_inclusion
 from clinical_ser.audit.notes import NoteSigner, decode_base64
 from clinical_ser.audit.records import LogReader, Record
 from clinical_ser.errors import AuditFormatError, AuditTamperedError
 from clinical_ser.models.strict_json import StrictJsonError, parse_json
 from clinical_ser.strict import Strict
-
-Parsed = TypeVar("Parsed")
 
 __all__ = ["DEVICES", "EVENTS", "FORM", "check_resource", "export", "verify"]
 
@@ -76,7 +74,7 @@ class Carried(Strict):
         """Return the record, bound to its payload, and its audit path."""
         name = f"Record {self.index}"
         leaf = decode_base64(self.leaf, name)
-        event = _parsed_by(Event.parse, leaf, name)
+        event = _event_of(leaf, name)
         payload, salt = self._payload(event, name)
         nodes = decode_base64(self.proof, name) if self.proof is not None else b""
         path = [nodes[start : start + HASH_BYTES] for start in range(0, len(nodes), HASH_BYTES)]
@@ -85,13 +83,7 @@ class Carried(Strict):
     def _payload(self, event: Event, name: str) -> tuple[Payload | None, bytes | None]:
         if self.payload is None or self.salt is None:
             return None, None
-        raw, salt = decode_base64(self.payload, name), decode_base64(self.salt, name)
-        if sha256(salt + raw).hexdigest() != event.commitment:
-            raise AuditTamperedError(f"{name} does not commit to its payload: one of the two, or the salt, was changed.")
-        payload = _parsed_by(parse_payload, raw, name)
-        if (payload.kind, payload.version) != (event.kind, event.version):
-            raise AuditTamperedError(f"{name} is of another kind than its payload.")
-        return payload, salt
+        return committed(int(self.index), event, decode_base64(self.payload, name), self.salt), decode_base64(self.salt, name)
 
 
 def export(
@@ -195,9 +187,9 @@ def _parsed(raw: bytes, where: str) -> Json:
     return value
 
 
-def _parsed_by(parse: Callable[[bytes], Parsed], raw: bytes, name: str) -> Parsed:
+def _event_of(leaf: bytes, name: str) -> Event:
     try:
-        return parse(raw)
+        return Event.parse(leaf)
     except AuditFormatError as error:
         raise AuditFormatError(f"{name}: {error}") from None
 

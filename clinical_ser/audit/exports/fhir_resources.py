@@ -9,7 +9,7 @@ codes of ISO 21089, DICOM or our own:
 =================  ============================================================  ==================================================
 kind               with a profile                                                else: type / subtype
 =================  ============================================================  ==================================================
-inference          (Patient)Create, when it succeeded and the client is known    ISO 21089 originate
+inference          (Patient)Create, when it succeeded and the address is known   ISO 21089 originate
 quality_rejection  the same                                                      ISO 21089 originate
 report viewed      (Patient)Read, likewise                                       ISO 21089 access
 report amended     (Patient)Update, likewise                                     ISO 21089 amend
@@ -26,19 +26,20 @@ service            none                                                         
 notice, federated_round, drift_alarm                                             our own code: neither system has one
 =================  ============================================================  ==================================================
 
+The address is `actor.client` where that is an IP address, a host name with a dot in it, or a URI: what asked over no network (a command) is no
+RESTful operation. Our own is the host in the log's origin.
+
 A record whose payload is not exported tells its kind, time, outcome, role and purpose, and never a profile: BALP asks who.
 
 Nobody is a Patient here: the subject is a logical reference by `subject_tag`, or, in the export about one subject, by the pseudonym that the caller
 gives. `recorded` is the log's own text. A result is labelled AIAST (Artificial Intelligence asserted).
 """
 
-import base64
-import ipaddress
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeGuard
 
 from clinical_ser.audit.events import Disclosure, Event, Inference, LegalHold, Outcome, Payload, QualityRejection, ReportAction, Role, Service
 from clinical_ser.audit.exports.fhir_rules import (
@@ -54,7 +55,9 @@ from clinical_ser.audit.exports.fhir_rules import (
     RESTFUL,
     SOURCE_TYPE,
     code,
+    network_type,
 )
+from clinical_ser.audit.exports.shown import to_base64
 from clinical_ser.audit.merkle import leaf_hash
 from clinical_ser.audit.records import Record
 
@@ -77,6 +80,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 _OUTCOME = {Outcome.SUCCESS: "0", Outcome.REFUSED: "4", Outcome.FAILED: "8"}
 _MACHINES = {Role.SERVICE, Role.NODE}
+_ASKING, _RECEIVING = "125", "245"
+"""Kinds of network address that ask: host name, IP, URI; and that are sent to: IP, e-mail, URI (a recipient's "St.Mary" is no host)."""
 
 Json = dict[str, Any]
 
@@ -191,7 +196,7 @@ class Maker:
 
     def _agents(self, event: Event, payload: Payload | None, observer: Json) -> list[Json]:
         """Return who took part where no RESTful pattern fits."""
-        system = {"who": observer, "requestor": False, "network": {"address": self.origin}}
+        system = {"who": observer, "requestor": False, "network": _own_network(self.origin)}
         if isinstance(payload, Disclosure):
             source = {"type": {"coding": [code(DICOM, _SOURCE)]}, **system}
             return [source, _recipient(payload), _actor(event, payload)]
@@ -243,7 +248,7 @@ def _act_of(event: Event, payload: Payload | None) -> Act:
 def _rest_of(event: Event, payload: Payload | None, act: Act) -> Rest | None:
     """Return the RESTful pattern, where it applies and the record has all that it asks for."""
     is_restful = isinstance(payload, Inference | QualityRejection) or (isinstance(payload, ReportAction) and payload.action != "exported")
-    known = payload is not None and payload.actor.client is not None and event.outcome is Outcome.SUCCESS
+    known = payload is not None and _is_address(payload.actor.client, _ASKING) and event.outcome is Outcome.SUCCESS
     return _RESTS[act.action] if is_restful and known and act.action else None
 
 
@@ -274,7 +279,7 @@ def _actor(event: Event, payload: Payload | None) -> Json:
         "who": _who(ACCOUNT, actor.id),
         **({"name": _text(actor.name)} if actor.name else {}),
         "requestor": True,
-        **({"network": _network(actor.client)} if actor.client else {}),
+        **({"network": _network(actor.client)} if _is_address(actor.client, _ASKING) else {}),
     }
 
 
@@ -287,7 +292,7 @@ def _rest_agents(payload: Payload, rest: Rest, observer: Json, origin: str) -> l
         "requestor": by_machine,
         "network": _network(client),
     }
-    answering = {"type": {"coding": [code(DICOM, rest.server)]}, "who": observer, "requestor": False, "network": {"address": origin}}
+    answering = {"type": {"coding": [code(DICOM, rest.server)]}, "who": observer, "requestor": False, "network": _own_network(origin)}
     user = {
         "type": {"coding": [code(PARTICIPATION, rest.user)]},
         "role": [_role(actor.role)],
@@ -301,31 +306,32 @@ def _rest_agents(payload: Payload, rest: Rest, observer: Json, origin: str) -> l
 def _recipient(payload: Disclosure) -> Json:
     """Return the one who was given it. BALP asks for a network address, and letters have none: then that is said."""
     address = payload.recipient_address
-    network = _network(address) if address else {}
-    by_network = "type" in network
     return {
         "type": {"coding": [code(DICOM, _DESTINATION)]},
         "who": {"display": _text(payload.recipient)},
         "requestor": False,
-        **({"location": {"display": _text(address)}} if address and not by_network else {}),
-        "network": network if by_network else {"extension": [{"url": _ABSENT, "valueCode": "not-applicable"}]},
+        **({"location": {"display": _text(address)}} if address and not _is_address(address, _RECEIVING) else {}),
+        "network": _network(address) if _is_address(address, _RECEIVING) else _no_network("not-applicable"),
     }
 
 
+def _is_address(text: str | None, kinds: str) -> TypeGuard[str]:
+    return text is not None and network_type(text) in set(kinds)
+
+
 def _network(address: str) -> Json:
-    """Return an address with its type (http://hl7.org/fhir/network-type) where that can be seen."""
-    kind = None
-    if re.fullmatch(r"[a-z][a-z0-9+.-]*://\S+", address):
-        kind = "5"
-    elif re.fullmatch(r"[^\s@]+@[^\s@]+", address):
-        kind = "4"
-    else:
-        try:
-            ipaddress.ip_address(address)
-            kind = "2"
-        except ValueError:
-            pass
-    return {"address": _text(address), **({"type": kind} if kind else {})}
+    """Return an address with its type (http://hl7.org/fhir/network-type)."""
+    return {"address": address, "type": network_type(address)}
+
+
+def _own_network(origin: str) -> Json:
+    """Return where this system is, as far as the log's origin, a URL without its scheme, tells."""
+    host = origin.partition("/")[0]
+    return _network(host) if _is_address(host, _ASKING) else _no_network("unknown")
+
+
+def _no_network(why: str) -> Json:
+    return {"extension": [{"url": _ABSENT, "valueCode": why}]}
 
 
 def _data(payload: Payload | None) -> Json | None:
@@ -352,13 +358,13 @@ def _evidence(record: Record, path: Sequence[bytes] | None, origin: str) -> Json
         {"type": "index", "valueString": str(record.index)},
         {"type": "leaf-hash", "valueString": leaf_hash(record.leaf).hex()},
         {"type": "state", "valueString": record.state},
-        {"type": "leaf", "valueBase64Binary": _base64(record.leaf)},
+        {"type": "leaf", "valueBase64Binary": to_base64(record.leaf)},
     ]
     if path is not None and path:
-        details.append({"type": "inclusion-proof", "valueBase64Binary": _base64(b"".join(path))})
+        details.append({"type": "inclusion-proof", "valueBase64Binary": to_base64(b"".join(path))})
     if record.payload is not None and record.salt is not None:
-        details.append({"type": "payload", "valueBase64Binary": _base64(record.payload.canonical())})
-        details.append({"type": "salt", "valueBase64Binary": _base64(record.salt)})
+        details.append({"type": "payload", "valueBase64Binary": to_base64(record.payload.canonical())})
+        details.append({"type": "salt", "valueBase64Binary": to_base64(record.salt)})
     details += [{"type": "flag", "valueString": flag.value} for flag in record.event.flags]
     if record.event.supersedes is not None:
         details.append({"type": "supersedes", "valueString": str(record.event.supersedes)})
@@ -369,7 +375,3 @@ def _text(text: str) -> str:
     """Return text as FHIR's strings may be: no control characters, not blank. What was there is in the payload that goes along."""
     shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     return shown if shown.strip() else "\N{REPLACEMENT CHARACTER}"
-
-
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()

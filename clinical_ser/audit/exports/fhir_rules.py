@@ -4,12 +4,14 @@ The one idea: the tables are read off the two specifications and know nothing of
 itself. They hold the elements that our exports use, and refuse all others.
 
 This is no HL7 validator: it checks names, cardinalities, primitive types, required bindings, the invariant sev-1, the codes of the systems listed
-here, and the BALP slices of the profiles listed here. It resolves no terminology, no references, and no profile but these.
+here, that a network address is one, and the BALP slices of the profiles listed here. It resolves no terminology, no references, and no profile but
+these.
 
 Sources: FHIR 4.0.1, AuditEvent, Device and datatypes; IHE's ITI.BasicAudit on GitHub, input/fsh: PatientCreate, PatientRead and PatientUpdate at
 03772e1, Disclose at 0b8e76e.
 """
 
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -66,6 +68,10 @@ CODES: Mapping[str, Mapping[str, str]] = {
 """The codes that our exports use of each code system, with the display that goes with them; the empty text where we give none."""
 
 _NETWORK_TYPES = frozenset("12345")
+_URI = re.compile(r"[a-z][a-z0-9+.-]*://[!-~]+")
+_EMAIL = re.compile(r"[!-?A-~]+@[!-?A-~]+")
+_HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+"""RFC 1123, with a dot in it: a single label cannot be told from the name of a program."""
 _BINDINGS: Mapping[str, frozenset[str]] = {
     "AuditEvent.action": frozenset("CRUDE"),
     "AuditEvent.outcome": frozenset({"0", "4", "8", "12"}),
@@ -154,6 +160,24 @@ def code(system: str, value: str) -> dict[str, str]:
     """Return a Coding of one of the systems in `CODES`, with its display."""
     display = CODES[system][value]
     return {"system": system, "code": value, **({"display": display} if display else {})}
+
+
+def network_type(address: str) -> str | None:
+    """Return what kind of network address a text is (http://hl7.org/fhir/network-type), None where it is none.
+
+    Examples
+    --------
+    >>> network_type("10.0.0.7"), network_type("ehr.example.org"), network_type("https://ehr.example/fhir"), network_type("an EHR")
+    ('2', '1', '5', None)
+    """
+    for kind, pattern in (("5", _URI), ("4", _EMAIL), ("1", _HOST)):
+        if pattern.fullmatch(address):
+            return kind
+    try:
+        # A zone (%eth0) means something on one machine only, and may hold anything.
+        return "2" if "%" not in address and ipaddress.ip_address(address) else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -290,6 +314,8 @@ def _check_object(value: object, kind: str, path: str) -> Iterator[str]:
         yield from _check_element(value, name, rule, f"{path}.{name}")
     if kind == "Coding":
         yield from _check_coding(value, path)
+    if kind == "Network" and isinstance(address := value.get("address"), str):
+        yield from _check_network(address, value.get("type"), path)
     if kind == "Detail" and ("valueString" in value) is ("valueBase64Binary" in value):
         yield f"{path}: has not exactly one value"
 
@@ -320,6 +346,14 @@ def _check_value(value: object, kind: str, path: str) -> Iterator[str]:
         yield f"{path}: not of type {kind}"
     elif (allowed := _BINDINGS.get(path)) is not None and value not in allowed:
         yield f"{path}: {value!r} is not in its required value set"
+
+
+def _check_network(address: str, kind: object, path: str) -> Iterator[str]:
+    found = network_type(address)
+    if found is None:
+        yield f"{path}.address: is no IP address, host name or URI"
+    elif kind is not None and kind != found:
+        yield f"{path}.type: is not that of its address"
 
 
 def _check_coding(coding: Mapping[str, Any], path: str) -> Iterator[str]:

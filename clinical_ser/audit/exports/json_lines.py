@@ -18,8 +18,6 @@ An export of the whole log has no proofs, because the root is recomputed from al
 20 hashes, 0.9 kB, in a log of a million).
 """
 
-import base64
-import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -27,9 +25,10 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, Event, canonical, parse_payload
+from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, Event, canonical
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
 from clinical_ser.audit.exports.selection import Order, Selection
+from clinical_ser.audit.exports.shown import committed, to_base64
 from clinical_ser.audit.merkle import Frontier, leaf_hash, verify_inclusion
 from clinical_ser.audit.notes import NoteSigner, decode_base64
 from clinical_ser.audit.proof_file import MAX_PATH
@@ -70,8 +69,8 @@ class Line(Strict):
             index=record.index,
             leaf=record.leaf.decode(),
             payload=record.payload.canonical().decode() if record.payload is not None and opened else None,
-            proof=None if path is None else tuple(map(_base64, path)),
-            salt=_base64(record.salt) if record.salt is not None and opened else None,
+            proof=None if path is None else tuple(map(to_base64, path)),
+            salt=to_base64(record.salt) if record.salt is not None and opened else None,
             state=record.state,
         )
 
@@ -186,16 +185,4 @@ def _check_payload(line: Line, event: Event, *, asked_for: bool) -> None:
         raise AuditFormatError(f"Record {line.index} has a payload or a salt that it should not have, or lacks one.")
     if line.payload is None or line.salt is None:
         return
-    raw = line.payload.encode()
-    if hashlib.sha256(decode_base64(line.salt, f"The salt of record {line.index}") + raw).hexdigest() != event.commitment:
-        raise AuditTamperedError(f"Record {line.index} does not commit to its payload: one of the two, or the salt, was changed.")
-    try:
-        payload = parse_payload(raw)
-    except AuditFormatError as error:
-        raise AuditFormatError(f"Record {line.index}: {error}") from None
-    if (payload.kind, payload.version) != (event.kind, event.version):
-        raise AuditTamperedError(f"Record {line.index} is of another kind than its payload.")
-
-
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
+    committed(line.index, event, line.payload.encode(), line.salt)

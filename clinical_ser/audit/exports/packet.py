@@ -188,7 +188,7 @@ class PacketWriter:
     Raises
     ------
     AuditSetupError
-        Something is where the folder should go.
+        Something is where the folder should go, or it would have more files than a manifest may list (MAX_MANIFEST_BYTES).
     AuditKeyError
         No signer can sign a note as the log, or one has another log's name.
     AuditTamperedError
@@ -277,6 +277,9 @@ class PacketWriter:
         self.add(CHECKPOINT, self._checkpoint.encode(), "text/plain; charset=utf-8", "c2sp.org/tlog-checkpoint")
         manifest = Manifest.model_validate({**self._head, "files": dict(sorted(self._entries.items()))})
         content = manifest.canonical()
+        # What the verifier would not read is no export.
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise AuditSetupError(f"The export would have {len(self._entries):,} files, more than a manifest lists; ask for fewer records.")
         note = sign_note(_note_text(manifest, content), self._signers)
         for name, raw in ((MANIFEST, content), (NOTE, note.encode())):
             with PacketFile(self._draft / name, lambda _sha256, _size: None) as file:

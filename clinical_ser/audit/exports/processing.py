@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from clinical_ser.audit.events import Disclosure, Event, Hex32, ModelChange, Purpose
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
-from clinical_ser.audit.exports.shown import JSON_TYPE, TEXT_TYPE, check_log, check_names, check_same, printable, read_document, readable
+from clinical_ser.audit.exports.shown import JSON_TYPE, TEXT_TYPE, check_head, check_log, check_names, check_same, printable, read_document, readable
 from clinical_ser.audit.notes import NoteSigner
 from clinical_ser.audit.records import LogReader, Record
 from clinical_ser.errors import AuditTamperedError, InvalidValueError
@@ -233,8 +233,7 @@ def export_processing(
 def verify_processing(packet: Packet, reader: LogReader | None = None) -> Findings:
     """Check a record of processing: that it is of this form, and, for whoever has the log, that the counts are the log's."""
     document = read_document(packet, DOCUMENT, Processing)
-    if (document.origin, document.size) != (packet.manifest.origin, packet.checkpoint.size):
-        raise AuditTamperedError(f"{DOCUMENT} is of another log, or another size of it, than the checkpoint.")
+    check_head(packet, DOCUMENT, document.origin, document.size)
     check_same(packet, PAGE, _page(document))
     check_names(packet, {DOCUMENT, PAGE})
     done = ["No required field is blank, and the page says what the record says."]

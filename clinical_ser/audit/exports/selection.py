@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from clinical_ser.audit.events import PAYLOADS
+from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD
 from clinical_ser.audit.exports.packet import Packet, PacketWriter
 from clinical_ser.audit.exports.shown import check_log
 from clinical_ser.audit.records import LogReader, Record
@@ -32,7 +32,7 @@ class Selection:
     kinds
         Only these kinds of events; all when None.
     about
-        Only records about this subject or this result, as the site or the report names it; all when None.
+        Only records about this subject, this result (`clinical-ser:result:…`) or this model (`clinical-ser:model:…`); all when None.
     payloads
         Whether what is about persons is exported, where the reader can open it.
 
@@ -80,9 +80,14 @@ class Selection:
         if self.about is None:
             yield from reader.records(first, last + 1)
             return
-        for index in reader.named(self.about):
+        for index in self._found(reader, self.about):
             if first <= index <= last:
                 yield from reader.records(index, index + 1)
+
+    @staticmethod
+    def _found(reader: LogReader, name: str) -> list[int]:
+        """Return the records about a result or a model by its printed name, or of a subject, whose name never is one of those."""
+        return reader.about(name) if name.startswith((RECORD, MODEL)) else reader.named(name)
 
     def is_all(self, reader: LogReader) -> bool:
         """Return whether it is every record of the log."""
@@ -103,7 +108,7 @@ class Said(Strict):
     schema_id: Literal["clinical-ser/audit-selection/1"] = Field(alias="schema")
     kinds: tuple[str, ...] | None
     one: bool
-    """Whether it is about one subject or one result."""
+    """Whether it is about one subject, one result or one model."""
     payloads: bool
 
     @classmethod

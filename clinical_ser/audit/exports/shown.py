@@ -7,13 +7,13 @@ A payload without the staff in it no longer hashes to what its leaf commits to, 
 import base64
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from pydantic import ValidationError, model_validator
 
 from clinical_ser.audit.checkpoint import Checkpoint
-from clinical_ser.audit.events import Actor, Erasure, Event, ModelChange, Payload, Review, canonical, parse_payload
+from clinical_ser.audit.events import Actor, Erasure, Event, ModelChange, Payload, Review, Role, canonical, parse_payload
 from clinical_ser.audit.exports.packet import CHECKPOINT, Packet, PacketWriter
 from clinical_ser.audit.merkle import leaf_hash, verify_consistency, verify_inclusion
 from clinical_ser.audit.notes import decode_base64, parse_note
@@ -31,6 +31,9 @@ LEFT_OUT = "(left out)"
 JSON_TYPE = "application/json"
 LINES_TYPE = "application/jsonl"
 TEXT_TYPE = "text/plain; charset=utf-8"
+
+MAX_OWN_FILES = 1_000
+"""Records of an export that have their leaf and proof as files of their own; of more, those are in `records.jsonl` alone."""
 
 MAX_LINE_BYTES = 8 << 20
 """Ours: a payload of 1 MiB in which every other character has to be escaped, and the leaf with it."""
@@ -87,10 +90,6 @@ class Shown(Strict):
         """Return its `.tlog-proof` file."""
         return ProofFile(self.index, self.path, checkpoint).text.encode()
 
-    def _commits(self, event: Event) -> bool:
-        salt = decode_base64(self.salt or "", f"The salt of record {self.index}")
-        return hashlib.sha256(salt + (self.payload or "").encode()).hexdigest() == event.commitment
-
     def _read(self) -> tuple[Event, Payload | None]:
         try:
             return self.event, self.content
@@ -116,10 +115,10 @@ class Shown(Strict):
         event, content = self._read()
         if not verify_inclusion(self.index, checkpoint.size, leaf_hash(raw), self.path, checkpoint.root):
             raise AuditTamperedError(f"Record {self.index} is not in the tree that the checkpoint signs.")
-        if content is not None and (content.kind, content.version) != (event.kind, event.version):
-            raise AuditTamperedError(f"Record {self.index} is of kind {event.kind!r}, and its payload is of another.")
-        if self.state == "whole" and not self._commits(event):
-            raise AuditTamperedError(f"The payload of record {self.index} is not the one that its leaf commits to.")
+        if self.payload is not None and self.salt is not None:
+            committed(self.index, event, self.payload.encode(), self.salt)
+        elif content is not None:
+            _check_kind(self.index, event, content)
         if self.state == "without_staff" and content is not None and without_staff(content, own) != content:
             raise AuditTamperedError(f"The payload of record {self.index} names someone, and the export says that it names no staff.")
         return event
@@ -144,7 +143,7 @@ def show(reader: LogReader, record: Record, how: How, own: str | None = None) ->
     AuditKeyError
         The reader cannot open the record: an export without it would look complete.
     """
-    path = tuple(map(_base64, reader.inclusion(record.index)))
+    path = tuple(map(to_base64, reader.inclusion(record.index)))
     leaf = record.leaf.decode()
     if how == "leaf" or record.state == "erased":
         return Shown(index=record.index, state="leaf" if how == "leaf" else "erased", leaf=leaf, payload=None, salt=None, proof=path)
@@ -153,16 +152,34 @@ def show(reader: LogReader, record: Record, how: How, own: str | None = None) ->
     if how == "without_staff":
         payload = without_staff(record.payload, own).canonical().decode()
         return Shown(index=record.index, state=how, leaf=leaf, payload=payload, salt=None, proof=path)
-    return Shown(index=record.index, state=how, leaf=leaf, payload=record.payload.canonical().decode(), salt=_base64(record.salt), proof=path)
+    return Shown(index=record.index, state=how, leaf=leaf, payload=record.payload.canonical().decode(), salt=to_base64(record.salt), proof=path)
+
+
+def committed(index: int, event: Event, payload: bytes, salt: str) -> Payload:
+    """Return a record's payload, read; AuditTamperedError unless its event commits to it with its salt (in base64)."""
+    if hashlib.sha256(decode_base64(salt, f"The salt of record {index}") + payload).hexdigest() != event.commitment:
+        raise AuditTamperedError(f"Record {index} does not commit to its payload: one of the two, or the salt, was changed.")
+    try:
+        content = parse_payload(payload)
+    except AuditFormatError as error:
+        raise AuditFormatError(f"Record {index}: {error}") from None
+    _check_kind(index, event, content)
+    return content
+
+
+def _check_kind(index: int, event: Event, content: Payload) -> None:
+    if (content.kind, content.version) != (event.kind, event.version):
+        raise AuditTamperedError(f"Record {index} is of another kind than its payload.")
 
 
 def without_staff(payload: Payload, own: str | None = None) -> Payload:
-    """Return the payload with the role of who acted, signed or approved, and not the name; `own` is the subject's own and stays.
+    """Return the payload with the role of who acted, signed or approved, and not the name; `own` is the subject's own and stays where they acted.
 
-    What someone wrote as free text (a reason) is left as it is.
+    An account of the staff may be called as a person is at this site: only one in the role of a subject is the subject's own. What someone wrote as
+    free text (a reason) is left as it is.
     """
     changes: dict[str, object] = {}
-    if payload.actor.id != own:
+    if payload.actor.id != own or payload.actor.role is not Role.SUBJECT:
         changes["actor"] = Actor(id=LEFT_OUT, role=payload.actor.role)
     if isinstance(payload, Review) and payload.signature is not None:
         changes["signature"] = payload.signature.model_copy(update={"name": LEFT_OUT})
@@ -197,19 +214,20 @@ def add_records(writer: PacketWriter, shown: Iterable[Shown], schema: str) -> No
             file.write(one.line())
 
 
-def add_proofs(writer: PacketWriter, shown: Iterable[Shown], checkpoint: str) -> None:
-    """Write each record's leaf and its proof as files of their own, to be checked by any reader of c2sp.org/tlog-proof."""
-    for one in shown:
-        for name, content, media_type in proof_files(one, checkpoint):
-            writer.add(name, content, media_type)
+def add_proofs(writer: PacketWriter, shown: Sequence[Shown], checkpoint: str) -> None:
+    """Write each record's leaf and its proof as files of their own, to be checked by any reader of c2sp.org/tlog-proof; none where they are many."""
+    for name, content, media_type in proof_files(shown, checkpoint):
+        writer.add(name, content, media_type)
 
 
-def proof_files(shown: Shown, checkpoint: str) -> tuple[tuple[str, bytes, str], ...]:
-    """Return name, content and media type of a record's own two files."""
-    return (
-        (f"record-{shown.index}.leaf.json", shown.leaf.encode(), JSON_TYPE),
-        (f"record-{shown.index}.tlog-proof", shown.proof_file(checkpoint), TEXT_TYPE),
-    )
+def proof_files(shown: Sequence[Shown], checkpoint: str) -> Iterator[tuple[str, bytes, str]]:
+    """Yield name, content and media type of the records' own files, two a record; none where there are more than MAX_OWN_FILES records.
+
+    All of it is in `records.jsonl` already. A folder of many thousand files helps nobody, and its manifest would be too long to be read.
+    """
+    for one in shown if len(shown) <= MAX_OWN_FILES else ():
+        yield f"record-{one.index}.leaf.json", one.leaf.encode(), JSON_TYPE
+        yield f"record-{one.index}.tlog-proof", one.proof_file(checkpoint), TEXT_TYPE
 
 
 def read_records(packet: Packet, own: str | None = None) -> Iterator[tuple[Shown, Event]]:
@@ -232,14 +250,12 @@ def read_records(packet: Packet, own: str | None = None) -> Iterator[tuple[Shown
             yield shown, shown.check(packet.checkpoint, own)
 
 
-def check_proofs(packet: Packet, shown: Iterable[Shown]) -> set[str]:
+def check_proofs(packet: Packet, shown: Sequence[Shown]) -> set[str]:
     """Compare each record's own two files with its line, and return their names."""
-    checkpoint = packet.read(CHECKPOINT).decode()
     names = set()
-    for one in shown:
-        for name, content, _ in proof_files(one, checkpoint):
-            check_same(packet, name, content)
-            names.add(name)
+    for name, content, _ in proof_files(shown, packet.read(CHECKPOINT).decode()):
+        check_same(packet, name, content)
+        names.add(name)
     return names
 
 
@@ -256,6 +272,12 @@ def check_names(packet: Packet, names: Collection[str]) -> None:
         raise AuditTamperedError(f"{min(missing)} is missing.")
     if extra := listed - set(names):
         raise AuditTamperedError(f"The export holds {len(extra)} files more than its format has.")
+
+
+def check_head(packet: Packet, name: str, origin: str, size: int) -> None:
+    """Make sure that a document says of the log and its size what the checkpoint says."""
+    if (origin, size) != (packet.manifest.origin, packet.checkpoint.size):
+        raise AuditTamperedError(f"{name} is of another log, or another size of it, than the checkpoint.")
 
 
 def check_log(packet: Packet, reader: LogReader) -> None:
@@ -304,7 +326,8 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
-def _base64(raw: bytes) -> str:
+def to_base64(raw: bytes) -> str:
+    """Return bytes as base64."""
     return base64.b64encode(raw).decode()
 
 

@@ -1,12 +1,15 @@
 """CSV: the log's records for people, one row a record, to be opened in a spreadsheet.
 
-The one idea: a spreadsheet runs what starts like a formula and guesses at the rest, so nothing here starts like one, and nothing is left to guess.
+The one idea: a spreadsheet runs what starts like a formula and guesses at the rest, so nothing here starts like one, wherever it takes a cell to
+start, and nothing is left to guess.
 
-RFC 4180 with a header; UTF-8 *with* a byte-order mark, because Excel takes a file without one for the system's old code page, and names would be
-spoiled (programs read `utf-8-sig`, or take the JSON Lines form). Times are UTC, as the log wrote them.
+RFC 4180 with a header, every cell in quotes; UTF-8 *with* a byte-order mark, because Excel takes a file without one for the system's old code page,
+and names would be spoiled (programs read `utf-8-sig`, or take the JSON Lines form). Times are UTC, as the log wrote them.
 
 A cell that starts with = + - @ (their full-width forms too), a tab or a line end gets an apostrophe before it, and so does one that starts with an
-apostrophe: taking one away gives back what was there (OWASP, CSV Injection).
+apostrophe. Where Windows' list separator is a semicolon, Excel splits at semicolons and takes our quotes for text, so quotes alone protect nothing:
+within a cell too, the same goes for what follows a semicolon, comma, tab, line end or quote. Taking away one apostrophe at each of these places
+gives back what was there (OWASP, CSV Injection).
 """
 
 import contextlib
@@ -14,12 +17,14 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
-from clinical_ser.audit.events import MAX_PAYLOAD_BYTES, PAYLOADS
+from clinical_ser.audit.events import MAX_PAYLOAD_BYTES, PAYLOADS, TIME, Outcome, Purpose, Role
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
 from clinical_ser.audit.exports.selection import Order, Selection
 from clinical_ser.audit.merkle import Frontier, leaf_hash
@@ -28,14 +33,20 @@ from clinical_ser.audit.records import LogReader, Record
 from clinical_ser.errors import AuditFormatError, AuditTamperedError
 
 FORM = "csv"
+SCHEMA = "clinical-ser/audit-table/1"
+SCHEMA_FILE = "audit-table-1.schema.json"
 TABLE = "records.csv"
 README = "README.txt"
+CSV_TYPE = "text/csv; charset=utf-8; header=present"
 
-_BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
-_DANGEROUS = frozenset("=+-@\t\r\n＝＋－＠")
+_BOM = "\N{ZERO WIDTH NO-BREAK SPACE}".encode()
 _ESCAPE = "'"
+_START = r'(?:\A|(?<=[;,\t\r\n"]))'
+"""Where some spreadsheet may take a cell to start."""
+_LIKE_A_FORMULA = re.compile(_START + r"(?= *[=+\-@\t\r\n＝＋－＠'])")
+_ESCAPED = re.compile(f"{_START}{_ESCAPE}")
 _HEX = frozenset("0123456789abcdef")
-# JSON writes a control character in six.
+# JSON writes a control character in six; escaping adds at most one to two.
 _MAX_CELL = 6 * MAX_PAYLOAD_BYTES
 
 _NOT_CLAIMED = (
@@ -46,39 +57,88 @@ _NOT_CLAIMED = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name, what it means, and what of a record is in it."""
+    """A column: its name, what it means, what of a record is in it, and its type and constraints in the terms of Frictionless Table Schema."""
 
     name: str
     meaning: str
     of: Callable[[Record], object]
+    type: Literal["integer", "datetime", "string"] = "string"
+    constraints: dict[str, object] = field(default_factory=dict)
+    """`enum` and `pattern` of a cell that is not empty, `required` where it never is."""
+
+
+_ALWAYS: dict[str, object] = {"required": True}
+_SHA256: dict[str, object] = {"pattern": "[0-9a-f]{64}"}
+
+
+def _one_of(values: Iterable[str]) -> dict[str, object]:
+    return {"required": True, "enum": [str(value) for value in values]}
 
 
 COLUMNS = (
-    Column("index", "The record's number in the log, from 0. The order of the log is the only order there is.", lambda r: r.index),
-    Column("time_utc", "When, by the clock of the computer that wrote the log, in UTC.", lambda r: r.event.time),
-    Column("kind", "What kind of event.", lambda r: r.event.kind),
-    Column("outcome", "How it ended: success, refused or failed.", lambda r: r.event.outcome.value),
-    Column("role", "In what role someone, or some program, acted.", lambda r: r.event.role.value),
-    Column("purpose", "Why: a code of HL7's PurposeOfUse, as TREAT for treatment.", lambda r: r.event.purpose.value),
-    Column("flags", "What deserves a look: clock_anomaly, risk_signal.", lambda r: " ".join(r.event.flags)),
-    Column("supersedes", "The number of the record that this one amends.", lambda r: r.event.supersedes),
-    Column("software", "The version of the software.", lambda r: r.event.software),
-    Column("model_sha256", "Digest of the model that it is about.", lambda r: r.event.model),
-    Column("event_id", "A random name, the same in every copy and export.", lambda r: r.event.id),
+    Column(
+        "index", "The record's number in the log, from 0. The order of the log is the only order there is.", lambda r: r.index, "integer", _ALWAYS
+    ),
+    Column("time_utc", "When, by the clock of the computer that wrote the log, in UTC.", lambda r: r.event.time, "datetime", _ALWAYS),
+    Column("kind", "What kind of event.", lambda r: r.event.kind, constraints=_one_of(sorted(PAYLOADS))),
+    Column("outcome", "How it ended: success, refused or failed.", lambda r: r.event.outcome.value, constraints=_one_of(Outcome)),
+    Column("role", "In what role someone, or some program, acted.", lambda r: r.event.role.value, constraints=_one_of(Role)),
+    Column("purpose", "Why: a code of HL7's PurposeOfUse, as TREAT for treatment.", lambda r: r.event.purpose.value, constraints=_one_of(Purpose)),
+    Column("flags", "What deserves a look: clock_anomaly, risk_signal, with a space between.", lambda r: " ".join(r.event.flags)),
+    Column("supersedes", "The number of the record that this one amends.", lambda r: r.event.supersedes, "integer"),
+    Column("software", "The version of the software.", lambda r: r.event.software, constraints=_ALWAYS),
+    Column("model_sha256", "Digest of the model that it is about.", lambda r: r.event.model, constraints=_SHA256),
+    Column("event_id", "A random name, the same in every copy and export.", lambda r: r.event.id, constraints={**_ALWAYS, "pattern": "[0-9a-f]{32}"}),
     Column(
         "subject_tag",
         "Stands for the person, another one in every record; only the log's keeper can tell whose it is.",
         lambda r: r.event.subject_tag,
+        constraints=_SHA256,
     ),
-    Column("state", "Of what is about persons: open (there), sealed (no key to read it), erased (destroyed).", lambda r: r.state),
-    Column("leaf_sha256", "The record's hash in the log's tree, RFC 6962: SHA-256 of a zero byte and the record.", lambda r: leaf_hash(r.leaf).hex()),
+    Column(
+        "state",
+        "Of what is about persons: open (there), sealed (no key to read it), erased (destroyed).",
+        lambda r: r.state,
+        constraints=_one_of(("open", "sealed", "erased")),
+    ),
+    Column(
+        "leaf_sha256",
+        "The record's hash in the log's tree, RFC 6962: SHA-256 of a zero byte and the record.",
+        lambda r: leaf_hash(r.leaf).hex(),
+        constraints={**_ALWAYS, **_SHA256},
+    ),
 )
 PAYLOAD_COLUMNS = (
     Column("actor", "Who acted, as the site names the account or program.", lambda r: r.payload and r.payload.actor.id),
     Column("actor_name", "That one's name.", lambda r: r.payload and r.payload.actor.name),
-    Column("client", "The program or network address that asked.", lambda r: r.payload and r.payload.actor.client),
+    Column("client", "The network address that asked.", lambda r: r.payload and r.payload.actor.client),
     Column("details", "The rest of what was recorded, as JSON.", lambda r: r.payload and _details(r)),
 )
+"""Only in an export with payloads."""
+
+
+def table_schema() -> bytes:
+    """Return what the columns are as a Frictionless Table Schema, as it ships in `schemas/`."""
+    document = {
+        "name": "clinical-ser-audit-table-1",
+        "description": "An empty cell is a missing value. One apostrophe at the start of a cell, and one after each semicolon, comma, tab, line end "
+        "or quote in it, is no part of the value: take it away.",
+        "fields": [_field_of(column) for column in COLUMNS + PAYLOAD_COLUMNS],
+        "primaryKey": "index",
+        "missingValues": [""],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _field_of(column: Column) -> dict[str, object]:
+    when = " Only in an export with payloads." if column in PAYLOAD_COLUMNS else ""
+    return {
+        "name": column.name,
+        "type": column.type,
+        **({"format": TIME} if column.type == "datetime" else {}),
+        "description": column.meaning + when,
+        **({"constraints": column.constraints} if column.constraints else {}),
+    }
 
 
 def export(
@@ -92,10 +152,10 @@ def export(
     with writer:
         chosen.write(writer)
         writer.add(README, _readme(reader, columns).encode(), "text/plain; charset=utf-8")
-        with writer.open(TABLE, "text/csv; charset=utf-8; header=present") as file:
-            file.write(_row([_BOM + columns[0].name, *(column.name for column in columns[1:])]))
-            for record in chosen.records(reader):
-                file.write(_row([escape(column.of(record)) for column in columns]))
+        with writer.open(TABLE, CSV_TYPE, SCHEMA) as file:
+            rows = ([escape(column.of(record)) for column in columns] for record in chosen.records(reader))
+            for line in csv_lines([column.name for column in columns], rows):
+                file.write(line)
     return writer.digest
 
 
@@ -138,20 +198,25 @@ def _compare(cells: dict[str, str], record: Record, columns: Sequence[Column]) -
 
 
 def escape(value: object) -> str:
-    """Return a cell's text, which no spreadsheet takes for a formula; nothing for None.
+    """Return a cell's text, no part of which a spreadsheet takes for a formula; nothing for None.
 
     Examples
     --------
-    >>> escape("=1+1"), escape("'quoted"), escape(12), escape(None)
-    ("'=1+1", "''quoted", '12', '')
+    >>> escape("=1+1"), escape("A;=1+1"), escape("'quoted"), escape(12), escape(None)
+    ("'=1+1", "A;'=1+1", "''quoted", '12', '')
     """
-    text = "" if value is None else str(value)
-    return _ESCAPE + text if text[:1] in _DANGEROUS or text.startswith(_ESCAPE) else text
+    return _LIKE_A_FORMULA.sub(_ESCAPE, "" if value is None else str(value))
 
 
 def unescape(cell: str) -> str:
     """Return what a cell stands for."""
-    return cell.removeprefix(_ESCAPE)
+    return _ESCAPED.sub("", cell)
+
+
+def csv_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[bytes]:
+    """Yield a table's bytes, a row at a time: a byte-order mark, and every cell in quotes. Cells from people go through `escape` first."""
+    yield _BOM + _row(header)
+    yield from map(_row, rows)
 
 
 def _columns(*, payloads: bool) -> tuple[Column, ...]:
@@ -166,7 +231,7 @@ def _details(record: Record) -> str:
 
 def _row(cells: Sequence[str]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    csv.writer(text, lineterminator="\r\n", quoting=csv.QUOTE_ALL).writerow(cells)
     return text.getvalue().encode()
 
 
@@ -175,8 +240,10 @@ def _readme(reader: LogReader, columns: Sequence[Column]) -> str:
     lines = [
         f"Records of the audit log {reader.origin}, as of its checkpoint of {reader.size} records.",
         "",
-        f"{TABLE}: one row a record, the first row names the columns; commas between cells, UTF-8.",
-        "An apostrophe at the start of a cell is not part of it: it keeps spreadsheets from running the cell as a formula.",
+        f"{TABLE}: one row a record, the first row names the columns; commas between cells, each cell in quotes, UTF-8.",
+        "One apostrophe at the start of a cell, and one after each semicolon, comma, tab, line end or quote in it, is not part of what was recorded:",
+        "it keeps spreadsheets from running the cell, or a part of it, as a formula.",
+        f"{SCHEMA_FILE}, which ships with clinical-ser, says the same of the columns for programs (a Frictionless Table Schema).",
         "",
         *(f"{column.name:<{width}}  {column.meaning}" for column in columns),
         "",
@@ -187,19 +254,25 @@ def _readme(reader: LogReader, columns: Sequence[Column]) -> str:
 
 
 def _rows(packet: Packet, names: list[str]) -> Iterator[list[str]]:
-    with packet.open(TABLE) as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file, _large_cells():
+    """Yield the rows below the header, and see at the end that the file has the one spelling that `csv_lines` gives them."""
+    spelled = hashlib.sha256(_BOM + _row(names))
+    with packet.open(TABLE) as raw, _large_cells():
+        has_mark = raw.read(len(_BOM)) == _BOM
+        file = io.TextIOWrapper(raw, encoding="utf-8", newline="")
         # strict: a quote in the wrong place is an error, not a guess.
         reader = csv.reader(file, strict=True)
         try:
-            header = next(reader, [])
-            if header != [_BOM + names[0], *names[1:]]:
+            if not has_mark or next(reader, []) != names:
                 raise AuditFormatError(f"{TABLE} has another header than its format.")
             for row in reader:
                 if len(row) != len(names):
                     raise AuditFormatError(f"{TABLE} row {reader.line_num} has {len(row)} cells, not {len(names)}.")
+                spelled.update(_row(row))
                 yield row
         except (csv.Error, UnicodeDecodeError):
             raise AuditFormatError(f"{TABLE} is no CSV in UTF-8, about line {reader.line_num}.") from None
+    if spelled.hexdigest() != packet.manifest.files[TABLE].sha256:
+        raise AuditFormatError(f"{TABLE} is not spelled as an export of ours is: every cell in quotes.")
 
 
 @contextlib.contextmanager

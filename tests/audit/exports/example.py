@@ -37,7 +37,7 @@ RECORDING = "e5" * 32
 START = datetime(2026, 9, 1, 8, 30, 0, 123456, tzinfo=UTC)
 
 CLINICIAN = Actor(id="account-CANARY-dr-osei", role=Role.CLINICIAN, name="Dr CANARY Osei", client="192.0.2.7")
-SERVICE = Actor(id="ehr-CANARY", role=Role.SERVICE, client="ehr-CANARY-client")
+SERVICE = Actor(id="ehr-CANARY", role=Role.SERVICE, client="ehr.CANARY.example")
 OPERATOR = Actor(id="ops-CANARY", role=Role.OPERATOR, name="CANARY Operator")
 OFFICER = Actor(id="privacy-CANARY", role=Role.COMPLIANCE, name="CANARY Officer", client="2001:db8::7")
 NODE = Actor(id="node-CANARY-a", role=Role.NODE)
@@ -233,7 +233,10 @@ class ExampleLog:
             yield record_of(index, self.entries[index], state)
 
     def named(self, name: str) -> list[int]:
-        return [i for i, entry in enumerate(self.entries) if i not in self.erased and name in {entry.subject, *entry.payload.records()}]
+        return [i for i, entry in enumerate(self.entries) if i not in self.erased and name == entry.subject]
+
+    def about(self, name: str) -> list[int]:
+        return [i for i, entry in enumerate(self.entries) if i not in self.erased and name in entry.payload.records()]
 
     def inclusion(self, index: int) -> list[bytes]:
         return self._prover.inclusion(index)

@@ -12,7 +12,7 @@ import pytest
 import clinical_ser.models
 from clinical_ser.audit import events
 from clinical_ser.audit.events import RECORD, Actor, Erasure, Outcome, Purpose, Review, Role
-from clinical_ser.audit.exports import access
+from clinical_ser.audit.exports import access, shown
 from clinical_ser.audit.exports.access import Access, export_access, verify_access
 from clinical_ser.audit.exports.processing import read_site_record
 from clinical_ser.audit.exports.shown import LEFT_OUT, json_schema
@@ -145,6 +145,44 @@ def test_the_person_is_named_where_they_acted_themselves(tmp_path: Path):
     self_service = Actor(id=WHO, role=Role.SUBJECT, client="my-phone")
     told = document(made(tmp_path, log(Entry(inference(actor=self_service), WHO), Entry(inference(actor=NURSE), WHO))))
     assert [record["content"]["actor"]["id"] for record in told["records"]] == [WHO, LEFT_OUT]
+
+
+def test_an_account_that_is_called_as_the_person_is_remains_staff(tmp_path: Path):
+    """Found in review: the name of a person was compared with the ids of accounts, whoever's they were."""
+    namesake = Actor(id=WHO, role=Role.CLINICIAN, name="Nurse CANARY", client="192.0.2.9")
+    reader = log(Entry(inference(actor=namesake), WHO))
+    folder = made(tmp_path, reader)
+    assert document(folder)["records"][0]["content"]["actor"] == {"id": LEFT_OUT, "role": "clinician", "name": None, "client": None}
+    assert b"Nurse CANARY" not in everything(folder)
+    verify_access(opened(folder), reader)
+
+
+def test_who_looked_or_exported_when_is_said_and_to_whom_it_went(tmp_path: Path):
+    """Found in review: the page had no words for it, and the recipient was in no list (Art. 15(1)(c); CJEU C-579/21)."""
+    seen = events.AuditExport(actor=OFFICER, form="list", first=0, last=0, digest=None)
+    given = events.AuditExport(actor=OFFICER, form="access", first=0, last=1, digest=None, recipient="The Patient's Lawyer")
+    failed = events.AuditExport(actor=OFFICER, form="jsonl", first=0, last=1, digest=None, recipient="Nobody")
+    reader = log(Entry(inference(), WHO), Entry(seen, WHO), Entry(given, WHO), Entry(failed, WHO, outcome=Outcome.FAILED))
+    folder = made(tmp_path, reader)
+    text = page(folder)
+    assert "Record 1, 2026-09-01 08:31: Someone looked at records about you in the log. By someone in the role 'compliance', for" in text
+    assert "Record 2, 2026-09-01 08:32: Records about you were exported (form 'access'), and given to The Patient's Lawyer. By someone" in text
+    assert "Recipients that the log knows: The Patient's Lawyer." in text
+    verify_access(opened(folder), reader)
+
+
+def test_many_records_have_their_proofs_in_one_file(tmp_path: Path, monkeypatch):
+    """Found in review: two files a record made a manifest that no verifier reads."""
+    for module in (access, shown):
+        monkeypatch.setattr(module, "MAX_OWN_FILES", 2)
+    reader = two()
+    folder = made(tmp_path, reader)
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith("record")) == ["records.jsonl"]
+    assert "records.jsonl has what stands in the log" in page(folder)
+    assert verify_access(opened(folder), reader).records == 3
+    packet = forged(folder, tmp_path / "forged", reader, **{"record-0.leaf.json": b"x"})
+    with pytest.raises(AuditTamperedError, match="1 files more"):
+        verify_access(packet, reader)
 
 
 def test_each_proof_is_one_that_any_reader_of_the_format_can_check(tmp_path: Path):
@@ -288,7 +326,7 @@ def test_the_same_package_is_the_same_bytes(tmp_path: Path):
 
 
 def test_it_fits_its_schema_and_the_schema_is_the_models(tmp_path: Path):
-    raw = (files("clinical_ser.audit.exports") / "schemas" / "access.json").read_bytes()
+    raw = (files("clinical_ser.audit.exports") / "schemas" / "audit-access-1.schema.json").read_bytes()
     assert raw == json_schema(Access, access.SCHEMA)
     schema = json.loads(raw)
     folder = made(tmp_path, two(), site=read_site_record(SITE.encode()))

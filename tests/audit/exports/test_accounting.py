@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from importlib.resources import files
 from pathlib import Path
@@ -227,8 +228,18 @@ def test_the_table_reads_as_a_table_and_runs_nothing(tmp_path: Path):
     reader = log(Entry(given(recipient='=HYPERLINK("x")', recipient_address="+1, Main\nStreet"), WHO))
     raw = (made(tmp_path, reader) / "accounting.csv").read_bytes()
     rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
+    assert raw.decode("utf-8-sig").startswith('"date (UTC)","recipient"')
     assert rows[0][:2] == ["date (UTC)", "recipient"]
     assert rows[1][1:3] == ['\'=HYPERLINK("x")', "'+1, Main\nStreet"]
+
+
+def test_the_table_runs_nothing_where_the_list_separator_is_a_semicolon(tmp_path: Path):
+    """Found in review: Excel then splits the lines at semicolons, whatever our quotes say."""
+    reader = log(Entry(given(recipient='A;=HYPERLINK("http://evil")', recipient_address="B\n@SUM(1)"), WHO))
+    text = (made(tmp_path, reader) / "accounting.csv").read_bytes().decode("utf-8-sig")
+    assert not [cell for cell in re.split('[;,\\n"]', text) if cell[:1] in {"=", "+", "-", "@"}]
+    assert "A;'=HYPERLINK" in text
+    verify_accounting(opened(tmp_path / "out"), reader)
 
 
 def test_resources_are_privacy_disclosures_that_follow_r4_and_balp(tmp_path: Path):
@@ -247,7 +258,7 @@ def test_the_same_accounting_is_the_same_bytes(tmp_path: Path):
 
 
 def test_it_fits_its_schema_and_the_schema_is_the_models(tmp_path: Path):
-    raw = (files("clinical_ser.audit.exports") / "schemas" / "accounting.json").read_bytes()
+    raw = (files("clinical_ser.audit.exports") / "schemas" / "audit-accounting-1.schema.json").read_bytes()
     assert raw == json_schema(Accounting, accounting.SCHEMA)
     schema = json.loads(raw)
     folder = made(tmp_path, five())
@@ -326,7 +337,7 @@ def test_a_payload_of_another_record_is_seen_where_salts_go_along(tmp_path: Path
     lines = [record_of(i, reader.entries[i]) for i in (0, 3)]
     swapped = {"payload": lines[1].payload.canonical().decode()}
     packet = forged(made(tmp_path, reader, staff=True), tmp_path / "forged", reader, records_jsonl=with_line(0, **swapped))
-    with pytest.raises(AuditTamperedError, match="payload of record 0"):
+    with pytest.raises(AuditTamperedError, match="Record 0 does not commit to its payload"):
         verify_accounting(packet)
 
 

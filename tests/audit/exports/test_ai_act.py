@@ -158,7 +158,7 @@ def test_the_same_extract_is_the_same_bytes(tmp_path: Path):
 
 
 def test_it_fits_its_schema_and_the_schema_is_the_models(tmp_path: Path):
-    raw = (files("clinical_ser.audit.exports") / "schemas" / "ai_act.json").read_bytes()
+    raw = (files("clinical_ser.audit.exports") / "schemas" / "audit-ai-act-1.schema.json").read_bytes()
     assert raw == json_schema(Extract, ai_act.SCHEMA)
     schema = json.loads(raw)
     folder = made(tmp_path, ExampleLog(), details=True)
@@ -239,7 +239,7 @@ def test_a_payload_of_the_system_that_was_changed_is_seen(tmp_path: Path):
     reader = small()
     change = with_line(0, payload=lambda text: text.replace("started", "stopped"))
     packet = forged(made(tmp_path, reader, details=True), tmp_path / "f", reader, records_jsonl=change)
-    with pytest.raises(AuditTamperedError, match="payload of record 0"):
+    with pytest.raises(AuditTamperedError, match="Record 0 does not commit to its payload"):
         verify_ai_act(packet)
 
 

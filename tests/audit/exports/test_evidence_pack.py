@@ -168,7 +168,7 @@ def test_a_reader_without_keys_gets_the_leaves(tmp_path: Path):
 
 
 def test_it_fits_its_schema_and_the_schema_is_the_models(tmp_path: Path):
-    raw = (files("clinical_ser.audit.exports") / "schemas" / "evidence_pack.json").read_bytes()
+    raw = (files("clinical_ser.audit.exports") / "schemas" / "audit-evidence-pack-1.schema.json").read_bytes()
     assert raw == json_schema(Pack, evidence_pack.SCHEMA)
     schema = json.loads(raw)
     folder = made(tmp_path, reader_of(), evidence=evidence())

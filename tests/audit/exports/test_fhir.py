@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from fhir.resources.R4B import auditevent, device
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,10 +88,8 @@ def test_a_log_of_one_record_of_which_a_part_is_asked_for_has_an_empty_proof(tmp
 
 @pytest.mark.parametrize("chosen", [None, WHOLE])
 def test_an_independent_reader_takes_every_resource(tmp_path, chosen):
-    audit_event = pytest.importorskip("fhir.resources.R4B.auditevent").AuditEvent
-    device = pytest.importorskip("fhir.resources.R4B.device").Device
     folder = export(tmp_path, chosen)
-    for name, model in ((EVENTS, audit_event), (DEVICES, device)):
+    for name, model in ((EVENTS, auditevent.AuditEvent), (DEVICES, device.Device)):
         for line in (folder / name).read_bytes().splitlines():
             model.model_validate_json(line)
 
@@ -98,8 +97,6 @@ def test_an_independent_reader_takes_every_resource(tmp_path, chosen):
 def test_the_elements_and_cardinalities_of_the_rules_are_those_of_r4():
     from clinical_ser.audit.exports import fhir_rules
 
-    auditevent = pytest.importorskip("fhir.resources.R4B.auditevent")
-    device = pytest.importorskip("fhir.resources.R4B.device")
     models = {
         "AuditEvent": auditevent.AuditEvent,
         "Agent": auditevent.AuditEventAgent,
@@ -194,7 +191,9 @@ def test_every_kind_and_action_is_mapped():
 @pytest.mark.parametrize("actor", [CLINICIAN, CLINICIAN.model_copy(update={"role": events.Role.SERVICE})], ids=["a person", "a program"])
 @pytest.mark.parametrize("subject", [None, FIRST_SUBJECT])
 @pytest.mark.parametrize("outcome", Outcome)
-@pytest.mark.parametrize("client", [None, "10.0.0.7", "ehr", "https://ehr.example/fhir", " "])
+@pytest.mark.parametrize(
+    "client", [None, "10.0.0.7", "2001:db8::7", "ehr", "ehr.example", "https://ehr.example/fhir", " ", "clinical-ser 0.1.0", "a@b.example"]
+)
 def test_a_profile_is_claimed_where_all_it_asks_for_is_known(actor, subject, outcome, client):
     actor = actor.model_copy(update={"client": client})
     for kind, number, rest in (("inference", 0, "Create"), ("report", 0, "Read"), ("report", 2, "Update")):
@@ -202,11 +201,29 @@ def test_a_profile_is_claimed_where_all_it_asks_for_is_known(actor, subject, out
         changed = replace(entry, subject=subject, outcome=outcome, payload=entry.payload.model_copy(update={"actor": actor}))
         resource = resource_of(changed)
         assert check_resource(resource) == []
-        known = client is not None and outcome is Outcome.SUCCESS
+        known = client in {"10.0.0.7", "2001:db8::7", "ehr.example", "https://ehr.example/fhir"} and outcome is Outcome.SUCCESS
         assert profile_of(resource) == (f"IHE.BasicAudit.{'Patient' if subject else ''}{rest}" if known else "")
         assert sum(agent["requestor"] for agent in resource["agent"]) == 1
         assert resource["outcome"] == {"success": "0", "refused": "4", "failed": "8"}[outcome]
         assert resource.get("outcomeDesc") == (None if outcome is Outcome.SUCCESS else outcome.value)
+
+
+@pytest.mark.parametrize("client", ["clinical-ser screen", "clinical-ser", "a@b.example", "fe80::1%eth0", "x://\x01", "1.2.3", "-a.example"])
+def test_what_is_no_network_address_is_given_out_as_none(client):
+    """Found in review: profiles of RESTful operations were claimed for commands, with the program's name as a network address."""
+    for entry in (entry_of("inference"), entry_of("review")):
+        actor = CLINICIAN.model_copy(update={"client": client})
+        resource = resource_of(replace(entry, payload=entry.payload.model_copy(update={"actor": actor})))
+        assert profile_of(resource) == ""
+        assert [agent.get("network") for agent in resource["agent"]] == [None, {"address": "hospital.example", "type": "1"}]
+
+
+def test_an_origin_that_names_no_host_gives_no_address():
+    resource = Maker("audit log", None).event(record_of(0, entry_of("inference")), None)
+    absent = {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason", "valueCode": "unknown"}]}
+    assert resource["agent"][1]["network"] == absent
+    assert profile_of(resource) == "IHE.BasicAudit.PatientCreate"
+    assert check_resource(resource) == []
 
 
 def test_without_its_payload_a_record_claims_no_profile_and_names_nobody(tmp_path):
@@ -376,6 +393,14 @@ def requestor_as_text(resource):
     resource["agent"][2]["requestor"] = "true"
 
 
+def a_network_type_of_another_address(resource):
+    resource["agent"][0]["network"]["type"] = "1"
+
+
+def no_network_address(resource):
+    resource["agent"][0]["network"] = {"address": "clinical-ser screen"}
+
+
 def a_user_with_a_network(resource):
     resource["agent"][2]["network"] = {"address": "10.0.0.1"}
 
@@ -506,6 +531,8 @@ SEEDED = [
     two_clients,
     no_network,
     a_bad_network_type,
+    a_network_type_of_another_address,
+    no_network_address,
     no_requestor,
     requestor_as_text,
     a_user_with_a_network,

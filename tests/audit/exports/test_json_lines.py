@@ -3,6 +3,7 @@ import hashlib
 import json
 from dataclasses import replace
 
+import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -348,6 +349,20 @@ def test_a_selection_that_does_not_fit_is_refused(tmp_path, said):
         verify_export(folder, KEYS)
 
 
+@pytest.mark.parametrize(
+    ("about", "found"),
+    [
+        (events.RECORD + RESULT, {i for i, one in enumerate(entries()) if events.RECORD + RESULT in one.payload.records()}),
+        (events.MODEL + "depression-simulated", {2}),
+        (FIRST_SUBJECT, {i for i, one in enumerate(entries()) if one.subject == FIRST_SUBJECT}),
+    ],
+)
+def test_records_of_a_subject_a_result_or_a_model_can_be_asked_for(tmp_path, about, found):
+    folder = export(tmp_path, Selection(about=about))
+    assert {line["index"] for line in lines_of(folder)} == found
+    assert verify_export(folder, KEYS, reader=LOG).findings.records == len(found)
+
+
 def test_text_beyond_ascii_and_control_characters_are_exact(tmp_path):
     text = 'Ω 診 \u2028 \x7f \x01 " \\ 🩺'
     log = ExampleLog([replace(entries()[0], payload=events.Service(actor=entries()[0].payload.actor, action="started", component="x", detail=text))])
@@ -357,7 +372,6 @@ def test_text_beyond_ascii_and_control_characters_are_exact(tmp_path):
 
 
 def test_the_schemas_that_ship_are_those_of_the_lines_and_the_selection(tmp_path):
-    jsonschema = pytest.importorskip("jsonschema")
     folder = export(tmp_path, PART)
     for model, name, values in (
         (Line, json_lines.SCHEMA, lines_of(folder)),

@@ -2,6 +2,7 @@ import json
 import os
 from pathlib import Path
 
+import jsonschema
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
@@ -115,6 +116,30 @@ def test_what_came_meanwhile_is_left_alone(tmp_path):
     with pytest.raises(AuditSetupError, match="choose another place"), writer(tmp_path / "export"):
         (tmp_path / "export").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_no_verifier_would_read_is_not_published(tmp_path, monkeypatch):
+    """Found in review: a manifest over its limit was signed and published, and then no one could verify it."""
+    with writer(tmp_path / "whole") as made:
+        made.add("a", b"x", "text/plain")
+    monkeypatch.setattr(packet, "MAX_MANIFEST_BYTES", (tmp_path / "whole" / MANIFEST).stat().st_size)
+    with writer(tmp_path / "again") as made:
+        made.add("a", b"x", "text/plain")
+    assert open_packet(tmp_path / "again", KEYS)
+    made = writer(tmp_path / "more")
+    made.__enter__()
+    made.add("a", b"x", "text/plain")
+    made.add("b", b"x", "text/plain")
+    with pytest.raises(AuditSetupError, match="3 files, more than a manifest lists"):
+        made.__exit__(None, None, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
+
+
+def test_a_manifest_has_room_for_all_records_that_have_their_own_files(export):
+    told = json.loads((export / MANIFEST).read_bytes())
+    entry = told["files"]["a.txt"]
+    told["files"] |= {f"{number:05}".ljust(100, "x"): entry for number in range(2 * shown.MAX_OWN_FILES)}
+    assert len(Manifest.model_validate_json(json.dumps(told)).canonical()) < packet.MAX_MANIFEST_BYTES / 2
 
 
 def test_a_full_disk_is_said_without_the_path(tmp_path, monkeypatch):
@@ -336,6 +361,5 @@ def test_an_export_of_another_log_is_noticed_when_the_log_is_at_hand(tmp_path):
 def test_the_schemas_that_ship_are_those_of_the_manifest(export):
     schema = json.loads((SCHEMAS / "audit-export-1.schema.json").read_bytes())
     assert schema == json.loads(shown.json_schema(Manifest, packet.SCHEMA, None))
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(json.loads((export / MANIFEST).read_bytes()), schema, jsonschema.Draft202012Validator)

@@ -172,7 +172,7 @@ def test_the_same_record_is_the_same_bytes(tmp_path: Path):
 
 
 def test_it_fits_its_schema_and_the_schema_is_the_models(tmp_path: Path):
-    raw = (files("clinical_ser.audit.exports") / "schemas" / "processing.json").read_bytes()
+    raw = (files("clinical_ser.audit.exports") / "schemas" / "audit-processing-1.schema.json").read_bytes()
     assert raw == json_schema(Processing, processing.SCHEMA, records=None)
     jsonschema.validate(document(made(tmp_path, reader_of())), json.loads(raw))
 

@@ -1,7 +1,10 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from clinical_ser.audit import events
 from clinical_ser.audit.exports import table
 from clinical_ser.audit.exports.packet import verify_export
 from clinical_ser.audit.exports.selection import Selection
-from clinical_ser.audit.exports.table import COLUMNS, PAYLOAD_COLUMNS, README, TABLE, escape, unescape
+from clinical_ser.audit.exports.table import COLUMNS, PAYLOAD_COLUMNS, README, SCHEMA_FILE, TABLE, escape, table_schema, unescape
 from clinical_ser.audit.merkle import leaf_hash
 from clinical_ser.errors import AuditError, AuditTamperedError
 from tests.audit.exports.example import CANARY, ERASED, FIRST_SUBJECT, KEYS, SIGNER, START, ExampleLog, entries, inference
@@ -64,7 +67,7 @@ def test_the_columns_say_what_the_record_says(tmp_path):
 
 
 def test_a_spreadsheet_is_told_that_it_is_utf_8(tmp_path):
-    assert (export(tmp_path) / TABLE).read_bytes().startswith(b"\xef\xbb\xbfindex,time_utc,")
+    assert (export(tmp_path) / TABLE).read_bytes().startswith(b'\xef\xbb\xbf"index","time_utc",')
 
 
 def test_the_readme_explains_every_column_that_is_there(tmp_path):
@@ -74,16 +77,65 @@ def test_the_readme_explains_every_column_that_is_there(tmp_path):
         assert ("actor_name" in readme) is (chosen is not None)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\r=1", "\n=1", "＝1", "－1", "＋1", "＠x", "'=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\tx", "\r1", "\n1", "＝1", "－1", "＋1", "＠x", "'=1"])
 def test_no_cell_starts_like_a_formula(text):
     assert escape(text) == "'" + text
     assert unescape(escape(text)) == text
 
 
-@given(st.text())
+@pytest.mark.parametrize("separator", [";", ",", "\t", "\r\n", "\n", '"'])
+@pytest.mark.parametrize("start", ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "＝1", "－1", "＋1", "＠x", "'=1"])
+def test_no_part_of_a_cell_starts_like_a_formula(separator, start):
+    """Found in review: where the list separator is a semicolon, a recipient `A;=HYPERLINK(…)` made two cells, and the second ran."""
+    text = f"A{separator}{start}"
+    assert escape(text).endswith(f"{separator[-1]}'{start}")
+    assert unescape(escape(text)) == text
+
+
+@given(st.text() | st.text(alphabet=" ;,\t\n\r\"'=+-@A"))
 def test_what_was_in_a_cell_can_be_had_back(text):
     assert unescape(escape(text)) == text
-    assert escape(text)[:1] not in set("=+-@\t\r\n＝＋－＠")
+    starts = [part[:1] for part in re.split('[;,\t\r\n"]', escape(text))]
+    assert not set(starts) & set("=+-@＝＋－＠")
+
+
+def test_every_cell_is_in_quotes_and_a_table_without_them_is_not_ours(tmp_path):
+    folder = export(tmp_path)
+    lines = (folder / TABLE).read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+    assert all(line.startswith(b'"') and line.endswith(b'"') and line.count(b'","') == len(COLUMNS) - 1 for line in lines)
+    change_lines(folder, TABLE, lambda lines: [*lines[:3], lines[3].replace(b'"model"', b"model"), *lines[4:]])
+    with pytest.raises(AuditError, match="every cell in quotes"):
+        verify_export(folder, KEYS, reader=LOG)
+
+
+def test_the_schema_that_ships_is_that_of_the_columns(tmp_path):
+    raw = (Path(table.__file__).parent / "schemas" / SCHEMA_FILE).read_bytes()
+    assert raw == table_schema()
+    schema = json.loads(raw)
+    rows = rows_of(export(tmp_path, WHOLE))
+    assert [one["name"] for one in schema["fields"]] == list(rows[0])
+    for row in rows:
+        for one in schema["fields"]:
+            fits(unescape(row[one["name"]]), one)
+    assert SCHEMA_FILE in (tmp_path / "export" / README).read_text()
+    manifest = json.loads((tmp_path / "export" / "manifest.json").read_bytes())
+    assert manifest["files"][TABLE]["schema"] == table.SCHEMA
+
+
+def fits(value, one):
+    constraints = one.get("constraints", {})
+    if value == "":
+        assert not constraints.get("required"), one["name"]
+        return
+    assert value in constraints.get("enum", [value]), one["name"]
+    assert re.fullmatch(constraints.get("pattern", "(?s:.*)"), value), one["name"]
+    {"integer": int, "datetime": lambda text: datetime.strptime(text, one.get("format", "")), "string": str}[one["type"]](value)
+
+
+def test_every_schema_that_ships_is_named_alike():
+    names = sorted(path.name for path in (Path(table.__file__).parent / "schemas").iterdir())
+    forms = ("access", "accounting", "ai-act", "evidence-pack", "export", "processing", "record-line", "selection", "table")
+    assert names == [f"audit-{form}-1.schema.json" for form in forms]
 
 
 def test_hostile_names_stay_text_in_their_cell(tmp_path):
@@ -129,7 +181,7 @@ def short_row(lines):
 
 
 def broken_quotes(lines):
-    return [*lines[:3], lines[3].replace(b",model,", b',"mod"el,'), *lines[4:]]
+    return [*lines[:3], lines[3].replace(b'"model"', b'"mod"el"'), *lines[4:]]
 
 
 def not_utf_8(lines):
@@ -137,19 +189,19 @@ def not_utf_8(lines):
 
 
 def formula(lines):
-    return [*lines[:3], lines[3].replace(b",TREAT,", b",=TREAT,").replace(b",HOPERAT,", b",=1+1,"), *lines[4:]]
+    return [*lines[:3], lines[3].replace(b'"HOPERAT"', b'"=1+1"'), *lines[4:]]
 
 
 def leading_zero(lines):
-    return [*lines[:3], b"0" + lines[3], *lines[4:]]
+    return [*lines[:3], b'"0' + lines[3][1:], *lines[4:]]
 
 
 def leaf_sha256(lines):
-    return [*lines[:3], lines[3].replace(lines[3].split(b",")[13].strip(), b"0" * 64), *lines[4:]]
+    return [*lines[:3], lines[3].replace(lines[3].split(b'"')[27], b"0" * 64), *lines[4:]]
 
 
 def no_sha256(lines):
-    return [*lines[:3], lines[3].replace(lines[3].split(b",")[13].strip(), b"0" * 63), *lines[4:]]
+    return [*lines[:3], lines[3].replace(lines[3].split(b'"')[27], b"0" * 63), *lines[4:]]
 
 
 @pytest.mark.parametrize(
@@ -178,11 +230,11 @@ def test_rows_that_were_changed_are_noticed_even_when_the_envelope_fits(tmp_path
         verify_export(folder, KEYS)
 
 
-@pytest.mark.parametrize("old", [b",success,", b",operator,", b"2026-09-01T08:30", b"CANARY Operator", b"CANARY host"])
+@pytest.mark.parametrize("old", [b'"success"', b'"operator"', b"2026-09-01T08:30", b"CANARY Operator", b"CANARY host"])
 def test_any_cell_that_was_changed_is_noticed_with_the_log(tmp_path, old):
     folder = export(tmp_path, WHOLE)
     content = (folder / TABLE).read_bytes()
-    new = b",failed," if old == b",success," else old.replace(b"o", b"0").replace(b"O", b"0").replace(b"30", b"31")
+    new = b'"failed"' if old == b'"success"' else old.replace(b"o", b"0").replace(b"O", b"0").replace(b"30", b"31")
     (folder / TABLE).write_bytes(content.replace(old, new, 1))
     reseal(folder)
     assert "other cells" in verify_export(folder, KEYS).findings.unchecked[0]
