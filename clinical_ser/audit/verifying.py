@@ -14,7 +14,7 @@ from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.database import Database, StorageError
 from clinical_ser.audit.events import Erasure, Event, Flag, parse_payload
 from clinical_ser.audit.merkle import TILE_WIDTH, Frontier, perfect_root
-from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.notes import VerifierKey, parse_note
 from clinical_ser.audit.ranges import Ranges
 from clinical_ser.audit.tables import head_of
 from clinical_ser.audit.vault import Vault
@@ -144,14 +144,27 @@ class _Verification:
     # ── the tree ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _older(self, head: Checkpoint, retained: Sequence[str]) -> list[Checkpoint]:
-        kept = [note for (note,) in self._database.query("SELECT note FROM checkpoints ORDER BY size")]
-        older = [Checkpoint.open(note, self._keys, head.origin)[0] for note in (*kept, *retained)]
+        kept = self._database.query("SELECT size, note FROM checkpoints ORDER BY size")
+        older = [Checkpoint.open(note, self._keys, head.origin)[0] for note in (*(note for _, note in kept), *retained)]
+        self._see_filed(head, kept, older)
         for checkpoint in older:
             if checkpoint.size > head.size:
                 raise AuditTamperedError(
                     f"A checkpoint counts {checkpoint.size} records, the log {head.size}: it was put back to an older copy, or its end was cut off."
                 )
         return sorted(older, key=lambda each: each.size)
+
+    def _see_filed(self, head: Checkpoint, kept: Sequence[tuple[int, str]], older: Sequence[Checkpoint]) -> None:
+        """See that checkpoints are filed under their sizes, and cosignatures under checkpoints."""
+        filed = [*self._database.query("SELECT size FROM head"), *((size,) for size, _ in kept)]
+        if filed != [(checkpoint.size,) for checkpoint in (head, *older[: len(kept)])]:
+            raise AuditTamperedError("A checkpoint is filed under another size than it has.")
+        notes = dict(kept)
+        for size, line in self._database.query("SELECT size, line FROM cosignatures"):
+            if size not in notes:
+                raise AuditTamperedError(f"There is a cosignature of a checkpoint of {size} records, and no such checkpoint.")
+            # Whether it fits, only whoever knows the witness's key can tell; what is no signature would spoil the note.
+            parse_note(notes[size] + line)
 
     def _rows(self, size: int) -> Iterator[list[_Row]]:
         """Yield leaves in groups of a tile, seeing that none is missing, and none too many."""

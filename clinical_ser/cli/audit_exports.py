@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from clinical_ser.audit.exports.selection import Selection
 from clinical_ser.audit.notes import NoteSigner
@@ -68,7 +69,7 @@ def export_from(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Want
         from clinical_ser.audit.exports.accounting import export_accounting
 
         requested = wanted.until or datetime.now(UTC)
-        about = {"subject": wanted.subject or "", "requested": requested, "since": wanted.since}
+        about: dict[str, Any] = {"subject": wanted.subject or "", "requested": requested, "since": wanted.since}
         return export_accounting(log, out, signers=signers, **about, summarise=wanted.summarise, staff=wanted.staff)
     if wanted.form == "access":
         return _access(log, signers, wanted, out)

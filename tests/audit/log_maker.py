@@ -70,6 +70,7 @@ def make_log(
         with configuration.write(clock=clock) as log:
             for name in names_of(records):
                 append(log, name, subjects)
+            log.retain()
     return configuration
 
 

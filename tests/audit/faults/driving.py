@@ -13,7 +13,7 @@ from typing import Self
 
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import ReportAction
-from clinical_ser.audit.verifying import Verified
+from clinical_ser.audit.verifying import VerifiedLog
 from tests.audit.log_maker import CONFIGURATION_FILE, append, payload_of, verify
 
 FULL = os.environ.get("CLINICAL_SER_FAULTS") == "full"
@@ -117,7 +117,7 @@ class Writer:
         return self._process.stderr.read().decode()
 
 
-def check(configuration: LogConfiguration, acked: Mapping[str, int], *, in_doubt: Iterable[str] = (), subjects: int = 0) -> Verified:
+def check(configuration: LogConfiguration, acked: Mapping[str, int], *, in_doubt: Iterable[str] = (), subjects: int = 0) -> VerifiedLog:
     """Hold a log to what its writer acknowledged, as it lies there after the writer's end.
 
     It verifies; what was acknowledged is where it was said to be, and asked for again stays there alone; what was not comes to stand there once.

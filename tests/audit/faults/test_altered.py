@@ -107,7 +107,7 @@ def _everything(log: LogConfiguration) -> object:
     with log.read() as reader:
         records = [(each.index, each.leaf, each.payload, each.salt, each.state) for each in reader.records()]
         found = [reader.named(f"subject {number}") for number in range(_SUBJECTS)]
-        found += [reader.named(name) for record in reader.records() if record.payload for name in record.payload.records()]
+        found += [reader.about(name) for record in reader.records() if record.payload for name in record.payload.records()]
         proofs = [reader.inclusion(index) for index in range(0, reader.size, max(1, reader.size // 5))]
         return reader.origin, reader.size, reader.checkpoint, reader.kept_checkpoints(), records, found, proofs
 
