@@ -39,6 +39,8 @@ def test_what_was_acknowledged_survives_every_kill(tmp_path: Path, record_proper
         unacked_but_durable += found.size - before - len(writer.acks)
         acked |= writer.acks
         settled += len(in_doubt)
+        with configuration.write() as log:
+            log.retain()
     assert verify(configuration).size == len(acked) + settled
     assert_nothing_twice(configuration, acked)
     reader_keys = configuration.load_keys().verifiers
