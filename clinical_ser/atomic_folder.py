@@ -62,9 +62,9 @@ def publish_folder(target: Path, contents: Mapping[str, bytes], *, known: Collec
             for name, content in sorted(contents.items()):
                 _write_file(draft / name, content)
             draft.chmod(_FOLDER_MODE)
-            _sync_folder(draft)
+            sync_folder(draft)
             _move_into_place(draft, target, replace=replace)
-        _sync_folder(parent)
+        sync_folder(parent)
 
 
 def replace_file(folder: Path, name: str, content: bytes) -> None:
@@ -73,7 +73,7 @@ def replace_file(folder: Path, name: str, content: bytes) -> None:
         with _workplace(folder) as workplace:
             _write_file(workplace / name, content)
             (workplace / name).replace(folder / name)
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -112,7 +112,7 @@ def _replace_folder(draft: Path, target: Path) -> None:
     except OSError:
         aside.rename(target)
         raise
-    _sync_folder(target.absolute().parent)
+    sync_folder(target.absolute().parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -124,7 +124,8 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make what a folder names durable, as fsync(2) does for a file's content; OSError where the system refuses."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -26,6 +26,7 @@ from rfc3161_client import (
     decode_timestamp_response,
 )
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.witness_http import post
 from clinical_ser.errors import AuditConflictError, AuditFormatError, AuditKeyError, AuditTamperedError, AuditUnavailableError, WitnessError
 
@@ -176,7 +177,7 @@ def save_timestamp(response: bytes, checkpoint: Path) -> Path:
             os.fsync(file.fileno())
         # A link, because a rename would replace a stamp that another process put there meanwhile.
         os.link(draft, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except FileExistsError:
         raise AuditConflictError("This checkpoint has a time stamp already, which is older and therefore worth more; it stays.") from None
     except OSError as error:
@@ -221,11 +222,3 @@ def _reason(error: Exception) -> str:
     if match := _CERTIFICATE_ERROR.search(str(error)):
         return f"its certificate does not lead to a root certificate that was given ({match[1]})"
     return "it was altered, or is not signed as RFC 3161 says"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from clinical_ser.audit.events import (
     FamilyEffect,
     Inference,
     ModelChange,
+    Notice,
     Outcome,
     Payload,
     Purpose,
@@ -132,7 +133,7 @@ class Recorder:
             return None
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
             reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
-            entry = answer_entry(result, self.actor, subject=self._subject)
+            entry = answer_entry(result, self.actor, subject=self._subject, notice=_last_notice(reader, self._subject))
             others = persons_of(reader, RECORD + result.digest).keys() - {key.id for key in [inside.vault.find(entry.subject or "-")] if key}
             return Recorded(inside.record([*self._activation(reader, result), entry])[-1], bool(others))
 
@@ -240,6 +241,16 @@ def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None =
         payload = Inference(**common, **_answer(result), simulated=result.model.simulated, encoders=result.model.encoders, notice=notice)
     outcome = Outcome.REFUSED if result.status is Status.NOT_USABLE else Outcome.SUCCESS
     return Entry(payload, subject=RECORD + result.digest if subject is None else subject, outcome=outcome, model=result.model.digest)
+
+
+def _last_notice(reader: DatabaseReader, subject: str | None) -> str | None:
+    """Return the version of the notice that a person was given last."""
+    if subject is not None:
+        for index in reversed(reader.named(subject)):
+            told = reader.record(index).payload
+            if isinstance(told, Notice):
+                return told.text_version
+    return None
 
 
 def persons_of(reader: DatabaseReader, record: str) -> dict[bytes | None, list[int]]:

@@ -5,18 +5,16 @@ a signature by a key of the origin's name is refused, however many witnesses sta
 """
 
 import base64
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from clinical_ser.audit.merkle import EMPTY_ROOT, HASH_BYTES
 from clinical_ser.audit.notes import Algorithm, Note, NoteSignature, NoteSigner, VerifierKey, decode_base64, open_note, sign_note
 from clinical_ser.errors import AuditFormatError, AuditTamperedError
 
-HASH_BYTES = 32
 # The root of no leaves is the hash of no bytes (RFC 6962 section 2.1); another root at size 0 would be a promise that nobody can check.
-EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 _MAX_SIZE = 2**63 - 1
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.notes import Algorithm, VerifierKey, ed25519_fits
@@ -35,29 +34,10 @@ _MAX_NAME_BYTES = 255
 
 
 class Ed25519Cosigner:
-    """An Ed25519 key in memory that cosigns checkpoints (type 0x04).
+    """An Ed25519 key, wherever it is kept (in memory, in a device), that cosigns checkpoints (type 0x04) through a signer of bytes as they are.
 
     The signed message does not name the cosigner: a key must be used under one name only (tlog-cosignature).
     """
-
-    __slots__ = ("_clock", "_private", "key")
-
-    def __init__(self, name: str, private: Ed25519PrivateKey, *, clock: Clock = time.time) -> None:
-        self._private = private
-        self._clock = clock
-        self.key = VerifierKey(name, Algorithm.ED25519_COSIGNATURE, private.public_key().public_bytes_raw())
-
-    def __repr__(self) -> str:
-        return f"Ed25519Cosigner({self.key})"
-
-    def sign(self, text: bytes) -> bytes:
-        """Return time and signature, 72 bytes; AuditFormatError when the text is no checkpoint's."""
-        timestamp = int(self._clock())
-        return _stamped(timestamp, self._private.sign(_ed25519_message(timestamp, text)))
-
-
-class SignerCosigner:
-    """A witness' key, wherever it is kept (a file, a device): cosigns checkpoints (type 0x04) through a signer of raw bytes."""
 
     __slots__ = ("_clock", "_signer", "key")
 

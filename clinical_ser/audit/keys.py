@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import AfterValidator, Field, ValidationError
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.cosignatures import MlDsa44Cosigner, ml_dsa_module
 from clinical_ser.audit.notes import Algorithm, Ed25519Signer, NoteSigner, VerifierKey
@@ -549,7 +550,7 @@ def _write_list(folder: Path, keys: _KeyList) -> None:
     _write_new_file(draft, keys.to_bytes())
     with _system_errors("written"):
         draft.replace(folder / KEYS_FILE)
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def _read_own_file(path: Path, what: str, max_bytes: int) -> bytes:
@@ -580,7 +581,7 @@ def _write_new_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _destroy(paths: Iterable[Path]) -> None:
@@ -592,15 +593,7 @@ def _destroy(paths: Iterable[Path]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             path.unlink()
-            _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager

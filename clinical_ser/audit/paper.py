@@ -7,7 +7,8 @@ import base64
 import contextlib
 import textwrap
 
-from clinical_ser.audit.checkpoint import HASH_BYTES, Checkpoint
+from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.audit.merkle import HASH_BYTES
 from clinical_ser.audit.notes import NoteSignature, parse_note
 from clinical_ser.errors import AuditFormatError
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.merkle import Prover
 from clinical_ser.audit.notes import VerifierKey
@@ -68,11 +69,7 @@ class Pin:
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(self._path)
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self._path.parent)
         except OSError as error:
             with contextlib.suppress(OSError):
                 draft.unlink()

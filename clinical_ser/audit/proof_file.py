@@ -7,7 +7,8 @@ import base64
 from dataclasses import dataclass
 from typing import Self
 
-from clinical_ser.audit.checkpoint import HASH_BYTES, Checkpoint, parse_decimal
+from clinical_ser.audit.checkpoint import Checkpoint, parse_decimal
+from clinical_ser.audit.merkle import HASH_BYTES
 from clinical_ser.audit.notes import MAX_NOTE_BYTES, decode_base64, decode_text, parse_note
 from clinical_ser.errors import AuditFormatError
 

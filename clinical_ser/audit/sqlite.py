@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, create_tables
 from clinical_ser.errors import AuditBusyError, AuditSetupError, AuditTamperedError, AuditUnavailableError
 
@@ -85,13 +86,14 @@ class SqliteDatabase:
             connection = _connect(path, writable=True)
             _insist_on_durability(connection)
             # SQLite made the write-ahead log by now, and ignores it when the folder that names it cannot be synced.
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException as error:
             if connection is not None:
                 connection.close()
             os.close(lock)
-            if isinstance(error, StorageError):
-                raise AuditUnavailableError(f"The audit log cannot be opened durably: {error.reason}.") from None
+            if isinstance(error, StorageError | OSError):
+                reason = error.reason if isinstance(error, StorageError) else error.strerror
+                raise AuditUnavailableError(f"The audit log cannot be opened durably: {reason}.") from None
             raise
         return cls(connection, lock)
 
@@ -205,17 +207,6 @@ def _locked(path: Path, wait_s: float) -> int:
             raise AuditUnavailableError(f"The audit log cannot be locked: {error.strerror}.") from None
         else:
             return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise AuditUnavailableError(f"The audit log's folder cannot be synced: {error.strerror}.") from None
 
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:

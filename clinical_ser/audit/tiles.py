@@ -12,11 +12,12 @@ from typing import Protocol
 
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hash, perfect_root
-from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.notes import VerifierKey, parse_note
 from clinical_ser.errors import AuditFormatError, AuditTamperedError, AuditUnavailableError
 
 ENTRIES = "entries"
 _LENGTH_BYTES = 2
+_DRAFT = ".tmp"
 _MAX_FILE = TILE_WIDTH * (_LENGTH_BYTES + 65_535)
 _PATH = re.compile(r"tile/(?:entries|\d|[1-5]\d|6[0-3])/(?:x\d{3}/)*\d{3}(?:\.p/(?:[1-9]|[1-9]\d|1\d\d|2[0-4]\d|25[0-5]))?")
 
@@ -37,6 +38,9 @@ class TileSource(Protocol):
 
     def leaves(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield leaves in their order."""
+
+    def root_at(self, size: int) -> bytes:
+        """Return the root that the tree had at a size."""
 
 
 def tile_path(level: int | str, n: int, width: int = TILE_WIDTH) -> str:
@@ -80,9 +84,14 @@ def publish_tiles(source: TileSource, folder: Path) -> int:
     ------
     AuditUnavailableError
         A file cannot be written; the checkpoint that is there still fits the tiles.
+    AuditTamperedError
+        The folder holds another log, or what this one was before it was changed, or a larger one.
     """
     written = 0
+    _see_that_it_grows(source, folder)
     try:
+        for draft in folder.rglob(f".*{_DRAFT}"):
+            draft.unlink()
         for level, n, width in tiles_of(source.size):
             if not (place := folder / tile_path(level, n, width)).exists():
                 _write(place, b"".join(source.tile(level, n)[:width]))
@@ -122,6 +131,18 @@ def verify_tiles(folder: Path, verifiers: Iterable[VerifierKey], origin: str | N
         raise AuditTamperedError(f"The entries are not those of the checkpoint of {checkpoint.size}: one was changed, dropped, moved or forged.")
     _see_no_other_file(folder, checkpoint.size)
     return checkpoint
+
+
+def _see_that_it_grows(source: TileSource, folder: Path) -> None:
+    if not (folder / "checkpoint").exists():
+        return
+    published = Checkpoint.parse(parse_note(_read(folder / "checkpoint"))[0])
+    if published.origin != Checkpoint.parse(parse_note(source.checkpoint)[0]).origin:
+        raise AuditTamperedError("Another log was published in this folder; choose another one.")
+    if published.size > source.size or source.root_at(published.size) != published.root:
+        raise AuditTamperedError(
+            f"What was published, {published.size} records, is not how this log of {source.size} began: it was changed, or put back to an older copy."
+        )
 
 
 def _grow(tree: Frontier, hashes: list[bytes], rows: list[list[bytes]]) -> None:
@@ -187,7 +208,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
+    draft = path.with_name(f".{path.name}{_DRAFT}")
     with draft.open("wb") as file:
         file.write(content)
         file.flush()

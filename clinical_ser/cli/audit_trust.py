@@ -12,7 +12,7 @@ import typer
 from clinical_ser.audit.answering import operator
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.cosignatures import SignerCosigner, timestamp_of
+from clinical_ser.audit.cosignatures import Ed25519Cosigner, timestamp_of
 from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.notes import Algorithm, NoteSigner, VerifierKey
@@ -191,7 +191,7 @@ def _opened(folder: Path) -> Witness:
 
 
 def _cosigners(keys: LogKeys) -> list[NoteSigner]:
-    return [SignerCosigner(signer) if signer.key.algorithm is Algorithm.ED25519 else signer for signer in keys.signers]
+    return [Ed25519Cosigner(signer) if signer.key.algorithm is Algorithm.ED25519 else signer for signer in keys.signers]
 
 
 # --- Time stamps --------------------------------------------------------------------------------------------------------------------------

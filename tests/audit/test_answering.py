@@ -8,7 +8,7 @@ import pytest
 import clinical_ser
 from clinical_ser.audit.answering import Recorder, operator
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.events import Actor, Inference, ModelChange, QualityRejection, ReportAction, Role
+from clinical_ser.audit.events import Actor, Inference, ModelChange, Notice, QualityRejection, ReportAction, Role
 from clinical_ser.errors import AuditBusyError, AuditSetupError, BundleError
 from clinical_ser.folders import user_folder
 from clinical_ser.screening.screener import Screener
@@ -87,6 +87,13 @@ def test_an_answer_without_a_person_is_found_and_erased_by_its_own_record(site, 
     with site.read() as reader:
         assert reader.named(f"clinical-ser:result:{told.digest}") == [1]
         assert reader.record(1).event.subject_tag is not None
+
+
+def test_an_answer_says_which_notice_the_person_was_given(site, told):
+    Recorder.find(subject="MRN-1").answer(told)
+    Recorder.find().record(Notice(actor=ACTOR, text_version="2026-08"), subject="MRN-1")
+    Recorder.find(subject="MRN-1").answer(told)
+    assert [record.payload.notice for record in records(site) if isinstance(record.payload, Inference)] == [None, "2026-08"]
 
 
 def test_a_report_shares_the_person_of_its_answer(site, told):

@@ -25,7 +25,7 @@ ORIGIN = "example.com/log"
 ROOT = hashlib.sha256(b"root").digest()
 CHECKPOINT = Checkpoint(ORIGIN, 5, ROOT)
 LOG = Ed25519Signer(ORIGIN, Ed25519PrivateKey.from_private_bytes(bytes(32)))
-WITNESS = Ed25519Cosigner("w.example/1", Ed25519PrivateKey.from_private_bytes(b"w" * 32), clock=lambda: 1_700_000_000)
+WITNESS = Ed25519Cosigner(Ed25519Signer("w.example/1", Ed25519PrivateKey.from_private_bytes(b"w" * 32)), clock=lambda: 1_700_000_000)
 PQ_LOG = MlDsa44Cosigner(ORIGIN, MLDSA44PrivateKey.from_seed_bytes(bytes(32)), clock=lambda: 1_700_000_000)
 
 

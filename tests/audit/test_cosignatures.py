@@ -75,7 +75,7 @@ ML_DSA = MLDSA44PrivateKey.from_seed_bytes(bytes(32))
 
 def cosigner(kind: str, name: str = NAME, now: float = NOW) -> Ed25519Cosigner | MlDsa44Cosigner:
     if kind == "Ed25519":
-        return Ed25519Cosigner(name, ED25519, clock=lambda: now)
+        return Ed25519Cosigner(Ed25519Signer(name, ED25519), clock=lambda: now)
     return MlDsa44Cosigner(name, ML_DSA, clock=lambda: now)
 
 

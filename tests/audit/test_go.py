@@ -93,7 +93,7 @@ def assert_go_refuses(done: subprocess.CompletedProcess[str], reason: str) -> No
 
 def test_a_checkpoint_with_all_kinds_of_signatures_is_accepted_by_go(go_verifier: GoVerifier, tmp_path: Path):
     private = Ed25519PrivateKey.generate()
-    others = [Ed25519Cosigner("w.example/1", private), MlDsa44Cosigner(ORIGIN, MLDSA44PrivateKey.generate())]
+    others = [Ed25519Cosigner(Ed25519Signer("w.example/1", private)), MlDsa44Cosigner(ORIGIN, MLDSA44PrivateKey.generate())]
     note = Checkpoint(ORIGIN, 600, root_of(LEAVES)).sign([*others, LOG])
     assert_go_accepts(go_verifier("checkpoint", VKEY, write(tmp_path, "checkpoint", note)))
 

@@ -8,7 +8,7 @@ from clinical_ser.audit.log import Entry
 from clinical_ser.audit.merkle import TILE_WIDTH
 from clinical_ser.audit.tiles import publish_tiles, tile_path, tiles_of, verify_tiles
 from clinical_ser.errors import AuditError, AuditFormatError, AuditTamperedError, AuditUnavailableError
-from tests.audit.log_maker import make_log, names_of, payload_of
+from tests.audit.log_maker import database_file, make_log, names_of, payload_of
 
 
 def grow(site, records, prefix="record"):
@@ -156,6 +156,34 @@ def test_another_log_s_folder_is_not_verified_with_these_keys(tmp_path):
     published(other, tmp_path / "www")
     with pytest.raises(AuditTamperedError):
         verified(site, tmp_path / "www")
+
+
+def test_another_log_or_an_older_one_is_not_published_over(tmp_path):
+    site, other, folder = make_log(tmp_path / "a"), make_log(tmp_path / "b", origin="other.example/log"), tmp_path / "www"
+    twin = make_log(tmp_path / "c")
+    for each, records in ((site, 3), (other, 3), (twin, 5)):
+        grow(each, records)
+    published(site, folder)
+    for each in (other, twin):
+        with pytest.raises(AuditTamperedError):
+            published(each, folder)
+    older = database_file(site).read_bytes()
+    grow(site, 1, "more")
+    published(site, folder)
+    database_file(site).write_bytes(older)
+    with pytest.raises(AuditTamperedError, match="older copy"):
+        published(site, folder)
+    assert verified(site, folder).size == 4
+
+
+def test_what_an_interrupted_publication_left_is_cleared(tmp_path):
+    site, folder = make_log(tmp_path / "site", records=3), tmp_path / "www"
+    published(site, folder)
+    (folder / "tile/0/000.p/.3.tmp").write_bytes(b"half")
+    with pytest.raises(AuditTamperedError):
+        verified(site, folder)
+    published(site, folder)
+    assert verified(site, folder).size == 3
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):

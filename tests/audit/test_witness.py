@@ -99,7 +99,7 @@ def consistency(old: int, leaves: list[bytes], *, whole: bool) -> list[bytes]:
 
 LOG = GrowingLog()
 FORK = GrowingLog(forked_at=2)
-COSIGNER = Ed25519Cosigner("witness.example/w1", ed25519(WITNESS_SEED))
+COSIGNER = Ed25519Cosigner(Ed25519Signer("witness.example/w1", ed25519(WITNESS_SEED)))
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_log_may_sign_post_quantum(path: Path) -> None:
 
 def test_the_same_size_may_be_cosigned_again_for_a_newer_time(path: Path) -> None:
     now = iter([100, 200])
-    cosigner = Ed25519Cosigner("witness.example/w1", ed25519(WITNESS_SEED), clock=lambda: next(now))
+    cosigner = Ed25519Cosigner(Ed25519Signer("witness.example/w1", ed25519(WITNESS_SEED)), clock=lambda: next(now))
     with Witness.create(path, {ORIGIN: LOG.keys}, [cosigner]) as witness:
         answers = [witness.add_checkpoint(LOG.request(old, 5)) for old in (0, 5)]
     assert [timestamp_of(signature.signature) for lines in answers for signature in cosignatures(LOG.note(5), lines)] == [100, 200]

@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from clinical_ser.audit.checkpoint import HASH_BYTES
 from clinical_ser.audit.events import MAX_LEAF_BYTES, MAX_PAYLOAD_BYTES, Event, Payload, canonical
 from clinical_ser.audit.exports.fhir_resources import PSEUDONYM, Maker
 from clinical_ser.audit.exports.fhir_rules import check_resource
 from clinical_ser.audit.exports.packet import Findings, Packet, PacketWriter
 from clinical_ser.audit.exports.selection import Order, Selection
 from clinical_ser.audit.exports.shown import committed
-from clinical_ser.audit.merkle import Frontier, leaf_hash, verify_inclusion
+from clinical_ser.audit.merkle import HASH_BYTES, Frontier, leaf_hash, verify_inclusion
 from clinical_ser.audit.notes import NoteSigner, decode_base64
 from clinical_ser.audit.records import LogReader, Record
 from clinical_ser.errors import AuditFormatError, AuditTamperedError

@@ -33,6 +33,7 @@ from typing import Annotated, BinaryIO, Literal, NoReturn, Self, cast
 
 from pydantic import Field, ValidationError
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.events import Hex32, ShortText
 from clinical_ser.audit.notes import MAX_NOTE_BYTES, Algorithm, NoteSigner, VerifierKey, open_note, parse_note, sign_note
@@ -285,11 +286,11 @@ class PacketWriter:
             with PacketFile(self._draft / name, lambda _sha256, _size: None) as file:
                 file.write(raw)
         with _refused_by_system():
-            _sync_folder(self._draft)
+            sync_folder(self._draft)
             self._check_place()
             # One step (rename(2), POSIX.1-2017); it fails by itself if a file or a full folder came between.
             self._draft.rename(self._target)
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
         self.digest = hashlib.sha256(content).hexdigest()
 
     def _check_place(self) -> None:
@@ -497,14 +498,6 @@ def _open_file(folder: Path, name: str) -> BinaryIO:
 
 def _refuse_other_than_file(name: str) -> NoReturn:
     raise AuditTamperedError(f"{name} is a link, a folder or a device, and an export holds files.")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
