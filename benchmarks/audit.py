@@ -183,7 +183,7 @@ def erased(site: LogConfiguration) -> dict[str, object]:
     """Erase one subject of a large log; the file is written anew."""
     with site.write() as log:
         size, started = log.size, time.perf_counter()
-        gone = erase(log, "subject 7", reason="benchmark", basis="GDPR Art. 17(1)", actor=ACTOR)
+        gone = erase(log, "subject 7", reason="benchmark", basis="GDPR Art. 17(1)", actor=ACTOR).records
         return {"": f"erase a subject with {len(gone):,} of {size:,} records", "s": f"{time.perf_counter() - started:.1f}"}
 
 

@@ -266,6 +266,8 @@ def test_a_payload_that_nobody_erased_is_missed(site):
         database.execute("DELETE FROM names WHERE idx = 3")
     with pytest.raises(AuditTamperedError, match="Record 3"):
         verify(site)
+    with site.read() as reader, pytest.raises(AuditTamperedError, match="Record 3"):
+        list(reader.records())
 
 
 def test_a_key_that_nobody_destroyed_is_missed(site):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.audit.log import Entry
 from clinical_ser.audit.merkle import verify_consistency
 from clinical_ser.errors import AuditConflictError
 from tests.audit.faults.driving import FULL, Writer, assert_nothing_twice, check, next_after
@@ -100,38 +101,14 @@ def test_a_key_that_many_threads_use_at_once_makes_one_record(tmp_path: Path) ->
 
 def test_in_one_commit_a_key_makes_one_record_and_another_content_is_refused(tmp_path: Path) -> None:
     configuration = make_log(tmp_path)
-    answers: dict[int, object] = {}
     with configuration.write() as log:
-
-        def ask(number: int) -> None:
-            try:
-                # Every third asks for something else under the same name.
-                answers[number] = log.append(payload_of("one" if number % 3 else "two"), idempotency_key="key")
-            except AuditConflictError as error:
-                answers[number] = error
-
-        asking = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
-        first = threading.Thread(target=append, args=(log, "first"))
-        # While the database is lent out nothing commits: once a first request has been taken up, all of these wait for the same next commit.
-        with log.exclusively():
-            first.start()
-            _wait_until(lambda: first.is_alive() and not log._waiting)
-            for thread in asking:
-                thread.start()
-            _wait_until(lambda: len(log._waiting) == len(asking))
-        first.join()
-        for thread in asking:
-            thread.join()
-        assert log.size == 2
-    refused = {number for number, answer in answers.items() if isinstance(answer, AuditConflictError)}
+        # Every third asks for something else under the same name; all of them are in one commit.
+        requests = [log._request([Entry(payload_of("one" if number % 3 else "two"))], "key") for number in range(9)]
+        with log._held():
+            log._commit(requests)
+        assert log.size == 1
+    refused = {number for number, request in enumerate(requests) if isinstance(request.error, AuditConflictError)}
     # Whichever came first holds the key; all of the other content are refused, and nobody else is.
-    assert refused in ({0, 3, 6}, {1, 2, 4, 5, 7, 8})
+    assert refused == {1, 2, 4, 5, 7, 8}
+    assert {receipt.index for request in requests for receipt in request.receipts or ()} == {0}
     verify(configuration)
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if condition():
-            return
-        time.sleep(0.001)
-    raise AssertionError("it did not come to this")
