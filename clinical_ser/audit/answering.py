@@ -270,9 +270,9 @@ def about_result(reader: DatabaseReader, payload: Payload, subject: str | None, 
     [name] = payload.records()
     persons = persons_of(reader, name)
     if subject is not None:
-        known = {index for indices in persons.values() for index in indices}
+        known = set(reader.about(name))
         if known and known.isdisjoint(reader.named(subject)):
-            raise AuditSetupError("The log has this answer, and not under the subject that was named. Nothing was recorded.")
+            raise AuditSetupError("The log has this answer under another person, or without one, and not under the one named. Nothing was recorded.")
         return Entry(payload, subject=subject, **about)
     if len(persons) > 1:
         raise AuditSetupError("The log has this answer under several persons: say whose with --subject. Nothing was recorded.")

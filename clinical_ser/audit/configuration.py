@@ -226,7 +226,9 @@ class LogConfiguration:
         keys = self.load_keys()
         kept = [note] if (note := Pin(self.pin, keys.verifiers).note()) else []
         with contextlib.closing(self.connect()) as database, contextlib.closing(self.open_vault()) as vault:
-            return verify_log(database, keys.verifiers, vault=vault, retained=[*kept, *retained], tree_only=tree_only, report=report)
+            found = verify_log(database, keys.verifiers, vault=vault, retained=[*kept, *retained], tree_only=tree_only, report=report)
+        found.checkpoints, found.pinned = len(retained), bool(kept)
+        return found
 
     def load_keys(self) -> LogKeys:
         """Return the log's keys; AuditKeyError where they are another log's."""

@@ -7,7 +7,7 @@ finishes it, and until then `verify` says that an erasure is unfinished.
 import contextlib
 from dataclasses import dataclass
 
-from clinical_ser.audit.events import MODEL, RECORD, Actor, Erasure, LegalHold, Outcome, Purpose
+from clinical_ser.audit.events import MODEL, RECORD, Actor, Erasure, Inference, LegalHold, Outcome, Purpose, QualityRejection
 from clinical_ser.audit.log import AuditLog, Entry, Exclusive
 from clinical_ser.audit.ranges import Ranges
 from clinical_ser.audit.reading import DatabaseReader
@@ -81,7 +81,8 @@ def erase(log: AuditLog, subject: str, *, reason: str, basis: str, actor: Actor)
         for each in own:
             for hold in active_holds(reader, each):
                 refused = Erasure(actor=actor, erased="", reason=reason, basis=basis)
-                inside.record([Entry(refused, outcome=Outcome.REFUSED, purpose=Purpose.COMPLIANCE)])
+                # Under the person, who may ask what was refused.
+                inside.record([Entry(refused, subject=each, outcome=Outcome.REFUSED, purpose=Purpose.COMPLIANCE)])
                 raise LegalHoldError(f"Nothing was erased: record {hold} places these records under a legal hold, which has to be released first.")
         indices = sorted({index for indices in own.values() for index in indices})
         for chunk in (indices[at : at + _RANGES_A_TOMBSTONE] for at in range(0, len(indices), _RANGES_A_TOMBSTONE)):
@@ -104,9 +105,9 @@ def anonymous_copies(reader: LogReader, subject: str) -> list[str]:
         name: None
         for index in reader.named(subject)
         for record in reader.records(index, index + 1)
-        if record.payload
+        # What was only said about an answer, a review under a mistyped name say, does not make it this person's.
+        if isinstance(record.payload, Inference | QualityRejection)
         for name in record.payload.records()
-        if name.startswith(RECORD)
     }
     return [name for name in answers if name != subject and reader.named(name)]
 

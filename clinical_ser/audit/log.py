@@ -613,7 +613,7 @@ class AuditLog:
                     f"The last records do not fit the signed head of {head.size}; `audit verify` says where they part. Nothing was written."
                 )
             if self._pin:
-                self._pin.check(head, prover)
+                self._pin.check(head, prover.root)
             self._note, self._pinned = note, head.size
             first = head.size // TILE_WIDTH * TILE_WIDTH
             recent = self._database.query("SELECT leaf FROM leaves WHERE idx >= ? ORDER BY idx", (first,))

@@ -39,7 +39,6 @@ def printed_checkpoint(note: str) -> str:
     return _SHEET.format(
         origin=_wrapped(checkpoint.origin),
         size=checkpoint.size,
-        grouped=f"{checkpoint.size:_}".replace("_", " "),
         root="\n".join(f"    {line}" for line in _groups_of_four(checkpoint.root)),
         base64=base64.b64encode(checkpoint.root).decode("ascii"),
         signatures="\n".join(_wrapped(_signer(signature)) for signature in signatures),
@@ -71,7 +70,7 @@ Log (origin)
 {origin}
 
 Records in the log (tree size)
-    {size}   ({grouped})
+    {size}
 
 Root hash over all of them (RFC 6962, SHA-256), in hex, to read aloud
 {root}
@@ -83,14 +82,14 @@ Signatures on the checkpoint: who, and the key's id
 {signatures}
 
 How to use this sheet
-    1. Now: have the checkpoint verified on screen, and compare size and root
-       hash with this sheet, group by group: one person reads, one checks.
+    1. Now: run   clinical-ser audit verify --size {size} --printed "HASH"
+       with the hash typed from this sheet (hex, blanks may stay), group by
+       group: one person reads, one types.
     2. Both persons sign and date below. Keep the sheet where the people who
        run the log cannot reach it, and a copy in another place.
-    3. Later: have the log prove that its tree of this size has this root
-       hash, and type the hash from this sheet. If it does not match, records
-       of that time were changed, removed or slipped in: leave everything as
-       it is, and tell the person responsible for security.
+    3. Later: run the same command, typing from this sheet. If it does not
+       match, records of that time were changed, removed or slipped in: leave
+       everything as it is, and tell the person responsible for security.
 
 I compared size and root hash with the verified checkpoint; they agree.
 

@@ -6,12 +6,11 @@ grows, so that whoever restores the database alone is told before the log signs 
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.checkpoint import Checkpoint
-from clinical_ser.audit.merkle import Prover
 from clinical_ser.audit.notes import VerifierKey
 from clinical_ser.errors import AuditTamperedError, AuditUnavailableError
 
@@ -47,8 +46,8 @@ class Pin:
         note = self.note()
         return None if note is None else Checkpoint.open(note, self._verifiers)[0]
 
-    def check(self, head: Checkpoint, prover: Prover) -> None:
-        """Raise AuditTamperedError unless the log has grown from what was kept."""
+    def check(self, head: Checkpoint, root_at: Callable[[int], bytes]) -> None:
+        """Raise AuditTamperedError unless the log has grown from what was kept; `root_at` gives its root at a size."""
         kept = self.read()
         if kept is None:
             return
@@ -57,7 +56,7 @@ class Pin:
                 f"The log has {head.size} records and had {kept.size}: it was put back to an older copy, or its end was cut off. "
                 "Nothing was written. Restore the newer copy; if there is none, begin a new log (docs/compliance.md)."
             )
-        if kept.origin != head.origin or prover.root(kept.size) != kept.root:
+        if kept.origin != head.origin or root_at(kept.size) != kept.root:
             raise AuditTamperedError(f"The first {kept.size} records are not those that were kept beside the keys: the log was exchanged or changed.")
 
     def keep(self, note: str) -> None:

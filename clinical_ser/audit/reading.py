@@ -193,7 +193,9 @@ class DatabaseReader:
         # Up to the head, whichever checkpoint this reader stands on.
         leaves = self._database.stream("SELECT idx, leaf FROM leaves WHERE idx < ? ORDER BY idx", (self._whole,))
         for index in [index for index, leaf in leaves if _TOMBSTONE in leaf]:
-            [(leaf, sealed)] = self._database.query("SELECT leaf, data FROM leaves JOIN sealed USING (idx) WHERE idx = ?", (index,)) or [(b"", b"")]
+            # Refused ones are filed under their persons, and erased nothing.
+            own = "SELECT leaf, data FROM leaves JOIN sealed USING (idx) WHERE idx = ? AND subject IS NULL"
+            [(leaf, sealed)] = self._database.query(own, (index,)) or [(b"", b"")]
             told = self._record(index, leaf, None, sealed).payload if sealed else None
             spans += [told.erased] if isinstance(told, Erasure) else []
         return Ranges.joined(map(Ranges.parse, spans))

@@ -13,7 +13,7 @@ from typing import Protocol
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, leaf_hash, perfect_root
 from clinical_ser.audit.notes import VerifierKey, parse_note
-from clinical_ser.errors import AuditFormatError, AuditTamperedError, AuditUnavailableError
+from clinical_ser.errors import AuditFormatError, AuditSetupError, AuditTamperedError, AuditUnavailableError
 
 ENTRIES = "entries"
 _LENGTH_BYTES = 2
@@ -84,6 +84,8 @@ def publish_tiles(source: TileSource, folder: Path) -> int:
     ------
     AuditUnavailableError
         A file cannot be written; the checkpoint that is there still fits the tiles.
+    AuditSetupError
+        The folder holds other files.
     AuditTamperedError
         The folder holds another log, or what this one was before it was changed, or a larger one.
     """
@@ -134,6 +136,10 @@ def verify_tiles(folder: Path, verifiers: Iterable[VerifierKey], origin: str | N
 
 
 def _see_that_it_grows(source: TileSource, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (path.is_file() and name != "checkpoint" and not _PATH.fullmatch(name) and not name.endswith(_DRAFT)):
+            raise AuditSetupError("The folder holds other files, which would be published along; choose a new one.")
     if not (folder / "checkpoint").exists():
         return
     published = Checkpoint.parse(parse_note(_read(folder / "checkpoint"))[0])

@@ -39,7 +39,10 @@ class VerifiedLog:
     signed_by
         The keys whose signatures on the head fit, as `name+id`.
     checkpoints
-        How many older checkpoints it was held against; 0 means that a log that was put back to an older copy would look like this too.
+        How many older checkpoints that were brought along it was held against; with 0, and none `pinned`, a log that was put back to an older
+        copy would look like this too.
+    pinned
+        Whether it was held against the head that is kept beside the keys.
     opened, sealed, erased
         Payloads that fit what their records commit to; those for which no key was at hand; those that a tombstone says were destroyed.
     kinds
@@ -57,6 +60,7 @@ class VerifiedLog:
     root: bytes
     signed_by: tuple[str, ...]
     checkpoints: int = 0
+    pinned: bool = False
     opened: int = 0
     sealed: int = 0
     erased: int = 0

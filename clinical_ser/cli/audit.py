@@ -17,7 +17,7 @@ import typer
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, AuditExport, Purpose
+from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, AuditExport, Event, Inference, Purpose, QualityRejection
 from clinical_ser.audit.exports.packet import Verified as VerifiedExport
 from clinical_ser.audit.exports.packet import verify_export
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
@@ -28,6 +28,7 @@ from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.records import Record
 from clinical_ser.audit.tiles import publish_tiles, verify_tiles
 from clinical_ser.audit.verifying import VerifiedLog
+from clinical_ser.audit.witness import COSIGNATURE_TYPES
 from clinical_ser.cli import audit_acts, audit_trust
 from clinical_ser.cli.console import check_output_file, complain, literal, output, print_line, program, progress
 from clinical_ser.cli.results import read_result
@@ -41,7 +42,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 Key = Annotated[
     list[str], typer.Option("--key", help="A verifier key of the log (`audit keys list` shows it), got from its owner by another way; repeatable.")
 ]
-Day = typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD")
+Since = typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="From this day on, UTC.")
+Until = typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="Up to the end of this day, UTC.")
 Witness = Annotated[list[str] | None, typer.Option("--witness", help="A witness's verifier key: fail unless it cosigned (repeatable).")]
 Cosigned = Annotated[bool, typer.Option("--cosigned", help="As of the newest checkpoint that a witness cosigned, and not as of now.")]
 MAX_FILE_BYTES = 1 << 20
@@ -107,6 +109,7 @@ def _newest(log: DatabaseReader, about: str | None) -> Iterable[Record]:
 
 
 def _found(log: DatabaseReader, about: str) -> list[int]:
+    about = audit_acts.as_record(about) or about
     return log.about(about) if about.startswith((RECORD, MODEL)) else log.named(about)
 
 
@@ -133,6 +136,8 @@ def verify(
         found = configuration.verify(retained=retained, tree_only=tree, report=report)
     if printed is not None and size is not None:
         _check_printed(configuration, printed, size)
+        if not as_json:
+            output.print(f"[green]The first {size} records are those of the printed page.[/green]")
     records = []
     if record is not None:
         with configuration.read() as log:
@@ -166,7 +171,9 @@ def prove(
     for path, content in ((out, proof.text.encode()), (leaf_file, record.leaf)):
         with replaced(path) as draft:
             draft.write_bytes(content)
-    output.print(f"Written: {literal(out)} and {literal(leaf_file)}. To check them: {program()} audit check {literal(out)} --key KEY")
+    output.print(
+        f"Written: {literal(out)} and {literal(leaf_file)}, of record {index}. To check them: {program()} audit check {literal(out)} --key KEY"
+    )
 
 
 @app.command()
@@ -191,7 +198,8 @@ def check(
         output.print(
             f"[green]In order.[/green] The leaf is record {file.index} of {literal(checkpoint.origin)}, which had {checkpoint.size} records."
         )
-        output.print(f"  Signed by {literal(', '.join(signed))}")
+        event = Event.parse(content)
+        output.print(f"  It says: {event.kind}, {event.outcome}, {event.time[:19].replace('T', ' ')} UTC. Signed by {literal(', '.join(signed))}")
 
 
 @app.command("checkpoint")
@@ -258,8 +266,8 @@ def export(
     subject: Annotated[
         str | None, typer.Option(help="Whom it is about (accounting, access; else only this person's records), as your site names the person.")
     ] = None,
-    since: Annotated[datetime | None, Day] = None,
-    until: Annotated[datetime | None, Day] = None,
+    since: Annotated[datetime | None, Since] = None,
+    until: Annotated[datetime | None, Until] = None,
     kind: Annotated[list[str] | None, typer.Option(help="jsonl, csv, fhir: only this kind of event (repeatable).")] = None,
     payloads: Annotated[bool, typer.Option("--payloads", help="jsonl, csv, fhir: with what is held of persons; ai-act: of the system.")] = False,
     result: Annotated[list[Path] | None, typer.Option(help="access: a result (.json) to include (repeatable).")] = None,
@@ -292,9 +300,12 @@ def export(
         summarise=summarise,
     )
     configuration = LogConfiguration.required()
+    if wanted.since and wanted.until and wanted.since > wanted.until:
+        raise InvalidValueError("--until", "before --since", "a later day")
     if os.path.lexists(out):
         raise InvalidValueError("--output", "something that is there", "the name of a new folder")
     draft = out.with_name(f".{out.name}.unrecorded")
+    shutil.rmtree(draft, ignore_errors=True)
     recorder = Recorder.find()
     about = {"actor": recorder.actor, "form": form.value, "recipient": recipient}
     audit_acts.made(AuditExport, **about, first=None, last=None, digest=None)
@@ -368,6 +379,8 @@ def check_witnesses(note: str, keys: Sequence[str] | None) -> list[str]:
     """Return which witnesses cosigned a checkpoint; AuditTamperedError where one that was named did not."""
     text, signatures = parse_note(note)
     for key in parse_keys(keys or ()):
+        if key.algorithm not in COSIGNATURE_TYPES:
+            raise InvalidValueError("--witness", "a key that is no witness's (the log's own?)", "what `audit witness init` printed to its owner")
         if not any(each.name == key.name and each.key_id == key.key_id and key.fits(text.encode(), each.signature) for each in signatures):
             raise AuditTamperedError(f"The witness {key.name} did not cosign this checkpoint.")
     return [str(key).rpartition("+")[0] for key in parse_keys(keys or ())]
@@ -383,7 +396,7 @@ def _check_printed(configuration: LogConfiguration, typed: str, size: int) -> No
 
 def parse_keys(texts: Sequence[str]) -> list[VerifierKey]:
     """Return verifier keys, each once; AuditFormatError for what is none."""
-    return list(dict.fromkeys(VerifierKey.parse(text) for text in texts))
+    return list(dict.fromkeys(VerifierKey.parse("".join(text.split())) for text in texts))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -414,8 +427,8 @@ def as_object(record: Record) -> dict[str, object]:
 
 def _record_named(what: str) -> str:
     """Return the record of a result that is named, or that a file holds."""
-    if what.startswith((RECORD, MODEL)):
-        return what
+    if record := audit_acts.as_record(what):
+        return record
     result = read_result(Path(what))
     if result is None:
         raise InvalidValueError("WHAT", "a file that is no result", f"a result (.json) of `screen --json`, or a record ({RECORD}…)")
@@ -424,6 +437,7 @@ def _record_named(what: str) -> str:
 
 def _record_look(records: Sequence[Record], about: str | None) -> None:
     """Record, before it is shown, that someone looked at what the log holds of persons."""
+    about = about and (audit_acts.as_record(about) or about)
     if not any(record.state == "open" for record in records):
         return
     recorder = Recorder.find()
@@ -437,7 +451,10 @@ def _record_look(records: Sequence[Record], about: str | None) -> None:
 
 
 def _first_answer(log: DatabaseReader, record: str) -> int:
-    indices = log.about(record)
+    indices = [index for index in log.about(record) if log.record(index).event.kind in {Inference.kind, QualityRejection.kind}]
+    if len(indices) > 1:
+        listed = ", ".join(map(str, indices))
+        raise InvalidValueError("WHAT", "an answer that was given several times", f"the index of one of its records: {listed}")
     if not indices:
         raise AuditSetupError("The log has no record of this result: it was given elsewhere, or was erased.")
     return indices[0]
@@ -476,6 +493,7 @@ def _as_dict(found: VerifiedLog) -> dict[str, object]:
         "root": found.root.hex(),
         "signed_by": found.signed_by,
         "checkpoints": found.checkpoints,
+        "head_beside_the_keys": found.pinned,
         "opened": found.opened,
         "sealed": found.sealed,
         "erased": found.erased,
@@ -493,11 +511,11 @@ def _show_verified(found: VerifiedLog) -> None:
     if found.kinds:
         output.print(f"  {found.opened} payloads fit what their records commit to; {found.erased} were erased.")
         output.print(f"  {', '.join(f'{count} {kind}' for kind, count in sorted(found.kinds.items()))}")
-    output.print(
-        f"  Held against {found.checkpoints} checkpoints kept outside of the log."
-        if found.checkpoints
-        else "  [yellow]![/yellow] Held against no checkpoint kept outside of the log: one that was put back to an older copy would look the same."
-    )
+    brought = f"{found.checkpoints} brought along" if found.checkpoints else "none brought along (--checkpoint)"
+    if found.pinned or found.checkpoints:
+        output.print(f"  Checkpoints that it was held against: {'the head beside the keys, and ' if found.pinned else ''}{brought}.")
+    else:
+        output.print("  [yellow]![/yellow] Held against no checkpoint kept outside of the log: one put back to an older copy would look the same.")
     if found.anomalies:
         first = ", ".join(map(str, found.clock_anomalies))
         output.print(f"  [yellow]![/yellow] The clock went wrong at {found.anomalies} records (first {first}); their order is that of the log.")

@@ -10,10 +10,11 @@ from pydantic import ValidationError
 
 from clinical_ser.audit.answering import about_result, operator
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.erasing import active_holds
+from clinical_ser.audit.erasing import active_holds, anonymous_copies
 from clinical_ser.audit.erasing import erase as erase_subject
 from clinical_ser.audit.events import RECORD, Actor, Disclosure, Erasure, LegalHold, Notice, Payload, Purpose, ReportAction, Review, Role, Signed
 from clinical_ser.audit.log import Entry
+from clinical_ser.audit.ranges import Ranges
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.cli.console import complain, literal, output
 from clinical_ser.errors import AuditSetupError, InvalidValueError
@@ -28,6 +29,7 @@ Who = Annotated[str | None, typer.Option("--actor", help="Who does it, as your s
 
 _EXCEPTED = {Purpose.TREATMENT, Purpose.PAYMENT, Purpose.OPERATIONS}
 """45 CFR 164.528(a)(1)(i)."""
+_DIGEST_DIGITS = 64
 _Made = TypeVar("_Made", bound=Strict)
 
 
@@ -52,7 +54,7 @@ def review(
     record: Record,
     decision: Annotated[Decision, typer.Option(help="What you decided.")],
     reason: Reason,
-    name: Annotated[str | None, typer.Option(help="Your printed name: it signs the review (21 CFR 11.50).")] = None,
+    name: Annotated[str | None, typer.Option(help="Your printed name, shown with the review; no electronic signature.")] = None,
     subject: Whose = None,
     actor: Who = None,
 ) -> None:
@@ -111,6 +113,9 @@ def disclose(
 
 def notice(subject: Subject, version: Annotated[str, typer.Option(help="Which version of the text.")], actor: Who = None) -> None:
     """Record that a person was told that such a system will be used (AI Act Art. 50(3))."""
+    with LogConfiguration.required().read() as log:
+        if not log.named(subject):
+            complain("Note", "this is the log's first record of this person; is the name spelled as it will be at the screening?")
     _record_of(subject, made(Notice, actor=_actor(actor, Role.CLINICIAN), text_version=version), Purpose.COMPLIANCE)
 
 
@@ -147,13 +152,18 @@ def erase(
     configuration = LogConfiguration.required()
     who = _actor(actor, Role.COMPLIANCE)
     made(Erasure, actor=who, erased="", reason=reason, basis=basis)
+    subject = as_record(subject) or subject
     with configuration.read() as log:
-        times = [log.record(index).event.moment for index in log.named(subject)]
+        copies = [index for copy in anonymous_copies(log, subject) for index in log.named(copy)]
+        indices = sorted({*log.named(subject), *copies})
+        times = [log.record(index).event.moment for index in indices]
+        held = active_holds(log, subject)
     young = sum(datetime.now(UTC) - time < timedelta(days=configuration.retention_days) for time in times)
     if young:
         complain("Retention", f"{young} of {len(times)} records are younger than the {configuration.retention_days} days that this site keeps them.")
-    if times and not yes:
-        typer.confirm(f"Destroy the payloads of {len(times)} records, and of copies without the person's name, for good?", abort=True)
+    if times and not yes and not held:
+        without = f", among them {Ranges(copies)}, answered about the same recordings without the person's name" if copies else ""
+        typer.confirm(f"Destroy the payloads of {len(times)} records ({Ranges(indices)}{without}) for good?", abort=True)
     with configuration.write() as writer:
         erased = erase_subject(writer, subject, reason=reason, basis=basis, actor=who)
     if erased.finished:
@@ -184,11 +194,28 @@ def _actor(given: str | None, role: Role) -> Actor:
     return operator().model_copy(update={"role": role}) if given is None else made(Actor, id=given, role=role)
 
 
-def _digest(record: str) -> str:
-    digest = record.removeprefix(RECORD)
-    if not record.startswith(RECORD) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise InvalidValueError("RECORD", "not the record of a result", f"what the report prints: {RECORD} and 64 hex digits")
-    return digest
+def as_record(text: str) -> str | None:
+    """Return the record of a result that was copied or typed from a report, with what that brings along; None for other text.
+
+    Raises
+    ------
+    InvalidValueError
+        It begins like a record and is none: cut short, or mistyped.
+    """
+    typed = "".join(character for character in text if character.isprintable() and not character.isspace()).casefold()
+    digest = typed.removeprefix(RECORD)
+    if len(digest) == _DIGEST_DIGITS and not set(digest) - set("0123456789abcdef"):
+        return RECORD + digest
+    if typed.startswith(RECORD):
+        raise InvalidValueError("RECORD", "cut short, or mistyped", f"what the report prints: {RECORD} and {_DIGEST_DIGITS} hex digits")
+    return None
+
+
+def _digest(text: str) -> str:
+    record = as_record(text)
+    if record is None:
+        raise InvalidValueError("RECORD", "not the record of a result", f"what the report prints: {RECORD} and {_DIGEST_DIGITS} hex digits")
+    return record.removeprefix(RECORD)
 
 
 def _record_about(payload: Payload, subject: str | None, **about: Any) -> None:

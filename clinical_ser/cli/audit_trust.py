@@ -55,7 +55,8 @@ def rotate(source: Source = None) -> None:
     """Make a new signing key and destroy the old one's private half. What the old one signed still verifies."""
     configuration = LogConfiguration.required()
     _change_keys(configuration, lambda keys, size: keys.rotate(source, last_size=size))
-    output.print("Rotated. The new verifier keys, to give to whoever verifies, by a way they trust:")
+    output.print("Rotated. What the old key signed still verifies; it is believed about no larger log. The new verifier keys, to give to")
+    output.print("whoever verifies, by a way they trust, and to every witness (logs.toml):")
     for key in configuration.load_keys().active:
         print_line(str(key))
 
@@ -129,7 +130,7 @@ def write_request(
 def init_witness(
     folder: Annotated[Path, typer.Argument(help="A new folder for the witness's key and memory.")],
     name: Annotated[str, typer.Option(help="The witness's name: a URL without https://.")],
-    logs: Annotated[Path, typer.Option(help="The logs to witness (.toml): [[log]] tables with origin and keys.")],
+    logs: Annotated[Path, typer.Option(help="The logs to witness (.toml), each a table log with origin and keys (docs/compliance.md).")],
     key_source: Annotated[str, typer.Option(metavar="SOURCE", help="file, env:VARIABLE, or exec:PROGRAM.")] = "file",
 ) -> None:
     """Make a witness: a key of its own, and a memory of what it cosigned. Do it on another machine than the log's."""
@@ -147,13 +148,21 @@ def init_witness(
 def cosign(
     folder: Annotated[Path, typer.Argument(help="The witness's folder.")],
     request: Annotated[Path, typer.Argument(help="What `audit witness request` wrote.")],
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="Where to; the terminal otherwise.")] = None,
 ) -> None:
-    """Cosign a request that came as a file; the cosignature is printed, to be carried back."""
+    """Cosign a request that came as a file; the cosignature is to be carried back. It is given once: a lost one needs a new request."""
+    if out is not None:
+        check_output_file(out)
     witness = _opened(folder)
     try:
-        print_line(cosign_file(witness, request).removesuffix("\n"))
+        lines = cosign_file(witness, request)
     finally:
         witness.close()
+    if out is None:
+        print_line(lines.removesuffix("\n"))
+        return
+    with replaced(out) as draft:
+        draft.write_text(lines, encoding="utf-8")
 
 
 @witness_commands.command("add")
@@ -173,13 +182,14 @@ def add_cosignature(
 @witness_commands.command("serve")
 def serve_witness(
     folder: Annotated[Path, typer.Argument(help="The witness's folder.")],
-    host: Annotated[str, typer.Option(help="Another than this machine's own needs --certificate and --key.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Another than this machine's own needs --certificate and --private-key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535)] = 8470,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain (.pem).")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its private key (.pem).")] = None,
 ) -> None:
     """Answer add-checkpoint requests over HTTP (c2sp.org/tlog-witness) until stopped."""
     witness = _opened(folder)
+    output.print(f"Listening on {'https' if certificate else 'http'}://{literal(host)}:{port}; stop and start it again after a change of logs.toml.")
     try:
         serve(witness_app(witness), host, port, certificate=certificate, key=private_key)
     finally:

@@ -11,7 +11,9 @@ import typer
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.pin import Pin
 from clinical_ser.cli.console import FAILED, literal, output, print_json
 from clinical_ser.embeddings import find_encoder, list_encoders
 from clinical_ser.embeddings.registry import EncoderEntry, list_backends
@@ -163,6 +165,7 @@ def _audit() -> str:
     if site is None:
         return "none set up: answers are not recorded (`audit init`, docs/compliance.md)"
     with site.read() as log:
+        Pin(site.pin, site.load_keys().verifiers).check(Checkpoint(log.origin, log.size, log.root), log.root_at)
         alone = "no witness's cosignature: only a checkpoint kept elsewhere shows a rewritten log"
         kept = f"{log.witnesses} cosignatures of witnesses" if log.witnesses else alone
         return f"{site.origin}, {log.size} records; {kept}"

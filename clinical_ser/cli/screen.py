@@ -100,6 +100,8 @@ def screen(
         worst = worst or (NOT_USABLE if result.status is Status.NOT_USABLE else 0)
         if not as_json:
             show(result, place if len(audio) > 1 else "Result")
+            if recorded:
+                output.print(f"  [dim]Audit record {recorded.receipt.index}: clinical-ser:result:{result.digest}[/dim]")
         elif len(audio) == 1:
             print_line(result.model_dump_json(indent=2, ensure_ascii=True))
         else:

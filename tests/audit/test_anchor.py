@@ -409,7 +409,7 @@ def test_the_sheet_has_all_that_is_needed_to_compare() -> None:
     sheet = printed_checkpoint(note)
     root = LOG.checkpoint(34).root
     key_id = f"{COSIGNER.key.key_id:08x}"
-    for needed in (ORIGIN, "    34 ", base64.b64encode(root).decode(), "witness.example/w1", key_id, "Signature", "Date and time"):
+    for needed in (ORIGIN, "    34\n", base64.b64encode(root).decode(), "witness.example/w1", key_id, "Signature", "Date and time"):
         assert needed in sheet
     lines = sheet.splitlines()
     assert max(map(len, lines)) <= 78

@@ -127,7 +127,7 @@ def test_what_is_about_an_answer_of_several_persons_needs_the_person(site, told)
     assert Recorder.find(subject="MRN-2").answer(told).under_others
     with pytest.raises(AuditSetupError, match="several persons"):
         Recorder.find().report([told], "viewed", "html")
-    with pytest.raises(AuditSetupError, match="not under the subject"):
+    with pytest.raises(AuditSetupError, match="not under the one named"):
         Recorder.find(subject="MRN-3").report([told], "viewed", "html")
     Recorder.find(subject="MRN-2").report([told], "viewed", "html")
     with site.read() as reader:

@@ -7,7 +7,7 @@ import pytest
 from clinical_ser.audit import erasing
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.erasing import erase
-from clinical_ser.audit.events import Actor, Erasure, LegalHold, ModelChange, Outcome, Review, Role
+from clinical_ser.audit.events import Actor, Erasure, LegalHold, ModelChange, Outcome, QualityRejection, Review, Role
 from clinical_ser.audit.log import Entry
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
 from clinical_ser.errors import AuditConflictError, AuditSetupError, AuditTamperedError, AuditUnavailableError, LegalHoldError
@@ -122,7 +122,7 @@ def test_a_legal_hold_refuses_and_the_refusal_is_recorded(site):
     with site.read() as reader:
         refused = reader.record(7)
         assert (refused.event.kind, refused.event.outcome, refused.payload.erased) == ("erasure", Outcome.REFUSED, "")
-        assert reader.named("A") == [0, 2, 4, 6]
+        assert reader.named("A") == [0, 2, 4, 6, 7]
     assert verify(site).erased == 3
 
 
@@ -163,15 +163,18 @@ def test_a_hold_is_not_passed_by_naming_the_answer_and_nobody_else_s_records_go(
 
 def test_copies_that_named_no_person_go_with_the_person_and_so_does_their_hold(site):
     record = f"clinical-ser:result:{2:064x}"
+    answer = {"actor": ACTOR, "result": f"{2:064x}", "recording": "b" * 64, "duration_s": 1.5, "task": "t", "checks": ()}
+    rejection = QualityRejection(**answer, model_name="m", model_version="1")
     with site.write() as log:
-        log.append(review(2), subject=record)
+        log.append(rejection, subject="A")
+        log.append(rejection, subject=record)
         log.append(hold("placed"), subject=record)
-        with pytest.raises(LegalHoldError, match="record 7"):
+        with pytest.raises(LegalHoldError, match="record 8"):
             erase(log, "A", **WHY)
         log.append(hold("released"), subject=record)
-        assert str(erase(log, "A", **WHY).records) == "0,2,4,6-7,9"
+        assert str(erase(log, "A", **WHY).records) == "0,2,4,6-10"
     found = verify(site)
-    assert (found.erased, found.unfinished) == (6, 0)
+    assert (found.erased, found.unfinished) == (8, 0)
 
 
 def test_a_subject_is_found_however_the_name_was_typed(tmp_path):

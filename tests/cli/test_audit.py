@@ -163,6 +163,72 @@ def test_what_cannot_be_recorded_is_neither_shown_nor_written(run, site, bundle,
     assert sizes(site) == 2
 
 
+def test_a_record_is_found_however_it_was_copied(run, answered):
+    _, result = answered
+    record = RECORD + result.digest
+    spaced = "\u200b".join(record[at : at + 9] for at in range(0, len(record), 9)) + "\n "
+    for typed in (record, spaced, record.upper(), result.digest, result.digest.upper()):
+        assert run("audit", "verify", typed).code == 0, typed
+        assert run("audit", "list", "--about", typed, "--json").out.count("\n") >= 1
+    for typed in (RECORD + "36e4", record[:-1], record + "0"):
+        for words in (("verify", typed), ("list", "--about", typed), ("prove", typed, "-o", "x")):
+            assert run("audit", *words).code == 2, words
+
+
+def test_a_review_under_a_mistyped_name_is_refused_and_takes_no_answer_along(run, site, bundle, speech_wav, answered):
+    _, result = answered
+    done = run("audit", "review", RECORD + result.digest, "--decision", "agreed", "--reason", "r", "--subject", "MRN-TYPO")
+    assert done.code == 1
+    with site.read() as log:
+        assert log.named("MRN-TYPO") == []
+
+
+def test_an_answer_for_nobody_is_reviewed_for_nobody(run, site, bundle, speech_wav, tmp_path):
+    told = ScreeningResult.model_validate_json(run("screen", speech_wav, "--model", bundle, "--json").out)
+    words = ("audit", "review", RECORD + told.digest, "--decision", "agreed", "--reason", "r")
+    assert run(*words, "--subject", "MRN-118").code == 1
+    assert run(*words).code == 0
+    assert run("audit", "erase", "--subject", "MRN-118", "--reason", "x", "--yes").code == 1
+    assert json.loads(run("audit", "verify", "--json").out)["erased"] == 0
+
+
+def test_an_answer_that_was_given_twice_is_proved_by_its_index(run, site, bundle, speech_wav, answered, tmp_path):
+    path, _ = answered
+    run("screen", speech_wav, "--model", bundle, "--subject", "MRN-2", "--sex", "female", "--json")
+    done = run("audit", "prove", path, "-o", tmp_path / "p.tlog-proof")
+    assert done.code == 2
+    assert "1, 2" in done.err
+    assert run("audit", "prove", "2", "-o", tmp_path / "p.tlog-proof").code == 0
+
+
+def test_the_log_s_own_key_is_no_witness(run, answered, key, tmp_path):
+    run("audit", "prove", "1", "-o", tmp_path / "p.tlog-proof")
+    assert run("audit", "check", tmp_path / "p.tlog-proof", "--key", key + " ", "--witness", key).code == 2
+    assert run("audit", "check", tmp_path / "p.tlog-proof", "--key", key + " ").code == 0
+
+
+def test_nothing_is_published_into_a_folder_of_other_files(run, answered, tmp_path):
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "jane.wav").write_bytes(b"RIFF")
+    done = run("audit", "publish", tmp_path / "recordings")
+    assert done.code == 1
+    assert [path.name for path in (tmp_path / "recordings").iterdir()] == ["jane.wav"]
+
+
+def test_doctor_looks_whether_the_log_was_put_back(run, site, answered, tmp_path):
+    from pathlib import Path
+
+    database = Path(site.database.removeprefix("sqlite:"))
+    old = database.read_bytes()
+    run("audit", "notice", "MRN-1", "--version", "1")
+    assert "audit log" in run("doctor").out
+    database.write_bytes(old)
+    checks = [json.loads(line) for line in run("doctor", "--json").out.splitlines()]
+    [found] = [check for check in checks if check["what"] == "audit log"]
+    assert not found["ok"]
+    assert "older copy" in found["finding"]
+
+
 def test_a_subject_is_one_person(run, site, bundle, speech_wav):
     done = run("screen", speech_wav, speech_wav, "--model", bundle, "--subject", "MRN-1")
     assert done.code == 2
@@ -206,12 +272,14 @@ def test_a_person_is_erased_unless_a_hold_forbids_it(run, site, answered):
     refused = run("audit", "erase", "--subject", "MRN-1", *why)
     assert refused.code == 1
     assert "legal hold" in refused.err
+    with site.read() as log:
+        assert [log.record(index).event.kind for index in log.named("MRN-1")][-1] == "erasure", "who asks is told what was refused"
     assert run("audit", "release", "MRN-1", "--reason", "settled", "--authority", "court").code == 0
     done = run("audit", "erase", "--subject", "MRN-1", *why)
     assert done.code == 0, done.err
-    assert "4 records" not in done.out
+    assert "4 records (1-4)" in done.out
     found = json.loads(run("audit", "verify", "--json").out)
-    assert (found["erased"], found["unfinished_erasures"]) == (3, 0)
+    assert (found["erased"], found["unfinished_erasures"]) == (4, 0)
     again = run("audit", "erase", "--subject", "MRN-1", *why)
     assert again.code == 1
     assert "nothing of this subject" in again.out

@@ -490,7 +490,7 @@ def _report(told: events.ReportAction) -> str:
 
 
 def _review(told: events.Review) -> str:
-    signed = f" It was signed on {_minute(told.signature.time)} as {told.signature.meaning}." if told.signature else ""
+    signed = f" A printed name was given on {_minute(told.signature.time)}, for {told.signature.meaning}." if told.signature else ""
     words = {"agreed": "agreed with it", "overridden": "decided otherwise", "undecided": "did not decide"}[told.decision]
     return f"A person looked at an answer and {words}. Reason: {_sentence(told.reason)}{signed}"
 

@@ -99,7 +99,7 @@ def test_the_page_says_what_was_done_when_by_which_model_and_why(tmp_path: Path)
         "stated for 0.1 of the people screened",
         "threshold was 0.35",
         "pauses +4.5",
-        "decided otherwise. Reason: grief. It was signed",
+        "decided otherwise. Reason: grief. A printed name was given",
         "By someone in the role 'clinician', for treatment.",
         "never a diagnosis",
         " ".join(INTENDED_USE.split()),
