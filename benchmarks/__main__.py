@@ -34,6 +34,7 @@ def main() -> None:
             ("ge2e_layers", ["--data", data / "ravdess"]),
             ("student_encoder", ["--emodb", data / "emodb-2s", "--ravdess", data / "ravdess"]),
             ("long_recordings", []),
+            ("audit", ["--folder", work]),
         ):
             print(f"\n## {name}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)

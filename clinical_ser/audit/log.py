@@ -134,11 +134,11 @@ class _Request:
     """What one caller waits for: all of its entries, or none."""
 
     entries: Sequence[Entry]
-    payloads: list[bytes]
     key: bytes | None
-    digest: bytes | None
     done: threading.Lock
     """Held until it is finished."""
+    payloads: list[bytes] = field(default_factory=list)
+    digest: bytes | None = None
     receipts: list[Receipt] | None = None
     error: AuditError | None = None
     finished: bool = False
@@ -146,10 +146,10 @@ class _Request:
     """Its caller gave up waiting before it was looked at."""
 
     @classmethod
-    def made(cls, entries: Sequence[Entry], payloads: list[bytes], key: bytes | None = None, digest: bytes | None = None) -> Self:
+    def made(cls, entries: Sequence[Entry], key: bytes | None = None) -> Self:
         done = threading.Lock()
         done.acquire()
-        return cls(entries, payloads, key, digest, done)
+        return cls(entries, key, done)
 
     def finish(self, receipts: list[Receipt] | None = None, error: AuditError | None = None) -> None:
         if not self.finished:
@@ -461,7 +461,7 @@ class AuditLog:
     def _draft(self, requests: list[_Request]) -> _Batch:
         batch = _Batch(self._tree.copy(), list(self._tile), self._latest, self._previous)
         # Repeated requests first, so that a subject that was erased gets no new key by one.
-        fresh = [request for request in requests if not self._answer_again(batch, request)]
+        fresh = [request for request in requests if self._prepare(request) and not self._answer_again(batch, request)]
         keys = self._vault.keys_for(entry.subject for request in fresh for entry in request.entries if entry.subject is not None)
         drafted: dict[bytes, tuple[list[Receipt], bytes | None]] = {}
         for request in fresh:
@@ -657,14 +657,23 @@ class AuditLog:
     def _request(self, entries: Sequence[Entry], idempotency_key: str | None) -> _Request:
         if not entries:
             raise AuditFormatError("A request to record holds no event.")
-        payloads = [entry.payload.canonical() for entry in entries]
-        if (longest := max(map(len, payloads))) > MAX_PAYLOAD_BYTES:
-            raise AuditFormatError(f"A payload has {longest} bytes, and at most {MAX_PAYLOAD_BYTES} are taken.")
-        if idempotency_key is None:
-            return _Request.made(entries, payloads)
-        about = [[e.subject, e.like, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
-        digest = self._vault.digest(canonical(about) + b"".join(payloads))
-        return _Request.made(entries, payloads, self._vault.lookup(f"request\n{idempotency_key}"), digest)
+        key = None if idempotency_key is None else self._vault.lookup(f"request\n{idempotency_key}")
+        return _Request.made(entries, key)
+
+    def _prepare(self, request: _Request) -> bool:
+        """Spell a request's payloads; False for one that is refused.
+
+        Done by the thread that commits: were it the callers', that thread would wait for each of them in turn to let go of the interpreter.
+        """
+        entries = request.entries
+        try:
+            request.payloads = [_spelled(entry.payload) for entry in entries]
+            if request.key is not None:
+                about = [[e.subject, e.like, str(e.outcome), str(e.purpose), e.model, e.supersedes] for e in entries]
+                request.digest = self._vault.digest(canonical(about) + b"".join(request.payloads))
+        except AuditFormatError as error:
+            request.finish(error=error)
+        return not request.finished
 
     def _recorded(self, key: bytes, entries: int) -> tuple[list[Receipt], bytes | None] | None:
         """Return what was recorded under an idempotency key, a receipt an entry, and the digest of what was asked."""
@@ -693,6 +702,13 @@ def create_log(database: Database, keys: LogKeys) -> None:
 
 def _moment(text: str) -> datetime:
     return datetime.strptime(text, TIME).replace(tzinfo=UTC)
+
+
+def _spelled(payload: Payload) -> bytes:
+    raw = payload.canonical()
+    if len(raw) > MAX_PAYLOAD_BYTES:
+        raise AuditFormatError(f"A payload has {len(raw)} bytes, and at most {MAX_PAYLOAD_BYTES} are taken.")
+    return raw
 
 
 def _receipt(index: int, leaf: bytes) -> Receipt:

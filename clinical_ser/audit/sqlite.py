@@ -21,6 +21,8 @@ _TYPES = {"integer": "INTEGER", "blob": "BLOB"}
 _TIDY_ROWS = 4000
 _TIDY_TRANSACTIONS = 500
 """After so many rows, or transactions, the write-ahead log is copied into the file: some megabytes either way."""
+_CACHE_KIB = -65_536
+"""Of pages (SQLite counts KiB below zero): names are scattered over their index, whose pages the default of 2 MiB reads again and again."""
 _ROWS = 1024
 """Rows that are read ahead."""
 _POLL_S = 0.02
@@ -220,7 +222,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
 
 def _insist_on_durability(connection: sqlite3.Connection) -> None:
     """Set what makes a commit durable and a deletion thorough, and read it back."""
-    wanted = {"journal_mode": "wal", "synchronous": 2, "wal_autocheckpoint": 0, "secure_delete": 1}
+    wanted = {"journal_mode": "wal", "synchronous": 2, "wal_autocheckpoint": 0, "secure_delete": 1, "cache_size": _CACHE_KIB}
     names = {"synchronous": "FULL", "journal_mode": "WAL", "secure_delete": "ON"}
     with _failures():
         for pragma, value in wanted.items():
