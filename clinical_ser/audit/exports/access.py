@@ -192,8 +192,7 @@ def export_access(
         site=site,
         site_has_to_add=_to_add(site),
     )
-    first, last = (0, reader.size - 1) if reader.size else (None, None)
-    writer = PacketWriter(target, form=FORM, reader=reader, signers=signers, first=first, last=last, not_claimed=NOT_CLAIMED, created=created)
+    writer = PacketWriter.of_whole(target, form=FORM, reader=reader, signers=signers, not_claimed=NOT_CLAIMED, created=created)
     with writer:
         writer.add(DOCUMENT, readable(document), JSON_TYPE, SCHEMA)
         writer.add(PAGE, _page(document, checked), TEXT_TYPE)

@@ -175,8 +175,7 @@ def export_accounting(
     found = _collect(reader, subject, start, requested.astimezone(UTC), _how(staff=staff))
     document = _account(found, reader, subject=subject, since=start, requested=requested.astimezone(UTC), summarise=summarise, staff=staff)
     checked = [(one, one.event) for one in found.shown]
-    first, last = (0, reader.size - 1) if reader.size else (None, None)
-    writer = PacketWriter(target, form=FORM, reader=reader, signers=signers, first=first, last=last, not_claimed=NOT_CLAIMED, created=created)
+    writer = PacketWriter.of_whole(target, form=FORM, reader=reader, signers=signers, not_claimed=NOT_CLAIMED, created=created)
     with writer:
         writer.add(DOCUMENT, readable(document), JSON_TYPE, SCHEMA)
         writer.add(TABLE, _table(document), CSV_TYPE)

@@ -197,8 +197,7 @@ def export_evidence_pack(
     evaluation = None if evidence is None else _evidence_of(evidence, files)
     shown = tuple(_model_records(reader, bundle.digest))
     document = _pack(files, evaluation, [(one, one.event) for one in shown], reader.origin, reader.size)
-    first, last = (0, reader.size - 1) if reader.size else (None, None)
-    writer = PacketWriter(target, form=FORM, reader=reader, signers=signers, first=first, last=last, not_claimed=NOT_CLAIMED, created=created)
+    writer = PacketWriter.of_whole(target, form=FORM, reader=reader, signers=signers, not_claimed=NOT_CLAIMED, created=created)
     with writer:
         writer.add(DOCUMENT, readable(document), JSON_TYPE, SCHEMA)
         for name, content in files.items():

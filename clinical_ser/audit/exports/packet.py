@@ -234,6 +234,14 @@ class PacketWriter:
             "not_claimed": tuple(not_claimed),
         }
 
+    @classmethod
+    def of_whole(
+        cls, target: Path, *, form: str, reader: LogReader, signers: Sequence[NoteSigner], not_claimed: Sequence[str], created: datetime | None
+    ) -> Self:
+        """Return a writer of what was looked for in the whole log."""
+        first, last = (0, reader.size - 1) if reader.size else (None, None)
+        return cls(target, form=form, reader=reader, signers=signers, first=first, last=last, not_claimed=not_claimed, created=created)
+
     def __enter__(self) -> Self:
         with _refused_by_system():
             self._check_place()

@@ -223,8 +223,7 @@ def export_processing(
         site=said,
         log=_count(reader.records(), said, since, until),
     )
-    first, last = (0, reader.size - 1) if reader.size else (None, None)
-    with PacketWriter(target, form=FORM, reader=reader, signers=signers, first=first, last=last, not_claimed=NOT_CLAIMED, created=created) as writer:
+    with PacketWriter.of_whole(target, form=FORM, reader=reader, signers=signers, not_claimed=NOT_CLAIMED, created=created) as writer:
         writer.add(DOCUMENT, readable(document), JSON_TYPE, SCHEMA)
         writer.add(PAGE, _page(document), TEXT_TYPE)
     return writer.digest
