@@ -57,6 +57,8 @@ def test_what_a_subject_had_is_destroyed_everywhere_and_the_tree_stays(site):
     gone, kept = sealed_bytes(site, "A"), sealed_bytes(site, "B")
     with site.write() as log:
         assert str(erase(log, "A", **WHY).records) == "0,2,4"
+        # While the files are open, so that the write-ahead logs are still there.
+        assert [each in everything(site) for each in gone] == [False] * len(gone)
     now = everything(site)
     assert [each in now for each in gone] == [False] * len(gone)
     assert all(each in now for each in kept)

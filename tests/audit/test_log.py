@@ -47,6 +47,17 @@ def test_a_record_is_in_the_tree_of_the_signed_head(tmp_path):
         assert sha256(record.salt + record.payload.canonical()).hexdigest() == record.event.commitment
 
 
+def test_what_is_recorded_twice_is_committed_to_in_two_ways(tmp_path):
+    site = make_log(tmp_path)
+    with site.write() as log:
+        log.record([Entry(review()), Entry(review())])
+    with site.read() as reader:
+        one, other = reader.records()
+    assert one.payload == other.payload
+    assert one.salt != other.salt
+    assert one.event.commitment != other.event.commitment
+
+
 def test_leaves_hold_nothing_of_a_person_and_files_hold_it_sealed(tmp_path):
     site = make_log(tmp_path)
     with site.write() as log:
