@@ -124,6 +124,21 @@ def _write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_new_file(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file that was not there, and see it on the disk, its name in the folder included; OSError, and nothing left, where that fails."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+
+
 def sync_folder(path: Path) -> None:
     """Make what a folder names durable, as fsync(2) does for a file's content; OSError where the system refuses."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

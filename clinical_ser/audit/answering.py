@@ -38,6 +38,7 @@ from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.screening.screener import Source
 
 Action = Literal["viewed", "exported", "amended"]
+_NOTICE = b'"kind":"notice"'
 _WAIT_S = 30.0
 """For another process that is writing: a record takes milliseconds, an erasure of a large log many seconds."""
 
@@ -132,7 +133,7 @@ class Recorder:
         if self._configuration is None:
             return None
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
-            reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+            reader = inside.reader()
             entry = answer_entry(result, self.actor, subject=self._subject, notice=_last_notice(reader, self._subject))
             others = persons_of(reader, RECORD + result.digest).keys() - {key.id for key in [inside.vault.find(entry.subject or "-")] if key}
             return Recorded(inside.record([*self._activation(reader, result), entry])[-1], bool(others))
@@ -149,7 +150,7 @@ class Recorder:
             return []
         payloads = [self._report(result.digest, action, form, reason) for result in results]
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
-            reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+            reader = inside.reader()
             together = zip(payloads, results, strict=True)
             return inside.record([about_result(reader, payload, self._subject, model=result.model.digest) for payload, result in together])
 
@@ -159,7 +160,7 @@ class Recorder:
             return
         # Opened for each, so that a batch of thousands keeps nobody else from recording.
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
-            reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+            reader = inside.reader()
             inside.record([about_result(reader, self._report(result, "exported", form), self._subject, model=model)])
 
     def find_answer(self, result: ScreeningResult) -> int | None:
@@ -247,8 +248,8 @@ def _last_notice(reader: DatabaseReader, subject: str | None) -> str | None:
     """Return the version of the notice that a person was given last."""
     if subject is not None:
         for index in reversed(reader.named(subject)):
-            told = reader.record(index).payload
-            if isinstance(told, Notice):
+            # The leaf says what kind it is; a person may have thousands of records, and only one of these is opened.
+            if any(_NOTICE in leaf for leaf in reader.leaves(index, index + 1)) and isinstance(told := reader.record(index).payload, Notice):
                 return told.text_version
     return None
 

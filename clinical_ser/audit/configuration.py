@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, field_validator
 
+from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.audit.database import Database
 from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.log import AuditLog, create_log
@@ -136,11 +137,7 @@ class LogConfiguration:
         text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in lines.items())
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new_file(path, text.encode(), mode=0o600)
         except FileExistsError:
             raise AuditSetupError("An audit log is configured here already; a site has one.") from None
         except OSError as error:
@@ -164,7 +161,8 @@ class LogConfiguration:
                 # What fails later, a database that cannot be reached say, can be tried again.
                 undo.callback(shutil.rmtree, self.keys, ignore_errors=True)
             Vault.create(self.keys / _VAULT).close()
-            with contextlib.closing(self._create_database()) as database:
+            kind, where = self._backend()
+            with contextlib.closing(kind.create(where)) as database:
                 create_log(database, keys)
             self.save(path)
             undo.pop_all()
@@ -188,7 +186,7 @@ class LogConfiguration:
         keys = self.load_keys()
         database, vault = self._take(wait_s)
         try:
-            pin = Pin(self.keys / _PIN, keys.verifiers)
+            pin = Pin(self.pin, keys.verifiers)
             # Coming back from an error it waits for nobody: those who asked for records wait for it.
             return AuditLog(database, vault, keys, pin=pin, reopen=lambda: self._take(0), clock=clock, **clocks)
         except BaseException:
@@ -197,7 +195,8 @@ class LogConfiguration:
             raise
 
     def _take(self, wait_s: float) -> tuple[Database, Vault]:
-        database = self._take_database(wait_s)
+        kind, place = self._backend()
+        database: Database = kind.take(place, wait_s=wait_s)
         try:
             return database, Vault.open(self.keys / _VAULT, writable=True)
         except BaseException:
@@ -248,26 +247,17 @@ class LogConfiguration:
 
     def connect(self) -> Database:
         """Return a connection for reading."""
-        if self.database.startswith(_SQLITE):
-            return SqliteDatabase.connect(self._sqlite_path)
-        from clinical_ser.audit.postgres import PostgresDatabase
-
-        return PostgresDatabase.connect(self.database)
+        kind, place = self._backend()
+        return kind.connect(place)
 
     @property
     def _sqlite_path(self) -> Path:
         return Path(self.database.removeprefix(_SQLITE)).absolute()
 
-    def _create_database(self) -> Database:
+    def _backend(self) -> tuple[Any, Path | str]:
+        """Return the class of the database, and where it finds its own."""
         if self.database.startswith(_SQLITE):
-            return SqliteDatabase.create(self._sqlite_path)
+            return SqliteDatabase, self._sqlite_path
         from clinical_ser.audit.postgres import PostgresDatabase
 
-        return PostgresDatabase.create(self.database)
-
-    def _take_database(self, wait_s: float) -> Database:
-        if self.database.startswith(_SQLITE):
-            return SqliteDatabase.take(self._sqlite_path, wait_s=wait_s)
-        from clinical_ser.audit.postgres import PostgresDatabase
-
-        return PostgresDatabase.take(self.database, wait_s=wait_s)
+        return PostgresDatabase, self.database

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from clinical_ser.errors import AuditBusyError
+
 SCHEMA_VERSION = "1"
 
 TABLES = (
@@ -76,6 +78,13 @@ class Database(Protocol):
 
     def close(self) -> None:
         """Give the connection, and a writer's lock, back."""
+
+
+def busy(wait_s: float) -> AuditBusyError:
+    """Return the error of whoever would write while another process does."""
+    return AuditBusyError(
+        f"Another process writes to the audit log, and did for {wait_s:g} s; there is one writer at a time. Stop it, or wait longer."
+    )
 
 
 def create_tables(database: Database, types: dict[str, str], suffix: str = "") -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from clinical_ser.audit.events import MODEL, RECORD, Actor, Erasure, Inference, LegalHold, Outcome, Purpose, QualityRejection
 from clinical_ser.audit.log import AuditLog, Entry, Exclusive
 from clinical_ser.audit.ranges import Ranges
-from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.records import LogReader
 from clinical_ser.errors import AuditConflictError, AuditSetupError, LegalHoldError
 
@@ -72,7 +71,7 @@ def erase(log: AuditLog, subject: str, *, reason: str, basis: str, actor: Actor)
     """
     with log.exclusively() as inside:
         finished = _finish(inside)
-        reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+        reader = inside.reader()
         own = {each: reader.named(each) for each in [*anonymous_copies(reader, subject), subject]}
         if subject.startswith((RECORD, MODEL)) and not own[subject] and reader.about(subject):
             raise AuditSetupError(

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import AfterValidator, Field, ValidationError
 
-from clinical_ser.atomic_folder import sync_folder
+from clinical_ser.atomic_folder import sync_folder, write_new_file
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.cosignatures import MlDsa44Cosigner, ml_dsa_module
 from clinical_ser.audit.notes import Algorithm, Ed25519Signer, NoteSigner, VerifierKey
@@ -576,12 +576,7 @@ def _check_owner(status: os.stat_result, what: str, mode: str) -> None:
 def _write_new_file(path: Path, content: bytes) -> None:
     """Write a file for its owner alone and see it on disk, its name in the folder included."""
     with _system_errors("written"):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(path.parent)
+        write_new_file(path, content, mode=0o600)
 
 
 def _destroy(paths: Iterable[Path]) -> None:

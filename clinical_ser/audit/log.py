@@ -38,6 +38,7 @@ from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.merkle import EMPTY_ROOT, TILE_HEIGHT, TILE_WIDTH, Frontier, Prover, leaf_hash, perfect_root
 from clinical_ser.audit.notes import VerifierKey, open_note, parse_note
 from clinical_ser.audit.pin import Pin
+from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.tables import DatabaseTiles, head_of
 from clinical_ser.audit.vault import SALT_BYTES, SubjectKey, Vault, subject_name
 from clinical_ser.errors import (
@@ -164,6 +165,11 @@ class Exclusive:
     database: Database
     vault: Vault
     record: Callable[..., list[Receipt]]
+    verifiers: tuple[VerifierKey, ...]
+
+    def reader(self) -> DatabaseReader:
+        """Return a reader of the log as it is now."""
+        return DatabaseReader(self.database, self.verifiers, self.vault)
 
 
 @dataclass
@@ -312,7 +318,7 @@ class AuditLog:
             self._inside = threading.get_ident()
             try:
                 with self._noting():
-                    yield Exclusive(self._database, self._vault, self._record_now)
+                    yield Exclusive(self._database, self._vault, self._record_now, self.verifiers)
             finally:
                 self._inside = None
 

@@ -19,8 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
-from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, create_tables
-from clinical_ser.errors import AuditBusyError, AuditSetupError, AuditTamperedError, AuditUnavailableError
+from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, busy, create_tables
+from clinical_ser.errors import AuditSetupError, AuditTamperedError, AuditUnavailableError
 
 try:
     import psycopg
@@ -299,9 +299,7 @@ class PostgresDatabase:
         deadline = time.monotonic() + wait_s
         while self.query("SELECT pg_try_advisory_lock(?::bigint)", (key,)) != [(True,)]:
             if time.monotonic() >= deadline:
-                raise AuditBusyError(
-                    f"Another process writes to the audit log, and did for {wait_s:g} s; there is one writer at a time. Stop it, or wait longer."
-                )
+                raise busy(wait_s)
             time.sleep(_POLL_S)
         self._lock = key
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from clinical_ser.atomic_folder import sync_folder
-from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, create_tables
-from clinical_ser.errors import AuditBusyError, AuditSetupError, AuditTamperedError, AuditUnavailableError
+from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, busy, create_tables
+from clinical_ser.errors import AuditSetupError, AuditTamperedError, AuditUnavailableError
 
 _TYPES = {"integer": "INTEGER", "blob": "BLOB"}
 _TIDY_ROWS = 4000
@@ -200,9 +200,7 @@ def _locked(path: Path, wait_s: float) -> int:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 os.close(descriptor)
-                raise AuditBusyError(
-                    f"Another process writes to the audit log, and did for {wait_s:g} s; there is one writer at a time. Stop it, or wait longer."
-                ) from None
+                raise busy(wait_s) from None
             time.sleep(_POLL_S)
         except OSError as error:
             os.close(descriptor)

@@ -221,7 +221,7 @@ def _digest(text: str) -> str:
 def _record_about(payload: Payload, subject: str | None, **about: Any) -> None:
     """Record what is about an answer, or a person, that has to be in this log."""
     with LogConfiguration.required().write() as log, log.exclusively() as inside:
-        reader = DatabaseReader(inside.database, log.verifiers, inside.vault)
+        reader = inside.reader()
         if payload.records():
             known = reader.about(payload.records()[0])
             entry = about_result(reader, payload, subject, **about)

@@ -7,7 +7,6 @@ states (trusted, untrusted, unsigned), and a signature that does not fit is neve
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
 import stat
@@ -28,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.errors import BundleSchemaError, BundleTamperedError, BundleUntrustedError, SigningKeyError
 from clinical_ser.folders import HOME_VARIABLE, user_folder
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
@@ -309,17 +309,8 @@ def _read_key_file(path: Path, *, private: bool) -> bytes:
 def _write_new_file(path: Path, content: bytes, *, mode: int) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        write_new_file(path, content, mode=mode)
     except FileExistsError:
         raise SigningKeyError("A file is there already, and a key is never overwritten; move it away first, or choose another place.") from None
     except OSError as error:
-        raise SigningKeyError(f"The key cannot be written: {error.strerror}.") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
         raise SigningKeyError(f"The key cannot be written: {error.strerror}.") from None
