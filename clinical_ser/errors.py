@@ -5,6 +5,7 @@ end up in logs and answers, and those leave the room where the recording was mad
 """
 
 from collections.abc import Iterable
+from typing import Literal
 
 
 class ClinicalSerError(Exception):
@@ -181,3 +182,25 @@ class LegalHoldError(AuditError):
 
 class WitnessError(AuditError):
     """A witness refuses a checkpoint, or answers what cannot be used."""
+
+
+class ServerError(ClinicalSerError):
+    """The HTTP server cannot do what was asked; the subclass says why."""
+
+
+class ServerSetupError(ServerError):
+    """The server's configuration cannot be used, or what it needs is not there."""
+
+
+class AuthenticationError(ServerError):
+    """Nobody who is known here asked.
+
+    Attributes
+    ----------
+    reason
+        As the audit trail has it.
+    """
+
+    def __init__(self, message: str, reason: Literal["unauthenticated", "expired", "replayed"] = "unauthenticated") -> None:
+        super().__init__(message)
+        self.reason: Literal["unauthenticated", "expired", "replayed"] = reason
