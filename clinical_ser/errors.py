@@ -21,11 +21,17 @@ class InvalidValueError(ClinicalSerError, ValueError):
     Traceback (most recent call last):
     ...
     clinical_ser.errors.InvalidValueError: Bad value 'svm' for head, expected one of ['linear', 'xgboost'].
+
+    Attributes
+    ----------
+    rule
+        What was expected of what, without what was given: for whoever must not hear that again.
     """
 
     def __init__(self, what: str, given: object, expected: Iterable[object] | str) -> None:
-        rule = expected if isinstance(expected, str) else f"one of {list(expected)}"
-        super().__init__(f"Bad value {given!r} for {what}, expected {rule}.")
+        allowed = expected if isinstance(expected, str) else f"one of {list(expected)}"
+        self.rule = f"{what}: expected {allowed}"
+        super().__init__(f"Bad value {given!r} for {what}, expected {allowed}.")
 
 
 class AudioError(ClinicalSerError):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from clinical_ser.api.access import Scope
 from clinical_ser.audit.events import Role
 from clinical_ser.errors import ServerSetupError
 from clinical_ser.folders import HOME_VARIABLE, user_folder
@@ -136,23 +137,29 @@ class Keep(Strict):
 
 
 class Issuer(Strict):
-    """Who issues tokens that are believed (OpenID Connect, OAuth 2.0). See `clinical_ser.api.tokens`."""
+    """Who issues tokens that are believed (OpenID Connect, OAuth 2.0): see `clinical_ser.api.tokens.Issuer`, whose fields these are."""
 
     issuer: Name
     audience: Name
-    algorithms: tuple[str, ...] = ("RS256", "ES256")
     keys: Url | AbsolutePath
     """Its key set: a file, or an address; never one that a token names."""
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
     tenant: Tenant | None = None
     tenant_claim: Name | None = None
-    scope_claim: Name = "scope"
     role: Role | None = None
     role_claim: Name | None = None
-    roles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """The issuer's own role or group to our scopes."""
-    name_claim: Name = "name"
+    roles: dict[str, Role] = Field(default_factory=dict)
+    scope_claims: tuple[Name, ...] = ("scope", "scp")
+    scopes: dict[str, tuple[Scope, ...]] = Field(default_factory=dict)
+    """The issuer's own words to our scopes."""
+    always: tuple[Scope, ...] = ()
+    at_most: tuple[Scope, ...] = tuple(Scope)
+    subject_claim: Name = "sub"
+    name_claim: Name | None = "name"
     max_lifetime_s: int = Field(default=12 * 3600, ge=60)
+    leeway_s: int = Field(default=30, ge=0, le=60)
     single_use: bool = False
+    access_tokens_only: bool = False
 
 
 class SignIn(Strict):

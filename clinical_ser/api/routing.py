@@ -119,9 +119,14 @@ def service_of(request: Request) -> "Service":
 
 
 def address_of(request: Request) -> str | None:
+    """Return the address of whoever asks, as the middleware told it."""
+    found = request.scope["state"].get("address")
+    return found if isinstance(found, str) else None
+
+
+def address_told(request: Request, trusted: frozenset[str]) -> str | None:
     """Return the address of whoever asks: as a trusted proxy says, otherwise as the connection does."""
     peer = request.client.host if request.client else None
-    trusted = service_of(request).configuration.trusted_proxies
     if peer is None or peer not in trusted:
         return peer
     # What a proxy adds stands last; what comes before it is anybody's word.
@@ -166,19 +171,19 @@ def check_announced(request: Request, limit: int) -> None:
 
 
 # What was not read of a body still lies in the connection, which cannot carry another request.
-_CLOSE = {"Connection": "close"}
+CLOSE = {"Connection": "close"}
 
 
 def too_large(limit: int) -> Problem:
     """Return the answer to a body above a limit."""
-    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The body is longer than the {limit} bytes that are taken here.", _CLOSE)
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"The body is longer than the {limit} bytes that are taken here.", CLOSE)
 
 
 def too_slow() -> Problem:
     """Return the answer to a body that does not arrive."""
-    return Problem(HTTPStatus.REQUEST_TIMEOUT, "too-slow", "The body did not arrive in time; nothing was kept of it.", _CLOSE)
+    return Problem(HTTPStatus.REQUEST_TIMEOUT, "too-slow", "The body did not arrive in time; nothing was kept of it.", CLOSE)
 
 
 def gone() -> Problem:
     """Return the answer that nobody reads any more."""
-    return Problem(HTTPStatus.BAD_REQUEST, "incomplete", "The connection ended before the body did.", _CLOSE)
+    return Problem(HTTPStatus.BAD_REQUEST, "incomplete", "The connection ended before the body did.", CLOSE)

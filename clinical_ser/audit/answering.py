@@ -134,9 +134,11 @@ class Recorder:
             return None
         with self._configuration.write(wait_s=_WAIT_S) as log, log.exclusively() as inside:
             reader = inside.reader()
-            entry = answer_entry(result, self.actor, subject=self._subject, notice=_last_notice(reader, self._subject))
+            entry = answer_entry(result, self.actor, subject=self._subject, notice=last_notice(reader, self._subject))
             others = persons_of(reader, RECORD + result.digest).keys() - {key.id for key in [inside.vault.find(entry.subject or "-")] if key}
-            return Recorded(inside.record([*self._activation(reader, result), entry])[-1], bool(others))
+            model = result.model
+            change = activation(reader, self.actor, name=model.name, digest=model.digest, version=model.version)
+            return Recorded(inside.record([*change, entry])[-1], bool(others))
 
     def report(self, results: Sequence[ScreeningResult], action: Action, form: str, *, reason: str | None = None) -> list[Receipt]:
         """Record that reports on results are about to be shown or written.
@@ -199,23 +201,19 @@ class Recorder:
             self.record(payload, outcome=Outcome.REFUSED, purpose=Purpose.OPERATIONS)
             raise
 
-    def _activation(self, reader: LogReader, result: ScreeningResult) -> list[Entry]:
-        last = None
-        for index in reader.about(MODEL + result.model.name):
-            for record in reader.records(index, index + 1):
-                if isinstance(record.payload, ModelChange) and record.payload.action != "refused":
-                    last = record.payload.new
-        if last == result.model.digest:
-            return []
-        change = ModelChange(
-            actor=self.actor,
-            action="activated",
-            name=result.model.name,
-            old=last,
-            new=result.model.digest,
-            reason=f"first answer of version {result.model.version} in this log",
-        )
-        return [Entry(change, purpose=Purpose.OPERATIONS, model=result.model.digest)]
+
+def activation(reader: LogReader, actor: Actor, *, name: str, digest: str, version: str) -> list[Entry]:
+    """Return the record that from now on this model answers under its name; none where it did already."""
+    last = None
+    for index in reader.about(MODEL + name):
+        for record in reader.records(index, index + 1):
+            if isinstance(record.payload, ModelChange) and record.payload.action != "refused":
+                last = record.payload.new
+    if last == digest:
+        return []
+    reason = f"first answer of version {version} in this log"
+    change = ModelChange(actor=actor, action="activated", name=name, old=last, new=digest, reason=reason)
+    return [Entry(change, purpose=Purpose.OPERATIONS, model=digest)]
 
 
 def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None = None, notice: str | None = None) -> Entry:
@@ -244,7 +242,7 @@ def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None =
     return Entry(payload, subject=RECORD + result.digest if subject is None else subject, outcome=outcome, model=result.model.digest)
 
 
-def _last_notice(reader: DatabaseReader, subject: str | None) -> str | None:
+def last_notice(reader: DatabaseReader, subject: str | None) -> str | None:
     """Return the version of the notice that a person was given last."""
     if subject is not None:
         for index in reversed(reader.named(subject)):

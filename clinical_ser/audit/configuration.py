@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, field_validator
 from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.audit.database import Database
 from clinical_ser.audit.keys import LogKeys
-from clinical_ser.audit.log import AuditLog, create_log
+from clinical_ser.audit.log import AuditLog, Held, create_log
 from clinical_ser.audit.pin import Pin
 from clinical_ser.audit.reading import DatabaseReader, readable
 from clinical_ser.audit.sqlite import SqliteDatabase
@@ -171,10 +171,20 @@ class LogConfiguration:
         self,
         *,
         wait_s: float = 10.0,
+        lends: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         **clocks: Any,
     ) -> AuditLog:
         """Open the log as its one writer.
+
+        Parameters
+        ----------
+        wait_s
+            How long to wait for another one, who may lend it.
+        lends
+            Whether this one stays for long, and lends the log to whoever waits for it: see `AuditLog`.
+        clock, clocks
+            See `AuditLog`.
 
         Raises
         ------
@@ -183,25 +193,22 @@ class LogConfiguration:
         AuditSetupError, AuditKeyError, AuditUnavailableError, AuditTamperedError
             It cannot be used as it is.
         """
-        keys = self.load_keys()
-        database, vault = self._take(wait_s)
+        held = self._take(wait_s)
         try:
-            pin = Pin(self.pin, keys.verifiers)
-            # Coming back from an error it waits for nobody: those who asked for records wait for it.
-            return AuditLog(database, vault, keys, pin=pin, reopen=lambda: self._take(0), clock=clock, **clocks)
+            return AuditLog(held, reopen=lambda wait_s: self._take(wait_s, returning=True), lends=lends, clock=clock, **clocks)
         except BaseException:
-            vault.close()
-            database.close()
+            held.close()
             raise
 
-    def _take(self, wait_s: float) -> tuple[Database, Vault]:
+    def _take(self, wait_s: float, *, returning: bool = False) -> Held:
         kind, place = self._backend()
-        database: Database = kind.take(place, wait_s=wait_s)
-        try:
-            return database, Vault.open(self.keys / _VAULT, writable=True)
-        except BaseException:
-            database.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            database: Database = undo.enter_context(contextlib.closing(kind.take(place, wait_s=wait_s, returning=returning)))
+            vault = undo.enter_context(contextlib.closing(Vault.open(self.keys / _VAULT, writable=True)))
+            # Now that nobody else writes: keys are changed by whoever holds the log.
+            keys = self.load_keys()
+            undo.pop_all()
+        return Held(database, vault, keys, Pin(self.pin, keys.verifiers))
 
     @contextlib.contextmanager
     def read(self, *, sealed: bool = False, cosigned: bool = False) -> Iterator[DatabaseReader]:

@@ -4,9 +4,9 @@ The one idea: all SQL is written once, in words that SQLite and PostgreSQL both 
 types, how it makes sure of durability, and how it gets rid of what was deleted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from clinical_ser.errors import AuditBusyError
 
@@ -31,6 +31,12 @@ TABLES = (
 )
 APPEND_ONLY = ("leaves", "tiles", "checkpoints", "cosignatures")
 """Tables whose rows a trigger keeps from being changed or deleted: against mistakes, not against whoever owns the database."""
+SEALED_ELSEWHERE: tuple[str, ...] = ("screenings",)
+"""Tables of other rooms, where they are there: what is sealed with subjects' keys, each row with its key's random name in `subject {blob}`. Erasure
+deletes a subject's rows from them too."""
+
+Statements = Sequence[tuple[str, Sequence[Sequence[Any]]]]
+"""Statements of one transaction, each with the rows that it is run for."""
 
 
 class StorageError(Exception):
@@ -50,7 +56,24 @@ class StorageError(Exception):
 
 
 class Database(Protocol):
-    """One connection. Statements have `?` for values; every method raises StorageError where the driver fails."""
+    """One connection. Statements have `?` for values; every method raises StorageError where the driver fails.
+
+    Attributes
+    ----------
+    types
+        What this database calls `integer` (64 bits) and `blob`.
+    """
+
+    types: ClassVar[Mapping[str, str]]
+
+    def create_table(self, statement: str) -> None:
+        """Make a table, or an index of one, whose types are written `{integer}`, `{blob}` and TEXT.
+
+        With IF NOT EXISTS, nothing happens where it is there, also for whoever may make none.
+        """
+
+    def has_table(self, name: str) -> bool:
+        """Tell whether there is a table of this name beside the log's."""
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows."""
@@ -71,10 +94,19 @@ class Database(Protocol):
         """Compare the database's own structures, its indexes above all, with each other; AuditTamperedError where they differ."""
 
     def tidy(self, *, now: bool = False) -> None:
-        """Do the housekeeping that a committed transaction leaves behind, when there is enough of it or `now`."""
+        """Do the housekeeping that committed transactions leave behind, when there is enough of it or `now`, as far as readers let it."""
+
+    def settle(self) -> None:
+        """Do all of it, whatever an error left half done; StorageError, which is not broken, where someone reads for seconds."""
 
     def scrub(self) -> None:
         """Overwrite, as far as this database can, what was deleted: free pages, and logs of writes."""
+
+    def is_wanted(self) -> bool:
+        """Tell whether another waits to become the writer."""
+
+    def hand_over(self) -> None:
+        """Close it, and return when another has become the writer, or nobody wants to any more. A StorageError means that it is open still."""
 
     def close(self) -> None:
         """Give the connection, and a writer's lock, back."""
@@ -87,17 +119,7 @@ def busy(wait_s: float) -> AuditBusyError:
     )
 
 
-def create_tables(database: Database, types: dict[str, str], suffix: str = "") -> None:
-    """Make the tables of a new log, in a transaction of the caller.
-
-    Parameters
-    ----------
-    database
-        Where.
-    types
-        What it calls `integer` (64 bits) and `blob`.
-    suffix
-        What follows a table's closing parenthesis, as SQLite's STRICT.
-    """
+def create_tables(database: Database) -> None:
+    """Make the tables of a new log, in a transaction of the caller."""
     for statement in TABLES:
-        database.query(statement.format(**types) + (suffix if statement.startswith("CREATE TABLE") else ""))
+        database.create_table(statement)

@@ -7,6 +7,7 @@ finishes it, and until then `verify` says that an erasure is unfinished.
 import contextlib
 from dataclasses import dataclass
 
+from clinical_ser.audit.database import SEALED_ELSEWHERE
 from clinical_ser.audit.events import MODEL, RECORD, Actor, Erasure, Inference, LegalHold, Outcome, Purpose, QualityRejection
 from clinical_ser.audit.log import AuditLog, Entry, Exclusive
 from clinical_ser.audit.ranges import Ranges
@@ -93,7 +94,7 @@ def erase(log: AuditLog, subject: str, *, reason: str, basis: str, actor: Actor)
             inside.vault.set_scrub_pending(True)
             # The person last: while the key is there, the copies are found again.
             for each, records in own.items():
-                _destroy(inside, each, records)
+                _destroy(inside, each, records, [key for key in reader.subjects_of(records) if key is not None])
             _finish(inside)
     return Erased(Ranges(indices), finished)
 
@@ -111,12 +112,15 @@ def anonymous_copies(reader: LogReader, subject: str) -> list[str]:
     return [name for name in answers if name != subject and reader.named(name)]
 
 
-def _destroy(inside: Exclusive, subject: str, indices: list[int]) -> None:
-    """Destroy the key, which makes every copy of the payloads unreadable; then the payloads, and what they were found by."""
+def _destroy(inside: Exclusive, subject: str, indices: list[int], keys: list[bytes]) -> None:
+    """Destroy the key, which makes every copy of the payloads unreadable; then the payloads, what they were found by, and what else it sealed."""
     inside.vault.destroy(subject)
     rows = [(index,) for index in indices]
     database = inside.database
     with database.transaction():
+        for table in filter(database.has_table, SEALED_ELSEWHERE):
+            # The key's name stood beside the payloads, which go in the same transaction: asked again after an interruption, it is found again.
+            database.execute_many(f"DELETE FROM {table} WHERE subject = ?", [(key,) for key in keys])  # noqa: S608  # names of our own
         database.execute_many("DELETE FROM sealed WHERE idx = ?", rows)
         # The digest of what a request asked for goes with any of its records.
         database.execute_many("UPDATE requests SET digest = NULL, mac = ? WHERE lookup = ?", _without_digest(inside, indices))

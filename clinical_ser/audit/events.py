@@ -279,6 +279,20 @@ class AccessDenied(Payload):
     reason: Literal["unauthenticated", "forbidden", "expired", "replayed", "rate_limited"]
 
 
+class Submission(Payload):
+    """A recording was sent to be screened later, or what was sent came to no answer: between the two lies the answer's own record."""
+
+    kind: ClassVar[str] = "submission"
+    screening: Hex16
+    """The name by which whoever sent it asks for the answer."""
+    action: Literal["accepted", "failed"]
+    body: Hex32
+    """SHA-256 of the bytes that were sent."""
+    model_name: ShortText
+    reason: ShortText | None = None
+    """The code of a failure."""
+
+
 class FederatedRound(Payload):
     """A round of training across sites, as one party saw it."""
 
@@ -363,6 +377,7 @@ AnyPayload = (
     | ModelChange
     | Configuration
     | AccessDenied
+    | Submission
     | FederatedRound
     | DriftAlarm
     | Erasure
@@ -382,6 +397,7 @@ PAYLOADS: dict[str, type[Payload]] = {
         ModelChange,
         Configuration,
         AccessDenied,
+        Submission,
         FederatedRound,
         DriftAlarm,
         Erasure,

@@ -1,10 +1,12 @@
 """The writer of a log: many callers, one thread that commits, one signed head a commit.
 
 The one idea is group commit: whatever was asked for while the disk was busy with the last commit becomes the next one, so that a sync is paid once
-for all who wait, and nobody is answered before the disk has it.
+for all who wait, and nobody is answered before the disk has it. A writer who stays for long lends the log between two commits to whoever waits to
+write (`turns`), and reads it again when it comes back.
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -18,7 +20,7 @@ from importlib.metadata import version
 from typing import Any, Self
 
 from clinical_ser.audit.checkpoint import Checkpoint
-from clinical_ser.audit.database import Database, StorageError
+from clinical_ser.audit.database import Database, Statements, StorageError
 from clinical_ser.audit.events import (
     MAX_LEAF_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -61,6 +63,12 @@ _LONGEST_QUEUE = 10_000
 _MAX_INDEX = 2**53 - 1
 _LOOKED_BACK = 64
 """Tiles that are looked through for the latest time when a log is opened."""
+_LOOK_EVERY_S = 0.1
+"""How often a writer who lends looks whether someone waits, and the least that it keeps the log between two loans."""
+_SLICE_S = 1.0
+"""How long a writer waits at a time to have its log back; in between it sees whether it was closed."""
+_LAST_PATIENCE_S = 10.0
+"""How long a writer that is closed waits to have its log back for those who still wait for a record."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -130,12 +138,18 @@ class Receipt:
     repeated: bool = False
 
 
+Beside = Callable[[SubjectKey, Sequence[Receipt]], Statements]
+"""Returns what is to be written in one transaction with records, given the key of the last one's subject, and what the records' receipts will be. It
+is called by the thread that commits, which waits for it."""
+
+
 @dataclass(slots=True)
 class _Request:
     """What one caller waits for: all of its entries, or none."""
 
     entries: Sequence[Entry]
     key: bytes | None
+    also: Beside | None
     done: threading.Lock
     """Held until it is finished."""
     payloads: list[bytes] = field(default_factory=list)
@@ -147,15 +161,42 @@ class _Request:
     """Its caller gave up waiting before it was looked at."""
 
     @classmethod
-    def made(cls, entries: Sequence[Entry], key: bytes | None = None) -> Self:
+    def made(cls, entries: Sequence[Entry], key: bytes | None = None, also: Beside | None = None) -> Self:
         done = threading.Lock()
         done.acquire()
-        return cls(entries, key, done)
+        return cls(entries, key, also, done)
 
     def finish(self, receipts: list[Receipt] | None = None, error: AuditError | None = None) -> None:
         if not self.finished:
             self.receipts, self.error, self.finished = receipts, error, True
             self.done.release()
+
+
+@dataclass(frozen=True)
+class Held:
+    """What whoever writes holds, and a writer who lent it finds anew: records, and keys, may be others by then.
+
+    Attributes
+    ----------
+    database
+        Held by this writer alone.
+    vault
+        The keys of payloads.
+    keys
+        What signs heads.
+    pin
+        Where the newest head that was kept lies outside of the database.
+    """
+
+    database: Database
+    vault: Vault
+    keys: LogKeys
+    pin: Pin | None = None
+
+    def close(self) -> None:
+        """Give it back. The vault first: whoever waits for the log's lock takes the vault's next, and does not wait for that."""
+        self.vault.close()
+        self.database.close()
 
 
 @dataclass(frozen=True)
@@ -185,7 +226,19 @@ class _Batch:
     names: list[tuple[bytes, int]] = field(default_factory=list)
     tiles: list[tuple[int, int, bytes]] = field(default_factory=list)
     requests: list[tuple[bytes, int, int, bytes, bytes]] = field(default_factory=list)
+    beside: list[tuple[str, Sequence[Sequence[Any]]]] = field(default_factory=list)
     answered: list[tuple[_Request, list[Receipt]]] = field(default_factory=list)
+
+    def mark(self) -> tuple[Any, ...]:
+        """Return what `undo` needs to take back what is added from now on."""
+        lists = (self.leaves, self.sealed, self.names, self.tiles)
+        return self.tree.copy(), list(self.tile), self.latest, self.previous, [(rows, len(rows)) for rows in lists]
+
+    def undo(self, mark: tuple[Any, ...]) -> None:
+        """Take back what was added since."""
+        self.tree, self.tile, self.latest, self.previous, lengths = mark
+        for rows, length in lengths:
+            del rows[length:]
 
 
 class AuditLog:
@@ -193,16 +246,12 @@ class AuditLog:
 
     Parameters
     ----------
-    database
-        Held by this writer alone.
-    vault
-        The keys of payloads.
-    keys
-        What signs heads.
-    pin
-        Where the newest head that was kept lies outside of the database.
+    held
+        The log's database, vault, keys and pin.
     reopen
-        Opens database and vault again after an input/output error.
+        Takes them again, after an input/output error or a loan, waiting for so many seconds at most.
+    lends
+        Whether it steps aside between two commits for whoever waits to write. Those who ask it for records meanwhile wait.
     clock, monotonic_ns
         Wall time, and a clock that never goes back.
 
@@ -214,32 +263,34 @@ class AuditLog:
 
     def __init__(
         self,
-        database: Database,
-        vault: Vault,
-        keys: LogKeys,
+        held: Held,
         *,
-        pin: Pin | None = None,
-        reopen: Callable[[], tuple[Database, Vault]] | None = None,
+        reopen: Callable[[float], Held] | None = None,
+        lends: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._database = database
-        self._vault = vault
-        self._keys = keys
-        self._pin = pin
+        self._held = held
         self._reopen = reopen
+        self._lends = lends and reopen is not None
         self._clock, self._monotonic_ns = clock, monotonic_ns
         self._run = os.urandom(16).hex()
         self._process = os.getpid()
         self._software = f"clinical-ser {version('clinical-ser')}"
         self._broken = False
+        """What is open must not be used any more."""
+        self._lent = False
+        """It is broken because it was lent, and by no error."""
+        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        self._patient_until = math.inf
         self._closed = False
+        self._committing = False
         self._waiting: deque[_Request] = deque()
         self._wake = threading.Condition(threading.Lock())
         self._exclusive = threading.RLock()
         self._inside: int | None = None
         """The thread that is in `exclusively`."""
-        self._origin, self._note = keys.origin, ""
+        self._origin, self._note = held.keys.origin, ""
         self._tree, self._tile, self._pinned = Frontier(), list[bytes](), 0
         self._latest = datetime.min.replace(tzinfo=UTC)
         self._previous: tuple[datetime, int] | None = None
@@ -253,7 +304,9 @@ class AuditLog:
         """Record one event; see `record`. `about` are the other fields of `Entry`."""
         return self.record([Entry(payload, **about)], idempotency_key=idempotency_key, timeout_s=timeout_s)[0]
 
-    def record(self, entries: Sequence[Entry], *, idempotency_key: str | None = None, timeout_s: float = 30.0) -> list[Receipt]:
+    def record(
+        self, entries: Sequence[Entry], *, idempotency_key: str | None = None, timeout_s: float = 30.0, also: Beside | None = None
+    ) -> list[Receipt]:
         """Record events in one commit, and return when they are on the disk.
 
         Parameters
@@ -264,6 +317,9 @@ class AuditLog:
             The caller's name for this request: asked again with it, after a crash say, the log answers with the records it has.
         timeout_s
             How long to wait for the disk. After it the records may still be made; ask again with the same key to know.
+        also
+            What else is written, or not, with the records: see `Beside` and `change`. It is not called for a request that was recorded before; an
+            AuditError that it raises refuses this request alone.
 
         Raises
         ------
@@ -274,8 +330,24 @@ class AuditLog:
         AuditFormatError
             A payload is too long, or has no canonical form.
         """
+        return self._asked(self._request(entries, idempotency_key, also), timeout_s)
+
+    def change(self, statements: Statements, *, timeout_s: float = 30.0) -> None:
+        """Write what lies beside the log, in tables of other rooms, durably, in one commit with what others wait for, and without a record.
+
+        The statements must be such that no content of the database makes them fail (`ON CONFLICT` where a key may be there already): what the
+        database refuses is refused to all who share the commit.
+
+        Raises
+        ------
+        AuditUnavailableError
+            It could not be made durable.
+        """
+        self._asked(_Request.made((), also=lambda *_: statements), timeout_s)
+
+    def _asked(self, request: _Request, timeout_s: float) -> list[Receipt]:
+        """Return when a request is on the disk."""
         self._see_that_it_is_mine()
-        request = self._request(entries, idempotency_key)
         with self._wake:
             if self._closed:
                 raise AuditUnavailableError("The audit log is closed.")
@@ -290,6 +362,10 @@ class AuditLog:
             raise request.error or AuditUnavailableError("The audit log ended before it could commit.")
         return request.receipts
 
+    def lookup(self, name: str) -> bytes:
+        """Return what stands for a name in the log and beside it: see `Vault.lookup`."""
+        return self._vault.lookup(name)
+
     @property
     def size(self) -> int:
         """Number of records."""
@@ -303,18 +379,19 @@ class AuditLog:
     @property
     def verifiers(self) -> tuple[VerifierKey, ...]:
         """The keys, past and present, by which heads are verified."""
-        return self._keys.verifiers
+        return self._held.keys.verifiers
 
     @contextlib.contextmanager
-    def exclusively(self) -> Iterator[Exclusive]:
+    def exclusively(self, *, timeout_s: float = 30.0) -> Iterator[Exclusive]:
         """Keep others from committing meanwhile, for what has to see the log as it is and change what lies beside the records.
 
         Raises
         ------
         AuditUnavailableError
-            Also where the database fails inside, or where the log itself, and not what is lent, is asked for a record.
+            It did not come free within `timeout_s`. Also where the database fails inside, or where the log itself, and not what is lent, is asked
+            for a record.
         """
-        with self._held():
+        with self._alone(timeout_s):
             self._inside = threading.get_ident()
             try:
                 with self._noting():
@@ -330,22 +407,38 @@ class AuditLog:
             raise AuditUnavailableError("Inside of `exclusively` the log is asked through what that lends: this would wait for itself.")
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the log, open and working, against the thread that commits."""
+    def _alone(self, timeout_s: float = 30.0) -> Iterator[None]:
+        """Hold the log, open and working, against the thread that commits, and against loans."""
         self._see_that_it_is_mine()
-        with self._exclusive:
+        deadline = time.monotonic() + timeout_s
+        if not self._exclusive.acquire(timeout=timeout_s):
+            raise AuditUnavailableError(f"The audit log did not come free within {timeout_s:g} s; ask again later.")
+        try:
             if self._closed:
                 raise AuditUnavailableError("The audit log is closed.")
             if self._broken:
-                self._recover()
+                self._recover(deadline)
             yield
+        finally:
+            self._exclusive.release()
 
-    def _record_now(self, entries: Sequence[Entry], idempotency_key: str | None = None) -> list[Receipt]:
-        request = self._request(entries, idempotency_key)
+    def _record_now(self, entries: Sequence[Entry], idempotency_key: str | None = None, *, also: Beside | None = None) -> list[Receipt]:
+        if self._broken:
+            # To come back would be to let go of the log, and what was read of it inside may not hold any more.
+            raise AuditUnavailableError("The audit log failed, and has to be asked once more from the beginning.")
+        request = self._request(entries, idempotency_key, also)
         self._commit([request])
         if request.receipts is None:
             raise request.error or AuditUnavailableError("The audit log could not commit.")
         return request.receipts
+
+    @property
+    def _database(self) -> Database:
+        return self._held.database
+
+    @property
+    def _vault(self) -> Vault:
+        return self._held.vault
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:
@@ -359,15 +452,15 @@ class AuditLog:
 
     def retain(self) -> str:
         """Keep the head as it is now, for good, and return it: for what is handed out, witnessed or printed."""
-        with self._held():
+        with self._alone():
             with self._noting(), self._database.transaction():
                 self._keep_checkpoint()
             self._move_pin()
             return self._note
 
     def _move_pin(self) -> None:
-        if self._pin:
-            self._pin.keep(self._note)
+        if self._held.pin:
+            self._held.pin.keep(self._note)
             self._pinned = self._tree.size
 
     def add_cosignature(self, lines: str, witnesses: Sequence[VerifierKey]) -> int:
@@ -403,19 +496,19 @@ class AuditLog:
             if self._closed:
                 return
             self._closed = True
+            # Were it lent just now: nobody waits for what nobody asked for.
+            self._patient_until = time.monotonic() + (_LAST_PATIENCE_S if self._waiting or self._committing else 0)
             self._wake.notify()
         self._thread.join()
         with self._exclusive:
             try:
                 if not self._broken:
                     self._move_pin()
-                    self._empty_write_ahead_log()
+                    self._tidy_up()
             finally:
-                # The vault first: whoever waits for the log's lock takes the vault's next, and does not wait for that.
-                self._vault.close()
-                self._database.close()
+                self._held.close()
 
-    def _empty_write_ahead_log(self) -> None:
+    def _tidy_up(self) -> None:
         """Do, with its errors told, what the database would do by itself when it is closed; records are safe either way."""
         try:
             self._database.tidy(now=True)
@@ -434,14 +527,20 @@ class AuditLog:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
-                if not self._waiting:
+                if not self._waiting and not self._closed:
+                    self._wake.wait(_LOOK_EVERY_S if self._lends else None)
+                if self._closed and not self._waiting:
                     return
                 taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), _LARGEST_BATCH))]
+                self._committing = bool(taken)
             with self._exclusive:
-                # What nobody waits for any more is not made: its caller will ask again.
-                self._commit([request for request in taken if not request.abandoned])
+                if taken:
+                    # What nobody waits for any more is not made: its caller will ask again.
+                    self._commit([request for request in taken if not request.abandoned])
+                self._committing = False
+                if self._lends and not self._closed and time.monotonic() >= self._look_at:
+                    self._lend_where_wanted()
+                    self._look_at = time.monotonic() + _LOOK_EVERY_S
 
     def _commit(self, requests: list[_Request]) -> None:
         """Make one transaction of the requests; each is finished, one way or the other."""
@@ -449,7 +548,7 @@ class AuditLog:
             if self._broken:
                 self._recover()
             batch = self._draft(requests)
-            if batch.leaves:
+            if batch.leaves or batch.beside:
                 self._write(batch)
         except AuditError as error:
             _finish_all(requests, error)
@@ -471,17 +570,16 @@ class AuditLog:
         keys = self._vault.keys_for(entry.subject for request in fresh for entry in request.entries if entry.subject is not None)
         drafted: dict[bytes, tuple[list[Receipt], bytes | None]] = {}
         for request in fresh:
+            mark = batch.mark()
             try:
-                if request.key is not None and (known := drafted.get(request.key)):
-                    batch.answered.append((request, _same_again(request, *known)))
-                    continue
-                own = [self._key_of(entry, keys) for entry in request.entries]
-            except (AuditConflictError, AuditTamperedError, AuditUnavailableError) as error:
+                known = drafted.get(request.key) if request.key is not None else None
+                receipts = _same_again(request, *known) if known else self._add_all(batch, request, keys)
+            except AuditError as error:
                 # What is wrong with one request is no reason to refuse the others.
+                batch.undo(mark)
                 request.finish(error=error)
                 continue
-            receipts = [self._add(batch, entry, raw, key) for entry, raw, key in zip(request.entries, request.payloads, own, strict=True)]
-            if request.key is not None and request.digest is not None:
+            if request.key is not None and request.digest is not None and not known:
                 row = (request.key, receipts[0].index, receipts[-1].index, request.digest)
                 batch.requests.append((*row, self._vault.request_mac(*row)))
                 drafted[request.key] = (receipts, request.digest)
@@ -498,6 +596,13 @@ class AuditLog:
         except (AuditConflictError, AuditTamperedError) as error:
             request.finish(error=error)
         return True
+
+    def _add_all(self, batch: _Batch, request: _Request, keys: Mapping[str, SubjectKey]) -> list[Receipt]:
+        own = [self._key_of(entry, keys) for entry in request.entries]
+        receipts = [self._add(batch, entry, raw, key) for entry, raw, key in zip(request.entries, request.payloads, own, strict=True)]
+        if request.also:
+            batch.beside += request.also(own[-1] if own else self._vault.log_key, receipts)
+        return receipts
 
     def _key_of(self, entry: Entry, keys: Mapping[str, SubjectKey]) -> SubjectKey:
         if entry.subject is not None:
@@ -574,21 +679,14 @@ class AuditLog:
         return [digest for (digest,) in rows] + [digest for at, n, digest in batch.tiles if at == level and n >= first]
 
     def _write(self, batch: _Batch) -> None:
-        before, size = self._tree.size, batch.tree.size
-        note = Checkpoint(self._origin, size, batch.tree.root).sign(self._keys.signers)
-        database = self._database
+        size, note, database = batch.tree.size, self._note, self._database
+        if batch.leaves:
+            note = Checkpoint(self._origin, size, batch.tree.root).sign(self._held.keys.signers)
         with database.transaction():
-            database.execute_many("INSERT INTO leaves VALUES (?, ?, ?)", batch.leaves)
-            database.execute_many("INSERT INTO sealed VALUES (?, ?, ?)", batch.sealed)
-            if batch.names:
-                database.execute_many("INSERT INTO names VALUES (?, ?)", batch.names)
-            if batch.tiles:
-                database.execute_many("INSERT INTO tiles VALUES (?, ?, ?)", batch.tiles)
-            if batch.requests:
-                database.execute_many("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", batch.requests)
-            database.execute_many("UPDATE head SET size = ?, note = ?", [(size, note)])
-            if size // _RETAIN_EVERY > before // _RETAIN_EVERY:
-                database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(size, note)])
+            if batch.leaves:
+                self._insert(batch, note)
+            for statement, rows in batch.beside:
+                database.execute_many(statement, rows)
         self._tree, self._tile, self._note = batch.tree, batch.tile, note
         self._latest, self._previous = batch.latest, batch.previous
         try:
@@ -600,31 +698,47 @@ class AuditLog:
             with contextlib.suppress(AuditUnavailableError):  # the next commit tries again, and `close` says so
                 self._move_pin()
 
-    # ── coming up, and coming back ──────────────────────────────────────────────────────────────────────────────────────
+    def _insert(self, batch: _Batch, note: str) -> None:
+        before, size, database = self._tree.size, batch.tree.size, self._database
+        database.execute_many("INSERT INTO leaves VALUES (?, ?, ?)", batch.leaves)
+        database.execute_many("INSERT INTO sealed VALUES (?, ?, ?)", batch.sealed)
+        if batch.names:
+            database.execute_many("INSERT INTO names VALUES (?, ?)", batch.names)
+        if batch.tiles:
+            database.execute_many("INSERT INTO tiles VALUES (?, ?, ?)", batch.tiles)
+        if batch.requests:
+            database.execute_many("INSERT INTO requests VALUES (?, ?, ?, ?, ?)", batch.requests)
+        database.execute_many("UPDATE head SET size = ?, note = ?", [(size, note)])
+        if size // _RETAIN_EVERY > before // _RETAIN_EVERY:
+            database.execute_many("INSERT INTO checkpoints VALUES (?, ?) ON CONFLICT (size) DO NOTHING", [(size, note)])
+
+    # ── coming up, lending, and coming back ─────────────────────────────────────────────────────────────────────────────
 
     def _load(self) -> None:
-        """Read the head and the right edge of the tree, and see that they fit each other and what was kept outside."""
+        """Read the head and the right edge of the tree, and see that they fit each other, what was kept outside, and what was here before."""
         with _unavailable():
             note = head_of(self._database)
-            head, _ = Checkpoint.open(note, self._keys.verifiers, self._keys.origin)
+            head, _ = Checkpoint.open(note, self._held.keys.verifiers, self._origin)
             tiles = DatabaseTiles(self._database)
             prover = Prover(tiles, head.size)
             [(leaves, last)] = self._database.query("SELECT COUNT(*), MAX(idx) FROM (SELECT idx FROM leaves ORDER BY idx DESC LIMIT 2) AS newest")
             try:
-                self._tree = prover.frontier()
+                tree = prover.frontier()
             except (IndexError, ValueError):
                 raise AuditTamperedError(f"Records are missing: the signed head counts {head.size}.") from None
-            if self._tree.root != head.root or (leaves and last != head.size - 1):
+            if tree.root != head.root or (leaves and last != head.size - 1):
                 raise AuditTamperedError(
                     f"The last records do not fit the signed head of {head.size}; `audit verify` says where they part. Nothing was written."
                 )
-            if self._pin:
-                self._pin.check(head, prover.root)
-            self._note, self._pinned = note, head.size
+            if self._held.pin:
+                self._held.pin.check(head, prover.root)
+            if head.size < self._tree.size or prover.root(self._tree.size) != self._tree.root:
+                raise AuditTamperedError(f"The log has not grown from the {self._tree.size} records that it had here: it was exchanged or changed.")
             first = head.size // TILE_WIDTH * TILE_WIDTH
             recent = self._database.query("SELECT leaf FROM leaves WHERE idx >= ? ORDER BY idx", (first,))
-            self._latest, self._previous = self._latest_time(head.size), None
-        self._tile = [leaf_hash(leaf) for (leaf,) in recent]
+            self._latest = self._latest_time(head.size)
+        self._note, self._pinned = note, head.size
+        self._tree, self._tile = tree, [leaf_hash(leaf) for (leaf,) in recent]
 
     def _latest_time(self, size: int) -> datetime:
         """Return the latest time of any record: that of the last one that was not flagged, or of a flagged one after it.
@@ -639,32 +753,62 @@ class AuditLog:
                     return _moment(latest)
         return _moment(latest) if latest else datetime.min.replace(tzinfo=UTC)
 
-    def _recover(self) -> None:
-        """Open the database again after an error that left its state unknown.
+    def _lend_where_wanted(self) -> None:
+        """Step aside for whoever waits to write, and come back after; a log that cannot be had back is told to those who ask next."""
+        try:
+            if self._database.is_wanted():
+                if self._broken:
+                    with contextlib.suppress(AuditError):
+                        self._recover()
+                self._lend()
+                self._recover()
+        except AuditError:
+            pass
+        except BaseException as error:  # noqa: BLE001
+            # As with a commit: this thread goes on, and the next request finds out what is the matter.
+            self._broken = self._broken or not isinstance(error, StorageError) or error.broken
 
-        The write-ahead log is emptied first: its pages that the failed sync left unwritten would otherwise stand before later commits and, after
-        a loss of power, take them along.
+    def _lend(self) -> None:
+        if not self._broken:
+            with contextlib.suppress(AuditUnavailableError):
+                self._move_pin()
+        self._broken = True
+        self._vault.close()
+        self._database.hand_over()
+        self._lent = True
+
+    def _recover(self, deadline: float = math.inf) -> None:
+        """Open the log again, after a loan, or after an error that left its state unknown, and read it anew.
+
+        After an error the write-ahead log is emptied first: its pages that the failed sync left unwritten would otherwise stand before later commits
+        and, after a loss of power, take them along.
         """
         if self._reopen is None:
             raise AuditUnavailableError("The audit log failed with an input/output error, and has to be opened again.")
-        self._database.close()
-        self._vault.close()
-        try:
-            self._database, self._vault = self._reopen()
-        except AuditBusyError as error:
-            raise AuditUnavailableError(f"The audit log failed, and cannot be opened again: {error}") from None
-        with _unavailable():
-            self._database.tidy(now=True)
+        self._held.close()
+        self._held = self._taken_again(self._reopen, deadline)
+        if not self._lent:
+            with _unavailable():
+                self._database.settle()
         self._load()
-        self._broken = False
+        self._broken = self._lent = False
+
+    def _taken_again(self, reopen: Callable[[float], Held], deadline: float) -> Held:
+        """Return what the writer held; one who lends waits for it until the deadline, and no longer than someone asks for the log."""
+        while True:
+            try:
+                return reopen(_SLICE_S if self._lends else 0)
+            except AuditBusyError as error:
+                if not self._lends or time.monotonic() >= min(deadline, self._patient_until):
+                    raise AuditUnavailableError(f"The audit log cannot be opened again: {error}") from None
 
     # ── small things ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _request(self, entries: Sequence[Entry], idempotency_key: str | None) -> _Request:
+    def _request(self, entries: Sequence[Entry], idempotency_key: str | None, also: Beside | None = None) -> _Request:
         if not entries:
             raise AuditFormatError("A request to record holds no event.")
         key = None if idempotency_key is None else self._vault.lookup(f"request\n{idempotency_key}")
-        return _Request.made(entries, key)
+        return _Request.made(entries, key, also)
 
     def _prepare(self, request: _Request) -> bool:
         """Spell a request's payloads; False for one that is refused.

@@ -15,11 +15,11 @@ import contextlib
 import hashlib
 import itertools
 import re
-import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
-from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, busy, create_tables
+from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, SEALED_ELSEWHERE, StorageError, create_tables
+from clinical_ser.audit.turns import Turns
 from clinical_ser.errors import AuditSetupError, AuditTamperedError, AuditUnavailableError
 
 try:
@@ -40,10 +40,14 @@ GRANT UPDATE ON head, requests TO audit_writer;
 -- Erasure. Its last step, VACUUM FULL, is the owner's, to be run from time to time; from PostgreSQL 17 on it may be lent:
 -- GRANT MAINTAIN ON sealed, names, requests TO audit_writer;
 GRANT DELETE ON sealed, names, requests TO audit_writer;
+-- What `clinical-ser serve` keeps beside the log. Its tables are made when the server first starts, as the owner; run this again after that.
+DO $$ DECLARE kept text; BEGIN
+FOREACH kept IN ARRAY ARRAY['screenings', 'repeats', 'reviewed'] LOOP
+IF to_regclass(kept) IS NOT NULL THEN EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO audit_writer', kept); END IF;
+END LOOP; END $$;
 """
 """SQL that makes a writer who may insert and not change; a reader needs SELECT alone."""
 
-_TYPES = {"integer": "BIGINT", "blob": "BYTEA"}
 _OLDEST = 130_000
 """PostgreSQL 13: the first whose autovacuum visits tables that only ever grow."""
 _DURABLE = {
@@ -96,9 +100,11 @@ _ERASABLE = ("sealed", "names", "requests")
 class PostgresDatabase:
     """One session. `connect` for readers, `create` and `take` for the writer."""
 
+    types: ClassVar[Mapping[str, str]] = {"integer": "BIGINT", "blob": "BYTEA"}
+
     def __init__(self, connection: "psycopg.Connection[tuple[Any, ...]]") -> None:
         self._connection = connection
-        self._lock: int | None = None
+        self._turns: Turns | None = None
         self._numbers = itertools.count()
         self._abandoned: list[str] = []
 
@@ -126,14 +132,14 @@ class PostgresDatabase:
             database._enter(schema)
             database._hold(schema, wait_s=0)
             with database.transaction():
-                create_tables(database, _TYPES)
+                create_tables(database)
                 database._forbid_changes()
                 database.query("INSERT INTO meta VALUES ('schema', ?)", (SCHEMA_VERSION,))
         return database
 
     @classmethod
-    def take(cls, url: str, *, wait_s: float) -> Self:
-        """Open the log as its one writer.
+    def take(cls, url: str, *, wait_s: float, returning: bool = False) -> Self:
+        """Open the log as its one writer, or as the writer who lent it and is `returning`.
 
         Raises
         ------
@@ -147,7 +153,7 @@ class PostgresDatabase:
         database = cls._open(url)
         with _opened(database):
             database._insist_on_durability()
-            database._hold(database._enter_log(), wait_s)
+            database._hold(database._enter_log(), wait_s, returning=returning)
         return database
 
     @classmethod
@@ -183,6 +189,17 @@ class PostgresDatabase:
         return database
 
     # ── what a Database does ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def create_table(self, statement: str) -> None:
+        """Make a table, or an index of one."""
+        asked = re.match(r"CREATE \w+ IF NOT EXISTS (\w+)", statement)
+        # PostgreSQL refuses a role that may make no tables before it looks whether there is anything to make.
+        if not (asked and self.has_table(asked[1])):
+            self.query(statement.format(**self.types))
+
+    def has_table(self, name: str) -> bool:
+        """Tell whether the log's schema has a table, or an index, of this name."""
+        return self.query("SELECT to_regclass(quote_ident(?)) IS NOT NULL", (name,)) == [(True,)]
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows."""
@@ -239,6 +256,9 @@ class PostgresDatabase:
     def tidy(self, *, now: bool = False) -> None:
         """Do nothing: the server's checkpointer copies its write-ahead log by itself, and stops the server where a sync fails."""
 
+    def settle(self) -> None:
+        """Do nothing, likewise."""
+
     def scrub(self) -> None:
         """Write the tables that erasure deletes from anew, without what was deleted; nothing for a role that may not (`GRANTS`).
 
@@ -251,21 +271,31 @@ class PostgresDatabase:
         StorageError
             Not broken: a reader still looks at the rows, or there is no space for the copy.
         """
-        for table in _ERASABLE:
+        for table in (*_ERASABLE, *filter(self.has_table, SEALED_ELSEWHERE)):
             # To one who is not their owner VACUUM answers with a warning and goes on; autovacuum then frees the rows for new ones.
             self._rewrite(table)
         # What was deleted leaves the disk sooner; without the role pg_checkpoint it waits for the server's own.
         with contextlib.suppress(errors.InsufficientPrivilege), self._failures(let_through=errors.InsufficientPrivilege):
             self._connection.execute("CHECKPOINT")
 
+    def is_wanted(self) -> bool:
+        """Tell whether another session waits to become the writer."""
+        return self._turns is not None and self._turns.is_wanted()
+
+    def hand_over(self) -> None:
+        """End the session when the next writer has begun, or nobody wants to any more."""
+        if self._turns is not None:
+            self._turns.hand_over()
+        self.close()
+
     def close(self) -> None:
         """End the session; a writer's lock is free when this returns."""
         with contextlib.suppress(StorageError):
             self._roll_back()
-            if self._lock is not None and not self._connection.closed:
+            if self._turns is not None and not self._connection.closed:
                 # By itself the server would free it a moment later, and whoever opens the log next would find it busy.
-                self.query("SELECT pg_advisory_unlock(?::bigint)", (self._lock,))
-        self._lock = None
+                self._turns.release()
+        self._turns = None
         self._connection.close()
 
     # ── coming up ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -293,15 +323,12 @@ class PostgresDatabase:
     def _enter(self, schema: str) -> None:
         self.query("SELECT set_config('search_path', quote_ident(?) || ', pg_temp', false)", (schema,))
 
-    def _hold(self, schema: str, wait_s: float) -> None:
+    def _hold(self, schema: str, wait_s: float, *, returning: bool = False) -> None:
         """Become the writer; the lock ends with the session, however that ends."""
-        key = int.from_bytes(hashlib.sha256(b"clinical-ser audit writer\n" + schema.encode()).digest()[:8], "big", signed=True)
-        deadline = time.monotonic() + wait_s
-        while self.query("SELECT pg_try_advisory_lock(?::bigint)", (key,)) != [(True,)]:
-            if time.monotonic() >= deadline:
-                raise busy(wait_s)
-            time.sleep(_POLL_S)
-        self._lock = key
+        writer, wanted, back = (_AdvisoryLock(self, f"{name}\n{schema}") for name in ("writer", "wanted", "back"))
+        turns = Turns(writer, wanted, back, _POLL_S)
+        turns.take(wait_s, returning=returning)
+        self._turns = turns
 
     def _set(self, settings: dict[str, str]) -> None:
         """Set what this version of the server knows, for the session."""
@@ -381,6 +408,26 @@ class PostgresDatabase:
         if self._connection.closed:
             return "the connection to PostgreSQL is lost"
         return f"PostgreSQL says {type(error).__name__}"
+
+
+class _AdvisoryLock:
+    """One of the server's advisory locks, held by the session."""
+
+    def __init__(self, database: PostgresDatabase, name: str) -> None:
+        self._database = database
+        self._key = int.from_bytes(hashlib.sha256(b"clinical-ser audit " + name.encode()).digest()[:8], "big", signed=True)
+        self._held: str | None = None
+
+    def take(self, *, shared: bool = False) -> bool:
+        kind = "_shared" if shared else ""
+        got = self._database.query(f"SELECT pg_try_advisory_lock{kind}(?::bigint)", (self._key,)) == [(True,)]
+        self._held = kind if got else None
+        return got
+
+    def release(self) -> None:
+        if self._held is not None:
+            self._database.query(f"SELECT pg_advisory_unlock{self._held}(?::bigint)", (self._key,))
+            self._held = None
 
 
 _EXISTS = "There are tables where the audit log should go, and a log is never overwritten. Give it a schema, or a database, of its own."

@@ -5,19 +5,17 @@ of 39 injected failures of fdatasync, the six that hit an automatic checkpoint r
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from clinical_ser.atomic_folder import sync_folder
-from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, busy, create_tables
+from clinical_ser.audit.database import APPEND_ONLY, SCHEMA_VERSION, StorageError, create_tables
+from clinical_ser.audit.turns import Turns
 from clinical_ser.errors import AuditSetupError, AuditTamperedError, AuditUnavailableError
 
-_TYPES = {"integer": "INTEGER", "blob": "BLOB"}
 _TIDY_ROWS = 4000
 _TIDY_TRANSACTIONS = 500
 """After so many rows, or transactions, the write-ahead log is copied into the file: some megabytes either way."""
@@ -33,9 +31,11 @@ _DAMAGED = "The audit log's file is damaged: SQLite cannot read its pages. Resto
 class SqliteDatabase:
     """One connection to a log's file. `connect` for readers, `create` and `take` for the writer."""
 
-    def __init__(self, connection: sqlite3.Connection, lock: int | None) -> None:
+    types: ClassVar[Mapping[str, str]] = {"integer": "INTEGER", "blob": "BLOB"}
+
+    def __init__(self, connection: sqlite3.Connection, turns: Turns) -> None:
         self._connection = connection
-        self._lock = lock
+        self._turns = turns
         self._rows = self._transactions = 0
 
     @classmethod
@@ -56,7 +56,7 @@ class SqliteDatabase:
         database = cls.create_file(path)
         try:
             with database.transaction():
-                create_tables(database, _TYPES, " STRICT")
+                create_tables(database)
                 for table in APPEND_ONLY:
                     for action in ("UPDATE", "DELETE"):
                         database.query(
@@ -70,8 +70,8 @@ class SqliteDatabase:
         return database
 
     @classmethod
-    def take(cls, path: Path, *, wait_s: float) -> Self:
-        """Open the file as its one writer.
+    def take(cls, path: Path, *, wait_s: float, returning: bool = False) -> Self:
+        """Open the file as its one writer, or as the writer who lent it and is `returning`.
 
         Raises
         ------
@@ -82,7 +82,9 @@ class SqliteDatabase:
         AuditUnavailableError
             It cannot be opened durably.
         """
-        lock = _locked(path, wait_s)
+        _see_that_there_is_one(path)
+        turns = Turns.beside(path, _POLL_S)
+        turns.take(wait_s, returning=returning)
         connection = None
         try:
             connection = _connect(path, writable=True)
@@ -92,17 +94,25 @@ class SqliteDatabase:
         except BaseException as error:
             if connection is not None:
                 connection.close()
-            os.close(lock)
+            turns.release()
             if isinstance(error, StorageError | OSError):
                 reason = error.reason if isinstance(error, StorageError) else error.strerror
                 raise AuditUnavailableError(f"The audit log cannot be opened durably: {reason}.") from None
             raise
-        return cls(connection, lock)
+        return cls(connection, turns)
 
     @classmethod
     def connect(cls, path: Path) -> Self:
         """Open the file for reading; a writer may go on beside."""
-        return cls(_connect(path, writable=False), None)
+        return cls(_connect(path, writable=False), Turns.beside(path, _POLL_S))
+
+    def create_table(self, statement: str) -> None:
+        """Make a table, whose types are kept to, or an index of one."""
+        self.query(statement.format(**self.types) + (" STRICT" if statement.startswith("CREATE TABLE") else ""))
+
+    def has_table(self, name: str) -> bool:
+        """Tell whether there is a table of this name."""
+        return bool(self.query("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)))
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows."""
@@ -154,11 +164,16 @@ class SqliteDatabase:
             raise AuditTamperedError(_DAMAGED)
 
     def tidy(self, *, now: bool = False) -> None:
-        """Copy the write-ahead log into the file when it is long, and see that this went well."""
+        """Copy the write-ahead log into the file when it is long, or now, as far as readers let it, and see that this went well."""
         if now or self._rows >= _TIDY_ROWS or self._transactions >= _TIDY_TRANSACTIONS:
             with _failures():
-                self._checkpoint("TRUNCATE" if now else "PASSIVE")
+                self._checkpoint("PASSIVE")
             self._rows = self._transactions = 0
+
+    def settle(self) -> None:
+        """Copy all of the write-ahead log into the file, and empty it."""
+        with _failures():
+            self._checkpoint("TRUNCATE")
 
     def _checkpoint(self, mode: str) -> None:
         busy, log, copied = self._connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
@@ -173,45 +188,33 @@ class SqliteDatabase:
             self._connection.execute("VACUUM")
             self._checkpoint("TRUNCATE")
 
+    def is_wanted(self) -> bool:
+        """Tell whether another process, or this one once more, waits to become the writer."""
+        return self._turns.is_wanted()
+
+    def hand_over(self) -> None:
+        """Close it, with the errors told that SQLite's own last checkpoint would lose, and return when its next writer has it."""
+        self.tidy(now=True)
+        self._close_connection()
+        self._turns.hand_over()
+
     def close(self) -> None:
         """Close the file; a writer's lock goes with it."""
+        self._close_connection()
+        self._turns.release()
+
+    def _close_connection(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
-        if self._lock is not None:
-            # A process that was forked meanwhile holds the descriptor too, and would keep the lock.
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
-            self._lock = None
 
 
-def _locked(path: Path, wait_s: float) -> int:
-    """Return the descriptor of the lock file, locked; the lock ends with the process, however it ends."""
+def _see_that_there_is_one(path: Path) -> None:
     if not path.is_file():
         raise AuditSetupError("There is no audit log where the configuration says.")
-    try:
-        descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise AuditUnavailableError(f"The audit log's lock cannot be opened: {error.strerror}.") from None
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                raise busy(wait_s) from None
-            time.sleep(_POLL_S)
-        except OSError as error:
-            os.close(descriptor)
-            raise AuditUnavailableError(f"The audit log cannot be locked: {error.strerror}.") from None
-        else:
-            return descriptor
 
 
 def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
-    if not path.is_file():
-        raise AuditSetupError("There is no audit log where the configuration says.")
+    _see_that_there_is_one(path)
     with _failures():
         # An absolute path as a URI: `?` and `#` in a folder's name must stay part of it.
         uri = f"{path.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"

@@ -191,11 +191,15 @@ class Vault:
     def destroy(self, subject: str) -> None:
         """Destroy a subject's key, in the file, its free pages and its write-ahead log; nothing happens where there is none."""
         lookup = self.subject_lookup(subject)
-        self._by_lookup.pop(lookup, None)
-        self._by_id.cache_clear()
+        self.forget()
         with self._database.transaction():
             self._database.query("DELETE FROM subjects WHERE lookup = ?", (lookup,))
         self._database.scrub()
+
+    def forget(self) -> None:
+        """Forget the keys that were found: another process may have destroyed them since."""
+        self._by_lookup.clear()
+        self._by_id.cache_clear()
 
     @property
     def scrub_pending(self) -> bool:
@@ -211,7 +215,8 @@ class Vault:
                 self._database.query("DELETE FROM secrets WHERE name = ?", (_SCRUB,))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and forget the keys."""
+        self.forget()
         self._database.close()
 
 

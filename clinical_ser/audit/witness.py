@@ -21,7 +21,8 @@ from typing import Annotated, Self
 from pydantic import Field, ValidationError
 
 from clinical_ser.audit.checkpoint import Checkpoint, parse_decimal
-from clinical_ser.audit.cosignatures import ml_dsa_module
+from clinical_ser.audit.cosignatures import Ed25519Cosigner, ml_dsa_module
+from clinical_ser.audit.keys import LogKeys
 from clinical_ser.audit.merkle import EMPTY_ROOT, HASH_BYTES, verify_consistency
 from clinical_ser.audit.notes import Algorithm, Note, NoteSignature, NoteSigner, VerifierKey, decode_base64, decode_text, parse_note
 from clinical_ser.errors import AuditFormatError, AuditSetupError, AuditTamperedError, AuditUnavailableError, WitnessError
@@ -196,7 +197,7 @@ class Witness:
     database
         A connection to the witness' file, as `create` and `open` make it.
     logs
-        For each origin the keys of its log.
+        For each origin the keys of its log; or the file that says so (`load_logs`), which is read again when it has changed.
     cosigners
         The witness' own keys, each of a cosignature type.
     clock
@@ -206,21 +207,21 @@ class Witness:
     def __init__(
         self,
         database: sqlite3.Connection,
-        logs: Mapping[str, Sequence[VerifierKey]],
+        logs: "KnownLogs",
         cosigners: Sequence[NoteSigner],
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._logs = {origin: tuple(keys) for origin, keys in logs.items()}
+        self._logs = _WatchedLogs(logs) if isinstance(logs, Path) else _FixedLogs(logs)
         self._cosigners = tuple(cosigners)
         self._clock = clock
 
     @classmethod
-    def create(cls, path: Path, logs: Mapping[str, Sequence[VerifierKey]], cosigners: Sequence[NoteSigner]) -> Self:
+    def create(cls, path: Path, logs: "KnownLogs", cosigners: Sequence[NoteSigner]) -> Self:
         """Make the file of a new witness that has seen nothing; AuditSetupError when one is there or cannot be made, else as `open`."""
-        _check_logs(logs)
+        _check_logs(load_logs(logs) if isinstance(logs, Path) else logs)
         _check_cosigners(cosigners)
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -233,9 +234,7 @@ class Witness:
         return cls.open(path, logs, cosigners)
 
     @classmethod
-    def open(
-        cls, path: Path, logs: Mapping[str, Sequence[VerifierKey]], cosigners: Sequence[NoteSigner], *, clock: Callable[[], float] = time.time
-    ) -> Self:
+    def open(cls, path: Path, logs: "KnownLogs", cosigners: Sequence[NoteSigner], *, clock: Callable[[], float] = time.time) -> Self:
         """Go on with a witness' memory.
 
         Raises
@@ -245,7 +244,7 @@ class Witness:
         AuditKeyError
             A key is of an algorithm that the installed cryptography library does not have.
         """
-        _check_logs(logs)
+        _check_logs(load_logs(logs) if isinstance(logs, Path) else logs)
         _check_cosigners(cosigners)
         database = _connect(path)
         try:
@@ -285,7 +284,7 @@ class Witness:
             With the status of tlog-witness: 400 (not spelled as specified, or old size above the checkpoint's), 404 (unknown log), 403 (no
             signature of the log fits), 409 (with the size to start from; or another root for the same size), 422 (the proof does not fit).
         AuditUnavailableError
-            The memory cannot be written, so nothing was cosigned.
+            The memory cannot be written, or the file of the logs was changed and cannot be used any more, so nothing was cosigned.
         """
         request, checkpoint, note = self._verified(body)
         signed = _signed_by_log(note)
@@ -327,7 +326,7 @@ class Witness:
             raise WitnessRefusalError(HTTPStatus.BAD_REQUEST, str(error)) from None
         if len(signatures) > MAX_SIGNATURES:
             raise WitnessRefusalError(HTTPStatus.BAD_REQUEST, f"A checkpoint has at most {MAX_SIGNATURES} signatures here.")
-        keys = self._logs.get(origin)
+        keys = self._logs.current().get(origin)
         if keys is None:
             raise WitnessRefusalError(HTTPStatus.NOT_FOUND, "The checkpoint's origin is no log that this witness knows.")
         try:
@@ -390,6 +389,26 @@ def cosign_file(witness: Witness, path: Path) -> str:
     return witness.add_checkpoint(body)
 
 
+MEMORY_FILE = "witness.sqlite"
+LOGS_FILE = "logs.toml"
+
+
+def open_witness(folder: Path) -> Witness:
+    """Open the witness of a folder that `audit witness init` made: its memory, its keys, and the logs that it knows, now and later.
+
+    Raises
+    ------
+    AuditSetupError, AuditKeyError
+        As for `Witness.open`, or the keys cannot be used.
+    """
+    return Witness.open(folder / MEMORY_FILE, folder / LOGS_FILE, cosigners_of(LogKeys.load(folder)))
+
+
+def cosigners_of(keys: LogKeys) -> list[NoteSigner]:
+    """Return a witness' keys as those that cosign."""
+    return [Ed25519Cosigner(signer) if signer.key.algorithm is Algorithm.ED25519 else signer for signer in keys.signers]
+
+
 class _LogEntry(Strict):
     origin: Annotated[str, Field(min_length=1)]
     keys: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -426,6 +445,42 @@ def load_logs(path: Path) -> dict[str, tuple[VerifierKey, ...]]:
     if len(logs) != len(entries):
         raise AuditSetupError("The file of the witness' logs names an origin twice; put all of its keys into one table.")
     return logs
+
+
+KnownLogs = Mapping[str, Sequence[VerifierKey]] | Path
+"""For each origin the keys of its log, or the file that says so."""
+
+
+class _FixedLogs:
+    """Logs that stay as they were given."""
+
+    def __init__(self, logs: Mapping[str, Sequence[VerifierKey]]) -> None:
+        self._logs = {origin: tuple(keys) for origin, keys in logs.items()}
+
+    def current(self) -> Mapping[str, tuple[VerifierKey, ...]]:
+        return self._logs
+
+
+class _WatchedLogs:
+    """The logs that a file names, read again when it is another one. A key that was taken out is believed no longer, whatever else is wrong there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read: tuple[tuple[int, ...], Mapping[str, tuple[VerifierKey, ...]]] | None = None
+
+    def current(self) -> Mapping[str, tuple[VerifierKey, ...]]:
+        try:
+            status = self._path.stat()
+            # Looked at before it is read: what changes meanwhile is another file at the next question.
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            if self._read is None or self._read[0] != identity:
+                logs = load_logs(self._path)
+                _check_logs(logs)
+                self._read = identity, logs
+            return self._read[1]
+        except (OSError, AuditSetupError) as error:
+            reason = f"cannot be read: {error.strerror}." if isinstance(error, OSError) else f"cannot be used: {error}"
+            raise AuditUnavailableError(f"The file of the witness' logs was changed, and {reason} Nothing was cosigned.") from None
 
 
 def _refusal(request: WitnessRequest, checkpoint: Checkpoint, known: CosignedTree) -> WitnessRefusalError | None:

@@ -50,28 +50,13 @@ _REFUSALS = {
 
 
 def witness_app(witness: Witness) -> "Starlette":
-    """Return the ASGI application of a witness: POST /add-checkpoint and nothing else.
-
-    The witness' own work (signatures, a write to disk) runs in a worker thread, so that a slow disk does not stop the others from being read.
-    """
-    from anyio import to_thread
+    """Return the ASGI application of a witness: POST /add-checkpoint and nothing else."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
     async def add_checkpoint(request: "Request") -> "Response":
-        try:
-            body = await _body_within_limits(request)
-            return _response(HTTPStatus.OK, await to_thread.run_sync(witness.add_checkpoint, body))
-        except _UnreadRequestError as error:
-            # What was not read still lies in the connection, so it cannot carry another request.
-            return _response(error.status, headers={"Connection": "close"})
-        except WitnessRefusalError as refusal:
-            if refusal.size is not None:
-                return _response(refusal.status, f"{refusal.size}\n", media_type=SIZE_TYPE)
-            return _response(refusal.status, f"{refusal}\n")
-        except (AuditUnavailableError, AuditKeyError):
-            return _response(HTTPStatus.SERVICE_UNAVAILABLE)
+        return await answer_add_checkpoint(witness, request)
 
     def on_http_error(_: "Request", error: Exception) -> "Response":
         status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
@@ -84,6 +69,27 @@ def witness_app(witness: Witness) -> "Starlette":
     # Starlette otherwise answers "/add-checkpoint/" with a redirect that repeats the client's Host header.
     app.router.redirect_slashes = False
     return app
+
+
+async def answer_add_checkpoint(witness: Witness, request: "Request") -> "Response":
+    """Answer an add-checkpoint request, whichever application it came to.
+
+    The witness' own work (signatures, a write to disk) runs in a worker thread, so that a slow disk does not stop the others from being read.
+    """
+    from anyio import to_thread
+
+    try:
+        body = await _body_within_limits(request)
+        return _response(HTTPStatus.OK, await to_thread.run_sync(witness.add_checkpoint, body))
+    except _UnreadRequestError as error:
+        # What was not read still lies in the connection, so it cannot carry another request.
+        return _response(error.status, headers={"Connection": "close"})
+    except WitnessRefusalError as refusal:
+        if refusal.size is not None:
+            return _response(refusal.status, f"{refusal.size}\n", media_type=SIZE_TYPE)
+        return _response(refusal.status, f"{refusal}\n")
+    except (AuditUnavailableError, AuditKeyError):
+        return _response(HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 class _UnreadRequestError(Exception):

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import audit, cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, train
+from clinical_ser.cli import audit, cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, serve, train
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
@@ -63,4 +63,5 @@ app.add_typer(model.app, name="model")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
 app.add_typer(audit.app, name="audit")
+app.add_typer(serve.app, name="serve")
 app.command()(doctor.doctor)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +20,7 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, AuditExport, Event, Inference, Purpose, QualityRejection
 from clinical_ser.audit.exports.packet import Verified as VerifiedExport
 from clinical_ser.audit.exports.packet import verify_export
+from clinical_ser.audit.exports.period import first_moment, last_moment, range_of
 from clinical_ser.audit.merkle import leaf_hash, verify_inclusion
 from clinical_ser.audit.notes import VerifierKey, parse_note
 from clinical_ser.audit.paper import matches_printed, printed_checkpoint
@@ -283,13 +284,13 @@ def export(
     cosigned: Cosigned = False,
 ) -> None:
     """Export from the log into a signed folder that anyone with the key can verify. That it was exported is recorded."""
-    from clinical_ser.cli.audit_exports import Wanted, export_from, range_of
+    from clinical_ser.cli.audit_exports import Wanted, export_from
 
     wanted = Wanted(
         form=form.value,
         subject=subject,
-        since=_at(since, time.min),
-        until=_at(until, time.max),
+        since=since and first_moment(since.date()),
+        until=until and last_moment(until.date()),
         kinds=frozenset(kind) if kind else None,
         payloads=payloads,
         results=tuple(result or ()),
@@ -458,10 +459,6 @@ def _first_answer(log: DatabaseReader, record: str) -> int:
     if not indices:
         raise AuditSetupError("The log has no record of this result: it was given elsewhere, or was erased.")
     return indices[0]
-
-
-def _at(day: datetime | None, moment: time) -> datetime | None:
-    return None if day is None else datetime.combine(date(day.year, day.month, day.day), moment, UTC)
 
 
 def _show_records(records: Sequence[Record]) -> None:

@@ -1,13 +1,13 @@
 """`clinical-ser audit export`: which options a form takes, and the call that makes it."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from clinical_ser.audit.exports.selection import Selection
+from clinical_ser.audit.events import PAYLOADS
+from clinical_ser.audit.exports.period import PeriodForm, export_period
 from clinical_ser.audit.notes import NoteSigner
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.errors import InvalidValueError
@@ -63,8 +63,8 @@ def _option(name: str) -> str:
 def export_from(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Wanted, out: Path) -> str:
     """Make an export, and return the digest of its manifest."""
     wanted.check()
-    if wanted.form in {"jsonl", "csv", "fhir"}:
-        return _records(log, signers, wanted, out)
+    if wanted.form in get_args(PeriodForm):
+        return _of_period(log, signers, wanted, out)
     if wanted.form == "accounting":
         from clinical_ser.audit.exports.accounting import export_accounting
 
@@ -77,24 +77,23 @@ def export_from(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Want
         from clinical_ser.audit.exports.processing import export_processing
 
         return export_processing(log, out, signers=signers, site=_site(wanted.site), since=wanted.since, until=wanted.until)
-    if wanted.form == "ai-act":
-        from clinical_ser.audit.exports.ai_act import export_ai_act
-
-        return export_ai_act(log, out, signers=signers, since=wanted.since, until=wanted.until, details=wanted.payloads)
     return _evidence_pack(log, signers, wanted, out)
 
 
-def _records(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Wanted, out: Path) -> str:
-    from clinical_ser.audit.exports import fhir, json_lines, table
-
-    first, last = log.between(wanted.since, wanted.until)
-    try:
-        selection = Selection(first=first, last=last, kinds=wanted.kinds, about=wanted.subject, payloads=wanted.payloads)
-    except ValueError as error:
-        raise InvalidValueError("--kind", "what is none", str(error)) from None
-    if wanted.form == "fhir":
-        return fhir.export(log, out, signers, selection, pseudonym=None)
-    return (json_lines if wanted.form == "jsonl" else table).export(log, out, signers, selection)
+def _of_period(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Wanted, out: Path) -> str:
+    if unknown := sorted((wanted.kinds or frozenset()) - PAYLOADS.keys()):
+        raise InvalidValueError("--kind", unknown[0], f"one of {', '.join(sorted(PAYLOADS))}")
+    return export_period(
+        log,
+        signers,
+        out,
+        cast(PeriodForm, wanted.form),
+        since=wanted.since,
+        until=wanted.until,
+        kinds=wanted.kinds,
+        about=wanted.subject,
+        payloads=wanted.payloads,
+    )
 
 
 def _access(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: Wanted, out: Path) -> str:
@@ -129,12 +128,6 @@ def _evidence_pack(log: DatabaseReader, signers: Sequence[NoteSigner], wanted: W
         signature=signature.read_bytes() if signature.exists() else None,
         evidence=_read(wanted.evidence, "--evidence") if wanted.evidence else None,
     )
-
-
-def range_of(folder: Path) -> tuple[int | None, int | None]:
-    """Return the first and last record of an export that was just made."""
-    manifest = json.loads((folder / "manifest.json").read_bytes())
-    return manifest["first"], manifest["last"]
 
 
 def _site(path: Path | None) -> bytes:

@@ -12,11 +12,11 @@ import typer
 from clinical_ser.audit.answering import operator
 from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.cosignatures import Ed25519Cosigner, timestamp_of
+from clinical_ser.audit.cosignatures import timestamp_of
 from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.audit.keys import LogKeys
-from clinical_ser.audit.notes import Algorithm, NoteSigner, VerifierKey
-from clinical_ser.audit.witness import Witness, WitnessRequest, cosign_file, load_logs
+from clinical_ser.audit.notes import VerifierKey
+from clinical_ser.audit.witness import LOGS_FILE, MEMORY_FILE, Witness, WitnessRequest, cosign_file, cosigners_of, load_logs, open_witness
 from clinical_ser.audit.witness_http import request_cosignatures, serve, witness_app
 from clinical_ser.cli.console import check_output_file, literal, output, print_line
 from clinical_ser.cohorts.table import replaced
@@ -27,8 +27,6 @@ witness_commands = typer.Typer(help="Have the log's checkpoints cosigned, or cos
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
 Source = Annotated[str | None, typer.Option(metavar="SOURCE", help="file, env:VARIABLE, or exec:PROGRAM; as before otherwise.")]
-_MEMORY = "witness.sqlite"
-_LOGS = "logs.toml"
 _KEY_ID = re.compile("[0-9a-f]{8}")
 
 
@@ -136,11 +134,11 @@ def init_witness(
     """Make a witness: a key of its own, and a memory of what it cosigned. Do it on another machine than the log's."""
     known = load_logs(logs)
     keys = LogKeys.create(folder, name, source=key_source)
-    Witness.create(folder / _MEMORY, known, _cosigners(keys)).close()
-    with replaced(folder / _LOGS) as draft:
+    Witness.create(folder / MEMORY_FILE, known, cosigners_of(keys)).close()
+    with replaced(folder / LOGS_FILE) as draft:
         draft.write_bytes(logs.read_bytes())
     output.print("The witness is made. Its verifier key, for the logs' owners:")
-    for signer in _cosigners(keys):
+    for signer in cosigners_of(keys):
         print_line(str(signer.key))
 
 
@@ -153,7 +151,7 @@ def cosign(
     """Cosign a request that came as a file; the cosignature is to be carried back. It is given once: a lost one needs a new request."""
     if out is not None:
         check_output_file(out)
-    witness = _opened(folder)
+    witness = open_witness(folder)
     try:
         lines = cosign_file(witness, request)
     finally:
@@ -188,20 +186,12 @@ def serve_witness(
     private_key: Annotated[Path | None, typer.Option(help="Its private key (.pem).")] = None,
 ) -> None:
     """Answer add-checkpoint requests over HTTP (c2sp.org/tlog-witness) until stopped."""
-    witness = _opened(folder)
-    output.print(f"Listening on {'https' if certificate else 'http'}://{literal(host)}:{port}; stop and start it again after a change of logs.toml.")
+    witness = open_witness(folder)
+    output.print(f"Listening on {'https' if certificate else 'http'}://{literal(host)}:{port}. A change of {LOGS_FILE} counts with the next request.")
     try:
         serve(witness_app(witness), host, port, certificate=certificate, key=private_key)
     finally:
         witness.close()
-
-
-def _opened(folder: Path) -> Witness:
-    return Witness.open(folder / _MEMORY, load_logs(folder / _LOGS), _cosigners(LogKeys.load(folder)))
-
-
-def _cosigners(keys: LogKeys) -> list[NoteSigner]:
-    return [Ed25519Cosigner(signer) if signer.key.algorithm is Algorithm.ED25519 else signer for signer in keys.signers]
 
 
 # --- Time stamps --------------------------------------------------------------------------------------------------------------------------

@@ -212,11 +212,11 @@ def test_an_erasure_that_was_interrupted_is_seen_and_finished_by_asking_again(si
 
     real = erasing._destroy
 
-    def interrupted(inside, subject, indices):
+    def interrupted(inside, *whose):
         target = inside.vault if step == "vault.destroy" else inside.database
         with monkeypatch.context() as patched:
             patched.setattr(target, step.rpartition(".")[2], broken)
-            real(inside, subject, indices)
+            real(inside, *whose)
 
     with monkeypatch.context() as patched:
         if step == "scrub":

@@ -178,7 +178,7 @@ def test_a_payload_in_another_spelling_is_refused():
 
 def test_every_kind_is_registered_under_its_own_name():
     assert all(model.kind == kind for kind, model in PAYLOADS.items())
-    assert len(PAYLOADS) == 15
+    assert len(PAYLOADS) == 16
 
 
 def test_overrides_refused_models_and_alarms_are_flagged():

@@ -511,6 +511,107 @@ def test_two_writers_that_no_lock_keeps_apart_do_not_fork_the_log(site, tmp_path
     assert_nothing_twice(site.configuration, {"one": 0, "two": 1, "three": 2})
 
 
+def test_a_writer_that_stays_lends_the_log_to_those_who_come(site, tmp_path):
+    elsewhere = site.elsewhere(tmp_path)
+    acks, guests, stop = {}, {}, threading.Event()
+
+    def work(thread):
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            name = f"host/{thread}/{number}"
+            acks[name] = append(log, name, subjects=3).index
+
+    with site.configuration.write(lends=True) as log:
+        threads = in_threads(work, 4)
+        for loan in range(10):
+            # Every other from another machine, where it does not share the vault's lock; it makes keys that the host's vault lacks, so none.
+            with (elsewhere if loan % 2 else site.configuration).write() as guest:
+                guests[f"guest/{loan}"] = append(guest, f"guest/{loan}").index
+            seen = len(acks)
+            until(lambda seen=seen: len(acks) > seen)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert sorted([*acks.values(), *guests.values()]) == list(range(log.size))
+    assert_nothing_twice(site.configuration, {**acks, **guests})
+
+
+def test_a_guest_whose_process_or_session_ends_gives_the_log_back(site, tmp_path):
+    with site.configuration.write(lends=True) as log:
+        append(log, "before")
+        with Writer(tmp_path, ("--prefix", "guest", "--threads", "4", "--wait", "20")) as guest:
+            guest.begin()
+            assert guest.wait_for("ack", 20), guest.errors()
+            guest.kill()
+        began = time.monotonic()
+        between = append(log, "between").index
+        with site.configuration.write() as another:
+            site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'clinical-ser audit' AND state IS NOT NULL")
+            with pytest.raises(AuditUnavailableError):
+                append(another, "lost")
+        after = append(log, "after").index
+        assert time.monotonic() - began < 20
+    assert_nothing_twice(site.configuration, {**guest.acks, "between": between, "after": after})
+
+
+def test_a_server_that_restarts_during_a_loan_costs_the_requests_of_that_time(site):
+    with site.configuration.write(lends=True) as log:
+        append(log, "before")
+        guest = site.configuration.write()
+        site.server.restart()
+        with contextlib.suppress(AuditError):
+            guest.close()
+        until(lambda: _appended(log, "after"))
+        with site.configuration.write() as guest:
+            append(guest, "guest")
+        append(log, "at last")
+    assert verify(site.configuration).size == 4
+
+
+def _appended(log, name):
+    with contextlib.suppress(AuditUnavailableError):
+        return append(log, name) is not None
+    return False
+
+
+def test_what_is_kept_in_other_tables_is_written_with_records_and_erased_with_them(site):
+    table = "CREATE TABLE IF NOT EXISTS screenings (id TEXT PRIMARY KEY, subject {blob} NOT NULL, record {integer})"
+    index = "CREATE INDEX IF NOT EXISTS screenings_subject ON screenings (subject)"
+    with site.configuration.write() as log, log.exclusively() as inside:
+        assert not inside.database.has_table("screenings")
+        for statement in (table, index, table, index):
+            inside.database.create_table(statement)
+        assert inside.database.has_table("screenings")
+    site.sql(GRANTS)
+    granted = site.as_user("audit_writer")
+    with granted.write() as log:
+        with log.exclusively() as inside:
+            # One that may make no tables finds those that are there.
+            for statement in (table, index):
+                inside.database.create_table(statement)
+            with pytest.raises(StorageError, match="InsufficientPrivilege"):
+                inside.database.create_table("CREATE TABLE IF NOT EXISTS another (id {integer})")
+        for name, subject in (("one", "A"), ("two", "B"), ("three", "A")):
+            insert = "INSERT INTO screenings VALUES (?, ?, ?)"
+            log.record([Entry(payload_of(name), subject)], also=lambda key, receipts, name=name: [(insert, [(name, key.id, receipts[-1].index)])])
+        log.change([("UPDATE screenings SET id = id || ? WHERE id = ?", [("!", "two"), ("%", "one")])])
+        assert site.sql("SELECT id, record FROM screenings ORDER BY record") == [("one%", 0), ("two!", 1), ("three", 2)]
+        erase(log, "A", reason="asked for", basis="GDPR Art. 17(1)(b)", actor=OFFICER)
+        assert site.sql("SELECT id FROM screenings") == [("two!",)]
+    assert verify(granted).unfinished == 0
+
+
+def test_after_an_erasure_the_other_tables_are_rewritten_too(site):
+    with site.configuration.write() as log:
+        with log.exclusively() as inside:
+            inside.database.create_table("CREATE TABLE screenings (id TEXT, subject {blob})")
+        log.record([Entry(payload_of("one"), "A")], also=lambda key, _: [("INSERT INTO screenings VALUES ('one', ?)", [(key.id,)])])
+        before = site.sql("SELECT pg_relation_filenode('screenings')")
+        erase(log, "A", reason="asked for", basis="GDPR Art. 17(1)(b)", actor=OFFICER)
+        assert site.sql("SELECT pg_relation_filenode('screenings')") != before
+
+
 def test_what_was_acknowledged_survives_every_kill_of_the_writer(site, tmp_path):
     acked: dict[str, int] = {}
     for kill in range(_KILLS):

@@ -521,6 +521,13 @@ def _export(told: events.AuditExport) -> str:
     return f"{did}{f', and given to {printable(told.recipient)}' if told.recipient else ''}."
 
 
+def _submission(told: events.Submission) -> str:
+    if told.action == "accepted":
+        return f"A recording was taken in, to be screened by the model {printable(told.model_name)}."
+    reason = f" Reason: {_sentence(told.reason)}" if told.reason else ""
+    return f"A recording that was sent to be screened by the model {printable(told.model_name)} came to no answer.{reason}"
+
+
 def _other(told: Payload) -> str:
     return f"A record of kind {told.kind!r}; its content is in {DOCUMENT}."
 
@@ -536,6 +543,7 @@ _SENTENCES: dict[str, Callable[..., str]] = {
     "erasure": _erasure,
     "legal_hold": _hold,
     "audit_export": _export,
+    "submission": _submission,
 }
 
 

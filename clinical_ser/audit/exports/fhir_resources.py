@@ -20,6 +20,7 @@ erasure            none: BALP's Delete ends a resource, and the record stays    
 legal_hold         none                                                          ISO 21089 hold, unhold
 model              none                                                          DICOM Security Alert / Software Configuration
 configuration      none                                                          DICOM Security Alert / Security Configuration
+submission         none: it is kept until it is answered, and read by nobody     ISO 21089 receive; our own code when it failed
 access_denied      none: BALP's AuthZ decision asks for a consent                DICOM Security Alert / Use of Restricted Function
 audit_export       none                                                          DICOM Audit Log Used
 service            none                                                          DICOM Application Activity / Application Start, Stop
@@ -41,7 +42,19 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, TypeGuard
 
-from clinical_ser.audit.events import Disclosure, Event, Inference, LegalHold, Outcome, Payload, QualityRejection, ReportAction, Role, Service
+from clinical_ser.audit.events import (
+    Disclosure,
+    Event,
+    Inference,
+    LegalHold,
+    Outcome,
+    Payload,
+    QualityRejection,
+    ReportAction,
+    Role,
+    Service,
+    Submission,
+)
 from clinical_ser.audit.exports.fhir_rules import (
     ACT_REASON,
     BALP,
@@ -112,6 +125,9 @@ _ACTS: Mapping[str, Act] = {
     "model": Act((DICOM, "110113"), "U", (DICOM, "110131")),
     "configuration": Act((DICOM, "110113"), "U", (DICOM, "110129")),
     "access_denied": Act((DICOM, "110113"), "E", (DICOM, "110132")),
+    "submission": Act(_OWN, None),
+    "submission accepted": Act((LIFECYCLE, "receive"), "C"),
+    "submission failed": Act(_OWN, "E"),
     "audit_export": Act((DICOM, "110101"), "R"),
     "service": Act((DICOM, "110100"), "E"),
     "service started": Act((DICOM, "110100"), "E", (DICOM, "110120")),
@@ -240,7 +256,7 @@ class Maker:
 
 
 def _act_of(event: Event, payload: Payload | None) -> Act:
-    if isinstance(payload, ReportAction | LegalHold | Service):
+    if isinstance(payload, ReportAction | LegalHold | Service | Submission):
         return _ACTS[f"{event.kind} {payload.action}"]
     return _ACTS[event.kind]
 

@@ -56,6 +56,7 @@ CODES: Mapping[str, Mapping[str, str]] = {
         "disclose": "Disclose Record Lifecycle Event",
         "hold": "Add Legal Hold Record Lifecycle Event",
         "originate": "Originate/Retain Record Lifecycle Event",
+        "receive": "Receive/Retain Record Lifecycle Event",
         "report": "Report (Output) Record Lifecycle Event",
         "unhold": "Remove Legal Hold Record Lifecycle Event",
     },

@@ -164,6 +164,19 @@ def entries() -> list[Entry]:
         ),
         Entry(events.Disclosure.model_validate({**disclosure, "result": None, "accountable": False}), FIRST_SUBJECT, outcome=Outcome.FAILED),
         Entry(events.Service(actor=OPERATOR, action="stopped", component="api"), purpose=system),
+        Entry(
+            events.Submission(actor=SERVICE, screening="c0" * 16, action="accepted", body=RECORDING, model_name="depression-simulated"),
+            FIRST_SUBJECT,
+            model=MODEL,
+        ),
+        Entry(
+            events.Submission(
+                actor=SERVICE, screening="c0" * 16, action="failed", body=RECORDING, model_name="depression-simulated", reason="cannot-be-decoded"
+            ),
+            FIRST_SUBJECT,
+            outcome=Outcome.FAILED,
+            model=MODEL,
+        ),
     ]
 
 

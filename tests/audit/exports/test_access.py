@@ -171,6 +171,16 @@ def test_who_looked_or_exported_when_is_said_and_to_whom_it_went(tmp_path: Path)
     verify_access(opened(folder), reader)
 
 
+def test_what_was_sent_and_what_came_of_it_is_said(tmp_path: Path):
+    sent = events.Submission(actor=OFFICER, screening="c0" * 16, action="accepted", body="d" * 64, model_name="depression-simulated")
+    failed = sent.model_copy(update={"action": "failed", "reason": "cannot-be-decoded"})
+    reader = log(Entry(sent, WHO), Entry(failed, WHO, outcome=Outcome.FAILED))
+    folder = made(tmp_path, reader)
+    assert "A recording was taken in, to be screened by the model depression-simulated." in page(folder)
+    assert "the model depression-simulated came to no answer. Reason: cannot-be-decoded." in page(folder)
+    verify_access(opened(folder), reader)
+
+
 def test_many_records_have_their_proofs_in_one_file(tmp_path: Path, monkeypatch):
     """Found in review: two files a record made a manifest that no verifier reads."""
     for module in (access, shown):

@@ -78,7 +78,7 @@ def test_it_counts_what_the_articles_ask_about(tmp_path: Path):
     assert (told["reviews"], told["overridden"], told["drift_alarms"], told["notices"]) == (1, 1, 1, 2)
     assert [(flag["record"], flag["kind"]) for flag in told["flagged"]] == [(6, "review"), (14, "drift_alarm"), (20, "model")]
     assert [(answer["inferences"], answer["quality_rejections"]) for answer in told["answers"]] == [(2, 1)]
-    assert (told["first"], told["last"]) == (0, 22)
+    assert (told["first"], told["last"]) == (0, 24)
 
 
 def in_force(folder):

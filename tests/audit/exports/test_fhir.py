@@ -171,6 +171,8 @@ def test_a_model_is_called_by_its_name_where_that_is_known(tmp_path):
         ("audit_export", 0, "", ("110101", "audit_export", "R")),
         ("service", 0, "", ("110100", "110120", "E")),
         ("service", 1, "", ("110100", "110121", "E")),
+        ("submission", 0, "", ("receive", "submission", "C")),
+        ("submission", 1, "", ("submission", "submission", "E")),
     ],
 )
 def test_what_becomes_of_each_kind(kind, number, profile, kind_of):
@@ -183,7 +185,7 @@ def test_what_becomes_of_each_kind(kind, number, profile, kind_of):
 
 def test_every_kind_and_action_is_mapped():
     assert {name.split(" ")[0] for name in _ACTS} == set(KINDS)
-    for kind in ("report", "service", "legal_hold"):
+    for kind in ("report", "service", "legal_hold", "submission"):
         actions = events.PAYLOADS[kind].model_fields["action"].annotation.__args__
         assert {f"{kind} {action}" for action in actions} <= set(_ACTS)
 
@@ -724,9 +726,9 @@ def test_a_proof_that_was_changed_is_named(tmp_path):
     ("change", "match"),
     [
         (lambda lines: [*lines[:4], *lines[5:]], "Record 4 is missing"),
-        (lambda lines: lines[:-1], "Record 22 is missing"),
+        (lambda lines: lines[:-1], "Record 24 is missing"),
         (lambda lines: [*lines[:4], lines[5], lines[4], *lines[6:]], "Record 4 is missing"),
-        (lambda lines: [*lines, lines[-1]], "Record 22 comes after record 22"),
+        (lambda lines: [*lines, lines[-1]], "Record 24 comes after record 24"),
         (lambda lines: [*lines[:-1], lines[-1][:-1]], "a line without an end"),
         (lambda lines: [*lines[:4], b"[]\n", *lines[4:]], "line 5 is not a JSON object"),
         (lambda lines: [*lines[:4], b"{\n", *lines[4:]], "line 5 is not JSON"),

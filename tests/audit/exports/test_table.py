@@ -208,7 +208,7 @@ def no_sha256(lines):
     ("change", "match"),
     [
         (lambda lines: [*lines[:4], *lines[5:]], "Record 3 is missing"),
-        (lambda lines: lines[:-1], "Record 22 is missing"),
+        (lambda lines: lines[:-1], "Record 24 is missing"),
         (lambda lines: [*lines[:4], lines[3], *lines[4:]], "Record 2 comes after record 2"),
         (lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]], "Record 2 is missing"),
         (without_header, "another header"),

@@ -104,7 +104,7 @@ def test_in_one_commit_a_key_makes_one_record_and_another_content_is_refused(tmp
     with configuration.write() as log:
         # Every third asks for something else under the same name; all of them are in one commit.
         requests = [log._request([Entry(payload_of("one" if number % 3 else "two"))], "key") for number in range(9)]
-        with log._held():
+        with log._alone():
             log._commit(requests)
         assert log.size == 1
     refused = {number for number, request in enumerate(requests) if isinstance(request.error, AuditConflictError)}

@@ -66,8 +66,8 @@ def _open(configuration: LogConfiguration, options: argparse.Namespace) -> Audit
 def _tell_of_recoveries() -> None:
     recover = AuditLog._recover
 
-    def told(log: AuditLog) -> None:
-        recover(log)
+    def told(log: AuditLog, *deadline: float) -> None:
+        recover(log, *deadline)
         _say("recovered - -")
 
     AuditLog._recover = told  # type: ignore[method-assign]

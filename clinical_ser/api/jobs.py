@@ -1,0 +1,138 @@
+"""Accepted recordings, worked on one after the other until each has a result or a reason.
+
+The one idea: the queue is the table. What is here in memory is only who is next; after a crash the table says again who is left, and the record of an
+outcome is made once, whatever is tried twice.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import ParamSpec
+
+from clinical_ser.api.frames import Work
+from clinical_ser.api.service import Served, Service, failure_of
+from clinical_ser.api.spool import SpoolError
+from clinical_ser.api.store import Kept, Outcome
+from clinical_ser.api.workers import LOST, WorkerLostError
+from clinical_ser.errors import AuditError, ServerError
+
+P = ParamSpec("P")
+MOST_ATTEMPTS = 2
+"""A recording that was worked on when the server ended, twice, may be why it ended."""
+_RETRY_S = (0.2, 1.0, 5.0)
+"""Between tries to record an outcome, the last again and again: a disk that is full has to be emptied by someone."""
+
+
+class Jobs:
+    """The queue of a server.
+
+    Parameters
+    ----------
+    service
+        Its store, workers and spool.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._next: asyncio.Queue[Kept] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.running = 0
+        self.taken = 0
+        """Accepted and without an outcome."""
+
+    async def start(self) -> int:
+        """Take up what a server before this one left, and return how many these are."""
+        service = self._service
+        await service.in_thread(service.store.put_back)
+        left = await service.in_thread(service.store.unfinished)
+        await service.in_thread(service.spool.keep_only, {kept.id for kept in left})
+        for kept in left:
+            self.add(kept)
+        workers = max(1, service.configuration.work.workers - 1)
+        self._tasks = [asyncio.get_running_loop().create_task(self._work()) for _ in range(workers)]
+        return len(left)
+
+    async def stop(self) -> None:
+        """Stop; what is not finished stays in the table."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def add(self, kept: Kept) -> None:
+        """Queue an accepted recording, whose row is on the disk."""
+        self.taken += 1
+        self._next.put_nowait(kept)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more can be accepted."""
+        return self.taken >= self._service.configuration.limits.jobs
+
+    async def _work(self) -> None:
+        while True:
+            kept = await self._next.get()
+            self.running += 1
+            try:
+                await self._one(kept)
+            finally:
+                self.running -= 1
+            self.taken -= 1
+
+    async def _one(self, kept: Kept) -> None:
+        service = self._service
+        if await self._durably(kept, service.store.started, kept):
+            outcome = await self._outcome(kept)
+            await self._durably(kept, service.finish_job, kept, outcome)
+        service.spool.remove(kept.id)
+
+    async def _durably(self, kept: Kept, function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> bool:
+        """Write until it is on the disk, and return True; False where the recording's person was erased meanwhile."""
+        tries = 0
+        while True:
+            try:
+                await self._service.in_thread(function, *arguments, **options)
+            except AuditError:
+                if await self._is_gone(kept):
+                    return False
+                await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
+                tries += 1
+            else:
+                return True
+
+    async def _is_gone(self, kept: Kept) -> bool:
+        """Tell whether the person was erased meanwhile, and the recording with them."""
+        try:
+            return await self._service.in_thread(self._service.store.get, kept.id, kept.tenant) is None
+        except AuditError:
+            return False
+
+    async def _outcome(self, kept: Kept) -> Outcome:
+        if kept.attempts >= MOST_ATTEMPTS:
+            return failure_of("interrupted", "The server ended twice while it worked on this recording.")
+        served = self._service.models.get(kept.order.model)
+        if served is None:
+            return failure_of("no-model", "The model that was asked for is not served any more.")
+        return await self._screened(kept, served)
+
+    async def _screened(self, kept: Kept, served: Served) -> Outcome:
+        service, order = self._service, kept.order
+        try:
+            limits, work = service.configuration.limits, service.configuration.work
+            asked = Work(kind="screening", model=served.source, options=order.metadata.options(), decoded_s=limits.decoded_s)
+            parts = await service.in_thread(self._parts, kept)
+            done, answer = await service.workers.run(asked, parts, sum(map(len, parts)), lane="job", timeout_s=work.job_timeout_s)
+        except SpoolError as error:
+            return failure_of("lost", str(error))
+        except WorkerLostError as lost:
+            return failure_of(lost.reason, LOST[lost.reason])
+        if done.kind != "result":
+            return failure_of(done.code, done.detail)
+        try:
+            return service.checked(served, answer)
+        except ServerError as error:
+            return failure_of("failed", str(error))
+
+    def _parts(self, kept: Kept) -> list[bytes]:
+        return list(self._service.spool.read(kept.id, bytes.fromhex(kept.order.spooled or "")))

@@ -1,0 +1,362 @@
+"""What the routes work with: the log, the store, the workers, the models, and the rules that tie them together.
+
+The one idea: whatever is given out goes through here, and nothing leaves before its record is on the disk.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from anyio import CapacityLimiter, to_thread
+from pydantic import ValidationError
+
+from clinical_ser.api.access import Principal
+from clinical_ser.api.configuration import ServerConfiguration
+from clinical_ser.api.limits import AtOnce, Rate
+from clinical_ser.api.metrics import Restart
+from clinical_ser.api.observing import Observing
+from clinical_ser.api.spool import Spool
+from clinical_ser.api.store import Failure, Kept, Order, Outcome, Readers, Store
+from clinical_ser.api.workers import Workers
+from clinical_ser.audit.answering import activation, answer_entry, operator
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.audit.events import Actor, Notice, Purpose, ReportAction, Role, Submission
+from clinical_ser.audit.events import Outcome as RecordedOutcome
+from clinical_ser.audit.events import Service as ServiceEvent
+from clinical_ser.audit.log import AuditLog, Entry, Receipt
+from clinical_ser.audit.reading import DatabaseReader
+from clinical_ser.cohorts.tasks import Task
+from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
+from clinical_ser.models.bundle import VerifiedBundle, read_bundle
+from clinical_ser.models.registry import find_model
+from clinical_ser.screening.result import ScreeningResult
+from reports.locale import available
+from reports.site import Site, check_filled_in, find_site
+
+if TYPE_CHECKING:
+    from clinical_ser.api.jobs import Jobs
+
+P = ParamSpec("P")
+R = TypeVar("R")
+COMPONENT = "server"
+_THREADS = 96
+"""That wait for the disk together: the more, the more records share one sync."""
+_PAGES = 2
+_SCREENINGS_AT_ONCE = 10
+"""Times the rate: a ward's recordings of a morning, sent together."""
+_FAILED_LATELY_S = 10.0
+_ROOM_BYTES = 64 << 20
+"""What has to be left on the disk for the log, and for what it has to say."""
+_HOUSE_EVERY_S = 2.0
+_EXPIRE_EVERY_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that is served.
+
+    Attributes
+    ----------
+    source
+        Its name or folder in the configuration, by which the workers know it.
+    bundle
+        Verified when the server started.
+    """
+
+    source: str
+    bundle: VerifiedBundle
+
+    @property
+    def id(self) -> str:
+        """What clients call it."""
+        return self.bundle.manifest.name
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Name, digest and version."""
+        return {"name": self.id, "digest": self.bundle.digest, "version": self.bundle.manifest.version}
+
+    @property
+    def task(self) -> Task:
+        """Its question."""
+        return self.bundle.manifest.task
+
+
+def _site_of(configuration: ServerConfiguration) -> Site:
+    """Return what the site configured for its reports."""
+    found = find_site(configuration.site)
+    check_filled_in(found)
+    return found
+
+
+def served_models(configuration: ServerConfiguration) -> Mapping[str, Served]:
+    """Return the models of a configuration by their ids, the first first.
+
+    Raises
+    ------
+    BundleError, InvalidValueError
+        One is not there, or cannot be trusted.
+    ServerSetupError
+        Two have one name, or one cannot be served.
+    """
+    found: dict[str, Served] = {}
+    for source in configuration.models:
+        served = Served(source, read_bundle(find_model(source)))
+        if served.id in found:
+            raise ServerSetupError(f"Two of the models have the name {served.id}; clients could not tell them apart.")
+        if served.bundle.manifest.uses_baseline:
+            raise ServerSetupError(f"The model {served.id} compares with earlier recordings, which this server does not keep: use the command line.")
+        found[served.id] = served
+    return found
+
+
+class Service:
+    """Everything behind the routes. Make it with `started`.
+
+    Attributes
+    ----------
+    configuration, audit
+        Of the server and of the log.
+    log, readers, store
+        The one writer, connections for reading, and the screenings that are kept.
+    models, workers, spool
+        What answers, where, and where accepted recordings wait.
+    """
+
+    def __init__(
+        self,
+        configuration: ServerConfiguration,
+        audit: LogConfiguration,
+        log: AuditLog,
+        models: Mapping[str, Served],
+        site: Site,
+        observing: Observing,
+    ) -> None:
+        self.configuration, self.audit, self.log, self.models, self.site, self.observing = configuration, audit, log, models, site, observing
+        self.workers = Workers(configuration, lambda reason: observing.metrics.worker_restarted(Restart(reason)))
+        self.spool = Spool(configuration.spool_folder)
+        self.readers = Readers(audit, log.verifiers)
+        self.store = Store(log, self.readers)
+        self.languages = available(site.languages_folder)
+        self.actor = operator().model_copy(update={"role": Role.SERVICE})
+        self.ready = False
+        self._failed_at: float | None = None
+        self.jobs: Jobs
+        limits = configuration.limits
+        self.screening_rate = Rate(limits.screenings_per_s, _SCREENINGS_AT_ONCE * limits.screenings_per_s)
+        self.screenings_at_once = AtOnce(limits.concurrent)
+        self.bodies = CapacityLimiter(limits.bodies)
+        self.in_flight: set[str] = set()
+        """Idempotency keys whose first request is being worked on."""
+        self._threads = CapacityLimiter(_THREADS)
+        self._pages = CapacityLimiter(_PAGES)
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, configuration: ServerConfiguration, audit: LogConfiguration, observing: Observing) -> AsyncIterator[Self]:
+        """Open the log, start the workers, and see all of it end in order.
+
+        Raises
+        ------
+        AuditError
+            The log cannot be written: nothing could be answered.
+        ServerSetupError, BundleError, InvalidValueError
+            A model or a worker cannot be started.
+        """
+        models = await to_thread.run_sync(served_models, configuration)
+        site = await to_thread.run_sync(_site_of, configuration)
+        async with AsyncExitStack() as stack:
+            log = await to_thread.run_sync(partial(audit.write, lends=True))
+            stack.push_async_callback(to_thread.run_sync, log.close)
+            service = cls(configuration, audit, log, models, site, observing)
+            stack.callback(service.readers.close)
+            await service.in_thread(service._open)
+            stack.push_async_callback(service._stopped)
+            await service.workers.start()
+            stack.push_async_callback(service.workers.close)
+            for each in models.values():
+                observing.metrics.model_loaded(**each.identity)
+            service.ready = True
+            yield service
+            service.ready = False
+
+    def _open(self) -> None:
+        """Make the tables, and record that the server started and which models answer from now on."""
+        self.store.prepare()
+        started = Entry(ServiceEvent(actor=self.actor, action="started", component=COMPONENT), purpose=Purpose.SYSTEM)
+        with self.reading() as reader:
+            about = [(each.id, each.bundle.digest, each.bundle.manifest.version) for each in self.models.values()]
+            changes = [
+                change for name, digest, version in about for change in activation(reader, self.actor, name=name, digest=digest, version=version)
+            ]
+        self.record([started, *changes])
+        self.store.take_in_reviews()
+
+    async def _stopped(self) -> None:
+        # Whatever ended the server, the log is closed in order; that it could not say so is no reason to fail then.
+        with contextlib.suppress(AuditUnavailableError):
+            payload = ServiceEvent(actor=self.actor, action="stopped", component=COMPONENT)
+            await self.in_thread(self.record, [Entry(payload, purpose=Purpose.SYSTEM)])
+
+    async def in_thread(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Run what waits for the disk in a worker thread."""
+        return await to_thread.run_sync(partial(function, *arguments, **options), limiter=self._threads)
+
+    def record(self, entries: Sequence[Entry], **options: Any) -> list[Receipt]:
+        """Record events in one commit, as `AuditLog.record`; waits for the disk."""
+        began = time.perf_counter()
+        try:
+            receipts = self.log.record(entries, **options)
+        except AuditUnavailableError:
+            self._failed_at = time.monotonic()
+            raise
+        self._failed_at = None
+        self.observing.metrics.recorded(time.perf_counter() - began, log_size=self.log.size, records=len(entries))
+        return receipts
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[DatabaseReader]:
+        """Lend a reader of the log as it is now; waits for the disk."""
+        with self.readers.reader() as reader:
+            yield reader
+
+    async def rendered(self, make: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Make a page in a worker thread, a few at a time."""
+        return await to_thread.run_sync(partial(make, *arguments, **options), limiter=self._pages)
+
+    def is_ready(self) -> bool:
+        """Tell whether a recording that came now would be answered and recorded."""
+        lately = self._failed_at is not None and time.monotonic() - self._failed_at < _FAILED_LATELY_S
+        try:
+            room = self.spool.free_bytes >= _ROOM_BYTES
+        except OSError:
+            room = False
+        ready = self.ready and self.workers.alive > 0 and room and not lately
+        self.observing.metrics.ready(ready)
+        return ready
+
+    def recovered(self, left: int) -> None:
+        """Record that a server before this one ended with accepted recordings unanswered."""
+        detail = f"{left} accepted recordings had no outcome"
+        payload = ServiceEvent(actor=self.actor, action="recovered", component=COMPONENT, detail=detail)
+        self.record([Entry(payload, purpose=Purpose.SYSTEM)])
+
+    async def keep_house(self) -> None:
+        """Take in reviews that commands record, forget what is too old, and keep the gauges right, for as long as the server runs."""
+        keep = self.configuration.keep
+        expired_at = -_EXPIRE_EVERY_S
+        while True:
+            metrics = self.observing.metrics
+            metrics.queue(self.jobs.taken - self.jobs.running, self.jobs.running)
+            metrics.workers(self.workers.alive)
+            metrics.log_size(self.log.size)
+            self.is_ready()
+            # Whatever fails here is tried again; requests that need the log say for themselves that it fails.
+            with contextlib.suppress(AuditError):
+                await self.in_thread(self.store.take_in_reviews)
+                if time.monotonic() - expired_at >= _EXPIRE_EVERY_S:
+                    await self.in_thread(self.store.expire, timedelta(days=keep.results_days), timedelta(hours=keep.repeats_hours))
+                    expired_at = time.monotonic()
+            await asyncio.sleep(_HOUSE_EVERY_S)
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def keep_answer(
+        self,
+        screening: str,
+        principal: Principal,
+        order: Order,
+        result: ScreeningResult,
+        *,
+        repeat: tuple[str, bytes] | None,
+        same: str,
+    ) -> Kept:
+        """Record an answer that was found at once and keep it, in one commit."""
+        outcome = Outcome(result=result)
+        also = self.store.answered(screening, principal.tenant, order, outcome, repeat, same=same)
+        subject = principal.subject(order.metadata.subject)
+        answer = replace(answer_entry(result, order.actor, subject=subject, notice=order.notice), purpose=order.metadata.purpose)
+        receipts = self.record([*_told(order, subject), answer], also=also, idempotency_key=f"screening {screening}")
+        moment = datetime.fromisoformat(receipts[-1].time)
+        return Kept(screening, principal.tenant, "done", 1, moment, moment, order, result, None, receipts[-1].index, ())
+
+    def keep_job(self, screening: str, principal: Principal, order: Order, *, repeat: tuple[str, bytes] | None, same: str) -> Kept:
+        """Record that a recording was accepted, and keep it, in one commit."""
+        payload = Submission(actor=order.actor, screening=screening, action="accepted", body=order.body, model_name=order.model, reason=None)
+        subject = principal.subject(order.metadata.subject)
+        entries = [*_told(order, subject), Entry(payload, subject=subject, purpose=order.metadata.purpose)]
+        also = self.store.accepted(screening, principal.tenant, order, repeat, same=same)
+        receipt = self.record(entries, also=also, idempotency_key=f"accepted {screening}")[-1]
+        moment = datetime.fromisoformat(receipt.time)
+        return Kept(screening, principal.tenant, "accepted", 0, moment, None, order, None, None, receipt.index, ())
+
+    def finish_job(self, kept: Kept, outcome: Outcome) -> None:
+        """Record what came of an accepted recording, and keep it, in one commit; asked for again, it is done once."""
+        assert kept.record is not None
+        if outcome.result is not None:
+            entry = answer_entry(outcome.result, kept.order.actor, notice=kept.order.notice)
+        else:
+            assert outcome.failure is not None
+            entry = Entry(self.failed(kept.id, kept.order, outcome.failure.code), outcome=RecordedOutcome.FAILED)
+        entry = replace(entry, subject=None, like=kept.record, purpose=kept.order.metadata.purpose)
+        self.record([entry], also=self.store.finished(kept, outcome), idempotency_key=f"screening {kept.id}")
+
+    def checked(self, served: Served, answer: bytes) -> Outcome:
+        """Read what a worker answered.
+
+        Raises
+        ------
+        ServerError
+            It is no result, or another model's: a bundle that was replaced on the disk answers only after the server has recorded that it does.
+        """
+        try:
+            result = ScreeningResult.model_validate_json(answer)
+        except ValidationError:
+            raise ServerError("A worker's answer is no result.") from None
+        if result.model.digest != served.bundle.digest:
+            raise ServerError("The model's files were replaced while it was served; restart the server.")
+        return Outcome(result=result)
+
+    def failed(self, screening: str, order: Order, code: str) -> Submission:
+        """Return what is recorded of a recording that could not be answered."""
+        return Submission(actor=order.actor, screening=screening, action="failed", body=order.body, model_name=order.model, reason=code)
+
+    def shown(self, kept: Kept, actor: Actor, form: str, *, purpose: Purpose = Purpose.TREATMENT, action: str = "viewed") -> Receipt:
+        """Record that a result is about to be shown."""
+        assert kept.result is not None
+        payload = ReportAction.model_validate({"actor": actor, "result": kept.result.digest, "action": action, "form": form})
+        return self.record([Entry(payload, like=kept.record, purpose=purpose, model=kept.result.model.digest)])[0]
+
+
+def _told(order: Order, subject: str) -> list[Entry]:
+    """Return the record that the person was told of the system, where the request says so and the trail does not have it."""
+    version = order.metadata.notice
+    if version is None or version == order.told_before:
+        return []
+    return [Entry(Notice(actor=order.actor, text_version=version), subject=subject, purpose=Purpose.COMPLIANCE)]
+
+
+def new_id() -> str:
+    """Return an id that nobody guesses."""
+    return os.urandom(16).hex()
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """Return what binds a request: SHA-256 over its parts, each with its length."""
+    found = sha256()
+    for part in parts:
+        found.update(len(part).to_bytes(8, "big") + part)
+    return found.digest()
+
+
+def failure_of(code: str, detail: str) -> Outcome:
+    """Return an outcome without a result."""
+    return Outcome(failure=Failure(code=code, detail=detail))

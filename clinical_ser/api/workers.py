@@ -1,0 +1,336 @@
+"""The server's side of its workers: who is free, who is next, and what happens when one dies.
+
+The one idea: a worker has one recording at a time, so when it dies, takes too long or runs out of memory, it is known of which; the others go on, and
+a fresh one takes its place.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+from clinical_ser.api.configuration import ServerConfiguration
+from clinical_ser.api.frames import MAX_ANSWER_BYTES, PREFIX_BYTES, Done, Work, done_of, encode, sizes_of
+from clinical_ser.errors import ServerError, ServerSetupError
+from clinical_ser.features.workers import THREADS
+
+READY_TIMEOUT_S = 120.0
+"""For libraries and models to load, on a machine that is busy."""
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "CLINICAL_SER_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "PYTHONPATH", "VIRTUAL_ENV")
+"""Of the server's environment: the log's keys may be in the rest."""
+_RESTART_PAUSE_S = 1.0
+"""Between tries to start a worker that does not come up."""
+_GRACE_S = 5.0
+
+Lane = Literal["at_once", "job"]
+Lost = Literal["crash", "time", "memory"]
+
+
+LOST: dict[Lost, str] = {
+    "crash": "Reading the recording ended the process that did it.",
+    "time": "The recording took longer than this server allows.",
+    "memory": "The recording needs more memory than this server gives to one.",
+}
+"""What is said of it."""
+
+
+class WorkerLostError(ServerError):
+    """A worker ended with the recording that it had.
+
+    Attributes
+    ----------
+    reason
+        How.
+    """
+
+    def __init__(self, reason: Lost) -> None:
+        super().__init__(f"The worker that had this recording was lost ({reason}).")
+        self.reason: Lost = reason
+
+
+class BusyError(ServerError):
+    """Too many wait already.
+
+    Attributes
+    ----------
+    retry_after_s
+        When it may be better.
+    """
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__("Too many recordings wait for a worker.")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process and the connection to it."""
+
+    process: "subprocess.Popen[bytes]"
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    life: int
+    """Our end of the pipe that tells it that we are there."""
+    done: int = 0
+
+    def end(self) -> None:
+        """End it at once."""
+        with suppress(OSError):
+            self.process.kill()
+        self.writer.close()
+        with suppress(OSError):
+            os.close(self.life)
+
+
+@dataclass(eq=False)
+class Counts:
+    """What became of workers, for metrics."""
+
+    lost: dict[Lost, int] = field(default_factory=dict)
+    replaced: int = 0
+
+
+class Workers:
+    """A crew of worker processes, for recordings that are answered at once and for jobs.
+
+    Parameters
+    ----------
+    configuration
+        Its `work`, `models` and `encoders`.
+    on_lost
+        Called with the reason whenever a worker is lost.
+    """
+
+    def __init__(self, configuration: ServerConfiguration, on_lost: Callable[[Lost], None] = lambda _: None) -> None:
+        self._work, self._limits = configuration.work, configuration.limits
+        self._arguments = json.dumps(
+            {"models": configuration.models, "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib}
+        )
+        self._on_lost = on_lost
+        self._all: set[_Worker] = set()
+        self._free: list[_Worker] = []
+        self._waiting: dict[Lane, deque[asyncio.Future[_Worker]]] = {"at_once": deque(), "job": deque()}
+        self._busy: dict[Lane, int] = {"at_once": 0, "job": 0}
+        self._mean_s = 0.3
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.counts = Counts()
+
+    @property
+    def alive(self) -> int:
+        """Workers that are loaded and running."""
+        return len(self._all)
+
+    @property
+    def waiting(self) -> int:
+        """Recordings whose clients wait for a worker."""
+        return len(self._waiting["at_once"])
+
+    async def start(self) -> None:
+        """Start all, and return when they are warm.
+
+        Raises
+        ------
+        ServerSetupError
+            One cannot start, with the reason that it gives.
+        """
+        started = await asyncio.gather(*(self._spawn() for _ in range(self._work.workers)), return_exceptions=True)
+        for found in started:
+            if isinstance(found, _Worker):
+                self._all.add(found)
+                self._give(found)
+        for found in started:
+            if isinstance(found, BaseException):
+                await self.close()
+                raise found
+
+    async def close(self) -> None:
+        """End all; whoever waits is told."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for lane in self._waiting.values():
+            while lane:
+                waiting = lane.popleft()
+                if not waiting.done():
+                    waiting.set_exception(BusyError(5))
+        ended = list(self._all)
+        self._all.clear()
+        self._free.clear()
+        for worker in ended:
+            worker.end()
+        for worker in ended:
+            await asyncio.to_thread(worker.process.wait)
+
+    async def run(self, work: Work, body: Sequence[bytes] | AsyncIterator[bytes], size: int, *, lane: Lane, timeout_s: float) -> tuple[Done, bytes]:
+        """Have a recording worked on.
+
+        Parameters
+        ----------
+        work
+            What to do.
+        body, size
+            The recording as it was sent, in parts, and how many bytes these are together.
+        lane
+            Recordings that are answered at once go before jobs, and jobs never take the last worker of several.
+        timeout_s
+            From when a worker has it.
+
+        Raises
+        ------
+        BusyError
+            Too many wait to be answered at once.
+        WorkerLostError
+            The worker died, or was ended because it took too long.
+        """
+        worker = await self._taken(lane)
+        while worker.process.poll() is not None:
+            # It died while it had nothing to do, of which no recording is guilty.
+            self._busy[lane] -= 1
+            self._replace(worker)
+            worker = await self._taken(lane)
+        kept = False
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout_s):
+                done, answer = await _asked(worker, work, body, size)
+            kept = done.code != "memory"
+        except TimeoutError:
+            raise self._lost("time") from None
+        except (OSError, asyncio.IncompleteReadError, ServerError):
+            raise self._lost("crash") from None
+        finally:
+            # Also where the caller was cancelled: half a frame is in the connection.
+            self._busy[lane] -= 1
+            worker.done += 1
+            if kept and worker.done < self._work.recordings:
+                self._give(worker)
+            else:
+                self._replace(worker)
+        self._mean_s += 0.1 * (time.monotonic() - started - self._mean_s)
+        if done.code == "memory":
+            raise self._lost("memory")
+        return done, answer
+
+    def _lost(self, reason: Lost) -> WorkerLostError:
+        self.counts.lost[reason] = self.counts.lost.get(reason, 0) + 1
+        self._on_lost(reason)
+        return WorkerLostError(reason)
+
+    # ── who is next ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _may_take(self, lane: Lane) -> bool:
+        return lane == "at_once" or self._busy["job"] < max(1, self._work.workers - 1)
+
+    async def _taken(self, lane: Lane) -> _Worker:
+        if self._free and self._may_take(lane):
+            self._busy[lane] += 1
+            return self._free.pop()
+        if lane == "at_once" and len(self._waiting[lane]) >= self._limits.waiting:
+            raise BusyError(max(1, round(self._mean_s * (1 + len(self._waiting[lane]) / self._work.workers))))
+        waiting: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(waiting)
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            # Given up in the moment that it was given a worker.
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                self._busy[lane] -= 1
+                self._give(waiting.result())
+            raise
+        finally:
+            with suppress(ValueError):
+                self._waiting[lane].remove(waiting)
+
+    def _give(self, worker: _Worker) -> None:
+        for lane in ("at_once", "job"):
+            while self._waiting[lane] and self._may_take(lane):
+                waiting = self._waiting[lane].popleft()
+                if not waiting.done():
+                    self._busy[lane] += 1
+                    waiting.set_result(worker)
+                    return
+        self._free.append(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.end()
+        self._all.discard(worker)
+        self.counts.replaced += 1
+        if not self._closed:
+            task = asyncio.get_running_loop().create_task(self._fresh(worker))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _fresh(self, before: _Worker) -> None:
+        await asyncio.to_thread(before.process.wait)
+        while not self._closed:
+            try:
+                worker = await self._spawn()
+            except (ServerError, OSError):
+                await asyncio.sleep(_RESTART_PAUSE_S)
+                continue
+            self._all.add(worker)
+            self._give(worker)
+            return
+
+    # ── one worker ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _spawn(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        life_theirs, life = os.pipe()
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "clinical_ser.api.worker", str(theirs.fileno()), str(life_theirs), self._arguments]
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | THREADS
+        try:
+            process = await asyncio.to_thread(
+                subprocess.Popen,
+                command,
+                pass_fds=(theirs.fileno(), life_theirs),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+            os.close(life_theirs)
+        ours.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worker = _Worker(process, reader, writer, life)
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                done, _ = await _answered(reader)
+        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            worker.end()
+            raise ServerSetupError("A worker process does not start; is there memory enough for it (work.memory_mib)?") from None
+        except asyncio.CancelledError:
+            worker.end()
+            raise
+        if done.kind != "ready":
+            worker.end()
+            raise ServerSetupError(done.detail)
+        return worker
+
+
+async def _asked(worker: _Worker, work: Work, body: Sequence[bytes] | AsyncIterator[bytes], size: int) -> tuple[Done, bytes]:
+    worker.writer.write(encode(work, size))
+    if isinstance(body, AsyncIterator):
+        async for part in body:
+            worker.writer.write(part)
+            await worker.writer.drain()
+    else:
+        for part in body:
+            worker.writer.write(part)
+        await worker.writer.drain()
+    return await _answered(worker.reader)
+
+
+async def _answered(reader: asyncio.StreamReader) -> tuple[Done, bytes]:
+    head, body = sizes_of(await reader.readexactly(PREFIX_BYTES), MAX_ANSWER_BYTES)
+    return done_of(await reader.readexactly(head)), await reader.readexactly(body)
