@@ -27,7 +27,7 @@ from clinical_ser.api.jobs import Jobs
 from clinical_ser.api.limits import unavailable
 from clinical_ser.api.observing import Observing
 from clinical_ser.api.problems import Problem
-from clinical_ser.api.routing import GuardedRoute, Routes, unauthenticated
+from clinical_ser.api.routing import GuardedRoute, Routes, drain, unauthenticated
 from clinical_ser.api.security import Authenticating, Authenticator, Denials
 from clinical_ser.api.service import Service
 from clinical_ser.errors import AuditError, AuditTamperedError, ServerSetupError
@@ -102,6 +102,8 @@ class Application:
             async def handle(request: Request, error: Exception) -> Response:
                 problem = make(request, error)
                 guarded.denied(request, problem)
+                if "Connection" in problem.headers:
+                    await drain(request)
                 return problem.response(request)
 
             return cast(ExceptionHandler, handle)

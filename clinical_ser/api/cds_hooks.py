@@ -5,9 +5,11 @@ person is in the audit trail before the card is on its way.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
+from typing import Any
 
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -50,8 +52,8 @@ FEEDBACK_PATH = f"{SERVICE_PATH}/feedback"
 LAUNCH_PATH = "/launch"
 MAX_BODY_BYTES = 64 * 1024
 """A call has some 500 bytes, with a token for the record system's data 3 kB; nothing is asked for that would make it longer."""
-_LOOKED_AT = 8
-"""Screenings that are looked through for those to show: they come in the order in which they were finished, and are shown in that of their days."""
+_MOST_LOOKED_AT = 32
+"""Screenings that are looked through where they were not screened on the day on which they were recorded: an archive that was sent in, say."""
 _PREFLIGHT_S = "600"
 _ALLOWED = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -59,6 +61,21 @@ _ALLOWED = {
     "Access-Control-Max-Age": _PREFLIGHT_S,
 }
 _JSON = "application/json"
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the body that a model describes, with the models in it in their places: a description's references start at its own top."""
+    body = json_body(model)
+    parts = body["content"][_JSON]["schema"].pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            name = value.get("$ref")
+            return whole(parts[name.rpartition("/")[2]]) if isinstance(name, str) else {key: whole(each) for key, each in value.items()}
+        return [whole(each) for each in value] if isinstance(value, list) else value
+
+    described: dict[str, Any] = whole(body)
+    return described
 
 
 # ── routes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -93,7 +110,7 @@ _POSTED = (
     problems=_POSTED,
     summary="CDS Hooks: the card of a patient whose chart was opened",
     responses={200: {"description": "One card, or none.", "model": Answer}},
-    openapi_extra={"requestBody": json_body(HookRequest)},
+    openapi_extra={"requestBody": _body(HookRequest)},
 )
 async def call_cds_service(request: Request) -> Response:
     """Answer with the card of the newest screenings of a person, or with none."""
@@ -114,7 +131,7 @@ async def call_cds_service(request: Request) -> Response:
     problems=(*_POSTED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     summary="CDS Hooks: what became of cards",
     responses={200: {"description": "Recorded."}},
-    openapi_extra={"requestBody": json_body(FeedbackRequest)},
+    openapi_extra={"requestBody": _body(FeedbackRequest)},
 )
 async def give_cds_feedback(request: Request) -> Response:
     """Record what became of cards, all of them or none."""
@@ -167,8 +184,7 @@ async def _json(request: Request) -> bytes:
 def _answer(service: Service, asks: Recognised, context: PatientViewContext, address: str | None) -> Answer:
     """Return the answer, once it is recorded that it is given."""
     subject = asks.principal.subject(asks.client.person(context.patient_id))
-    kept = service.store.latest(asks.principal.tenant, subject, _LOOKED_AT)
-    shown = _to_show(kept, _oldest_day(service))
+    shown = _to_show(service, asks.principal.tenant, subject)
     if not shown:
         return Answer()
     # It is the record system's word that this is who reads, so that it stands beside the name.
@@ -180,15 +196,20 @@ def _answer(service: Service, asks: Recognised, context: PatientViewContext, add
     return answer([finding for _, finding in shown], say, app_url=public_url + LAUNCH_PATH, source_url=public_url)
 
 
-def _oldest_day(service: Service) -> date:
-    return datetime.now(UTC).date() - timedelta(days=service.configuration.cds.freshest_days)
+def _to_show(service: Service, tenant: str, subject: str) -> list[tuple[Kept, Finding]]:
+    """Return what a card shows, the newest first by the day of the recording: what was recorded long ago may have been screened today."""
+    oldest = datetime.now(UTC).date() - timedelta(days=service.configuration.cds.freshest_days)
+    found = _findings(service.store.latest(tenant, subject, 1 + EARLIER))
+    if any(kept.finished_at is not None and kept.finished_at.date() != finding.day for kept, finding in found):
+        # They come in the order in which they were finished, which is another one then, and the newest may not be among them.
+        found = _findings(service.store.latest(tenant, subject, _MOST_LOOKED_AT))
+    fresh = [(kept, finding) for kept, finding in found if finding.day >= oldest]
+    fresh.sort(key=lambda pair: pair[1].day, reverse=True)
+    return fresh[: 1 + EARLIER]
 
 
-def _to_show(found: Sequence[Kept], oldest: date) -> list[tuple[Kept, Finding]]:
-    """Return what a card shows, the newest first: by the day of the recording, since what was recorded long ago may be screened today."""
-    pairs = [(kept, finding) for kept in found if (finding := _finding(kept)) is not None and finding.day >= oldest]
-    pairs.sort(key=lambda pair: pair[1].day, reverse=True)
-    return pairs[: 1 + EARLIER]
+def _findings(found: Sequence[Kept]) -> list[tuple[Kept, Finding]]:
+    return [(kept, finding) for kept in found if (finding := _finding(kept)) is not None]
 
 
 def _finding(kept: Kept) -> Finding | None:

@@ -50,8 +50,8 @@ MAX_RSA_BITS = 8192
 """More only costs whoever verifies."""
 _MAX_KEYS = 100
 _MAX_KID_LENGTH = 256
-_WAITING = 8
-"""Requests that may wait for a fetch; the rest is refused at once, so that an issuer that is slow does not hold every thread."""
+_WAITING = 3
+"""Requests that may wait for a fetch; more are refused at once, so that an issuer that is slow does not hold every thread."""
 
 # RFC 7518 sections 6.2.2, 6.3.2 and 6.4: what is only in private and symmetric keys.
 _SECRETS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})

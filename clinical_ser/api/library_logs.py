@@ -60,7 +60,7 @@ class _LibraryRecords(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        self._logs.write("library", level=_level(record.levelno), logger=record.name, text=constant_text(record), error=error)
+        self._logs.write("library", level=_level(record.levelno), logger=_module(record.name), text=constant_text(record), error=error)
 
 
 def _level(number: int) -> "Level":
@@ -69,6 +69,15 @@ def _level(number: int) -> "Level":
     if number >= logging.WARNING:
         return "warning"
     return "info" if number >= logging.INFO else "debug"
+
+
+def _module(logger: str) -> str:
+    """Return the module that a logger is named after, or the nearest above it: a logger can be named by whatever was at hand."""
+    if logger == logging.root.name:
+        return logger
+    parts = logger.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in names if name in sys.modules), "(none)")
 
 
 def constant_text(record: logging.LogRecord) -> str | None:

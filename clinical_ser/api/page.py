@@ -36,7 +36,7 @@ _FOLDER: Final = files("clinical_ser.api") / "page"
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "json": "application/json"}
 _HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]")
 """What may stand in a policy: anything else could end a directive and begin another."""
-_PERMISSIONS = "microphone=(self), camera=(), geolocation=(), display-capture=(), payment=(), usb=(), serial=(), bluetooth=(), midi=()"
+_PERMISSIONS = "microphone=(self), camera=(), geolocation=(), display-capture=(), payment=(), usb=(), serial=(), midi=()"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def page_files(site: Site | None = None) -> Mapping[str, PageFile]:
     site
         Whose wording stands in place of ours; None for none.
     """
-    found = {entry.name: entry.read_bytes() for entry in _FOLDER.iterdir() if entry.is_file()}
+    found = {entry.name: entry.read_bytes() for entry in _FOLDER.iterdir() if entry.name.rpartition(".")[2] in _TYPES}
     texts = {f"{language}.json": page_texts(language, site) for language in LANGUAGES}
     spelled = {name: json.dumps(each, ensure_ascii=False, indent=0).encode() for name, each in texts.items()}
     return MappingProxyType({name: PageFile.of(name, content) for name, content in sorted((found | spelled).items())})
@@ -102,7 +102,7 @@ class Page:
         self._files = dict(page_files(site))
         told = json.dumps(_told(configuration), ensure_ascii=False).encode()
         self._files[CONFIGURATION] = PageFile.of(CONFIGURATION, told)
-        services = [entry.token_endpoint for entry in (*configuration.sign_in, *configuration.smart)]
+        services = [*(each.token_endpoint for each in configuration.sign_in), *(each.token_endpoint for each in configuration.smart)]
         self._headers = {
             "Content-Security-Policy": policy(services),
             "Cross-Origin-Opener-Policy": "same-origin",

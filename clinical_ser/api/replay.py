@@ -15,7 +15,7 @@ from clinical_ser.errors import AuthenticationError
 _log = logging.getLogger(__name__)
 
 CAPACITY = 50_000
-"""Tokens of one issuer that are remembered at a time, some 20 MB. With lifetimes of five minutes that is 160 single uses a second without end."""
+"""Tokens of one issuer that are remembered at a time, some 14 MB. With lifetimes of five minutes that is 160 single uses a second without end."""
 
 
 class ReplayGuard:

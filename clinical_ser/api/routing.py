@@ -5,6 +5,7 @@ The one idea: a route cannot be made without saying who may use it, and the appl
 
 import ipaddress
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,21 @@ def check_announced(request: Request, limit: int) -> None:
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or len(announced) > _MAX_LENGTH_DIGITS or int(announced) > limit:
         raise too_large(limit)
+
+
+_DRAINED_BYTES = 1 << 20
+_DRAINED_S = 2.0
+
+
+async def drain(request: Request) -> None:
+    """Read on for a moment: a connection that is closed with bytes unread is reset, and the client may not get to see why."""
+    left = _DRAINED_BYTES
+    with suppress(TimeoutError, ClientDisconnect, RuntimeError):
+        with fail_after(_DRAINED_S):
+            async for chunk in request.stream():
+                left -= len(chunk)
+                if left < 0:
+                    return
 
 
 # What was not read of a body still lies in the connection, which cannot carry another request.

@@ -138,6 +138,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for a request."""
         super().connection_made(transport)
+        # uvicorn's access log repeats addresses as they were asked for; ours does not.
+        self.access_log = False
         self._wait()
 
     def data_received(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -53,60 +53,51 @@ class WatchedFile(Generic[_Content]):
         try:
             if known is not None and known[0] == _identity(os.stat(self._path)):
                 return known[1]
+            with self._reading:
+                return self._read_again()
         except OSError as error:
-            self._complain(f"it cannot be read: {error.strerror}")
+            # Not remembered as this file's content: too many open files, say, is a trouble that passes without the file changing.
             self._read = None
+            self._complain(_unreadable(error))
             return None
-        with self._reading:
-            return self._read_again()
 
     def load(self) -> _Content:
         """Read the file now, whatever is known of it; ServerSetupError where it cannot be used."""
-        return self._parsed(self._opened()[1])
+        try:
+            with self._opened() as (descriptor, status):
+                return self._content(descriptor, status)
+        except OSError as error:  # its text holds the path
+            raise ServerSetupError(f"The {self._what}: {_unreadable(error)}") from None
 
     def _read_again(self) -> _Content | None:
-        try:
-            identity, raw = self._opened()
-        except ServerSetupError as error:
-            # Not remembered as this file's content: too many open files is a trouble that passes without the file changing.
-            self._complain(str(error))
-            self._read = None
-            return None
-        try:
-            content: _Content | None = self._parsed(raw)
-        except ServerSetupError as error:
-            self._complain(str(error))
-            content = None
-        else:
-            self._complaint = None
-        self._read = (identity, content)
+        content = None
+        with self._opened() as (descriptor, status):
+            try:
+                content = self._content(descriptor, status)
+            except ServerSetupError as error:
+                self._complain(str(error))
+            else:
+                self._complaint = None
+            self._read = (_identity(status), content)
         return content
 
-    def _opened(self) -> tuple[_Identity, bytes | ServerSetupError]:
-        """Return the file's identity and its bytes, or why these cannot be used; ServerSetupError where the system does not give them."""
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[int, os.stat_result]]:
+        # Not blocking: a pipe in the file's place would make the one who asks wait for whoever writes into it.
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            with contextlib.ExitStack() as stack:
-                # Not blocking: a pipe in the file's place would make the one who asks wait for whoever writes into it.
-                descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-                stack.callback(os.close, descriptor)
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode):
-                    return _identity(status), ServerSetupError(f"The {self._what} is not a regular file.")
-                try:
-                    self._check(status)
-                except ServerSetupError as error:
-                    return _identity(status), error
-                with open(descriptor, "rb", closefd=False) as file:
-                    raw = file.read(self._max_bytes + 1)
-        except OSError as error:  # its text holds the path
-            raise ServerSetupError(f"The {self._what} cannot be read: {error.strerror or 'the system gives no reason'}.") from None
-        if len(raw) > self._max_bytes:
-            return _identity(status), ServerSetupError(f"The {self._what} is too long to be one.")
-        return _identity(status), raw
+            yield descriptor, os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
 
-    def _parsed(self, raw: bytes | ServerSetupError) -> _Content:
-        if isinstance(raw, ServerSetupError):
-            raise raw
+    def _content(self, descriptor: int, status: os.stat_result) -> _Content:
+        if not stat.S_ISREG(status.st_mode):
+            raise ServerSetupError(f"The {self._what} is not a regular file.")
+        self._check(status)
+        with open(descriptor, "rb", closefd=False) as file:
+            raw = file.read(self._max_bytes + 1)
+        if len(raw) > self._max_bytes:
+            raise ServerSetupError(f"The {self._what} is too long to be one.")
         return self._parse(raw)
 
     def _complain(self, reason: str) -> None:
@@ -117,3 +108,7 @@ class WatchedFile(Generic[_Content]):
 
 def _identity(status: os.stat_result) -> _Identity:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _unreadable(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror or 'the system gives no reason'}."

@@ -6,6 +6,7 @@ is how much an explanation can be relied on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +14,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from clinical_ser.explain.explanation import MAIN_DRIVER_AGREEMENT, MAIN_DRIVER_POINTS
-from clinical_ser.explain.shapley import centred, probability_values, shapley_matrix, sums_of_others
+from clinical_ser.explain.shapley import Others, centred, probability_values, shapley_matrix, sums_of_others
 from clinical_ser.models.heads import with_margins
 from clinical_ser.models.trained import Terms, TrainedModel
 
@@ -78,8 +79,12 @@ class Effects:
 
 def half_widths(versions: Array) -> Array:
     """Return half of a 95 % interval over refits, `versions[1:]`: their SD times what t has for so few of them (2.02 for 40)."""
-    refits = len(versions) - 1
-    return np.asarray(student_t.ppf(0.975, refits - 1) * versions[1:].std(axis=0, ddof=1))
+    return np.asarray(_t_quantile(len(versions) - 2) * versions[1:].std(axis=0, ddof=1))
+
+
+@lru_cache(maxsize=16)  # a quarter of a millisecond each, for one number
+def _t_quantile(freedom: int) -> float:
+    return float(student_t.ppf(0.975, freedom))
 
 
 class Explainer:
@@ -168,10 +173,10 @@ class _Background:
     """Shape (versions, families, margins): means."""
     spread: Array
     """Shape (families,): the model's SD, of the first margin."""
-    others: Array
-    """Shape (1, coalitions, members, margins): `sums_of_others` of members drawn from the group."""
-    others_of_refits: Array
-    """Shape (refits, coalitions, fewer members, margins)."""
+    others: Others
+    """Of members drawn from the group, by the model."""
+    others_of_refits: Others
+    """Of fewer members, by each refit."""
     features: Array
     """Shape (versions, features, margins): means."""
 

@@ -4,6 +4,7 @@ The one idea: with six families there are 64 coalitions, so nothing has to be sa
 the Shapley values are one fixed matrix times those.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 from math import factorial
 
@@ -16,6 +17,8 @@ MOST_PLAYERS = 12
 """4,096 coalitions; beyond, sampling would be the better way."""
 _LARGEST_EXPONENT = 700.0
 """Beyond, exp leaves float64; the class has no probability to speak of long before."""
+_LARGEST_FACTOR = 300.0
+"""Of exponents: the exponentials of two of them multiply to what float64 holds with all its digits, 1e-261 to 1e261."""
 
 
 @lru_cache(maxsize=MOST_PLAYERS)
@@ -46,22 +49,40 @@ def shapley_matrix(players: int) -> Array:
     return np.where(members.T, joining, -waiting)
 
 
-def sums_of_others(background: Array) -> Array:
+@dataclass(frozen=True, eq=False)
+class Others:
+    """What the families outside each coalition add in members of the reference group; made by `sums_of_others`."""
+
+    values: Array
+    """Shape (versions, coalitions, margins, members)."""
+    as_factors: bool
+    """Whether they are factors of the odds (e to the power of the sums; of several margins less the largest) or the sums themselves."""
+
+    def __getitem__(self, versions: slice) -> "Others":
+        """Return those of some versions."""
+        return Others(self.values[versions], self.as_factors)
+
+    def sums(self) -> Array:
+        """Return the sums, of several margins but for what softmax cannot see."""
+        return np.asarray(np.log(self.values)) if self.as_factors else self.values
+
+
+def sums_of_others(background: Array) -> Others:
     """Return what the families outside each coalition add in members of the reference group; the same for every recording.
+
+    Exponentials are taken here, once, where float64 holds them: a recording then needs only products.
 
     Parameters
     ----------
     background
         Shape (versions, members, families, margins).
-
-    Returns
-    -------
-    ndarray of shape (versions, 2**families, members, margins)
     """
-    return np.einsum("cf,vnfk->vcnk", (~coalitions(background.shape[2])).astype(float), background, optimize=True)
+    sums = np.einsum("cf,vnfk->vckn", (~coalitions(background.shape[2])).astype(float), background, optimize=True)
+    shifted = sums if sums.shape[2] == 1 else sums - sums.max(axis=2, keepdims=True)
+    return Others(np.exp(shifted), as_factors=True) if _are_small(shifted) else Others(sums, as_factors=False)
 
 
-def probability_values(constant: Array, families: Array, others: Array, target: int) -> Array:
+def probability_values(constant: Array, families: Array, others: Others, target: int) -> Array:
     """Return the probability of a class for every coalition of families; the others are those of the reference group.
 
     A coalition's value is the mean, over members of the group, of the probability that a recording with the coalition's families from here and
@@ -83,13 +104,31 @@ def probability_values(constant: Array, families: Array, others: Array, target: 
     ndarray of shape (versions, 2**families)
         In the order of `coalitions`.
     """
-    own = constant[:, None] + np.einsum("cf,vfk->vck", coalitions(families.shape[1]).astype(float), families)
-    margins = own[:, :, None] + others
-    if margins.shape[-1] == 1:
-        return np.asarray(expit(margins[..., 0]).mean(axis=2))
+    own = constant[:, None] + coalitions(families.shape[1]).astype(float) @ families
+    several = own.shape[2] > 1
+    shifted = own - own.max(axis=2, keepdims=True) if several else own
+    if not (others.as_factors and _are_small(shifted)):
+        return _by_sums(own, others.sums(), target)
+    factors = np.exp(shifted)
+    if not several:
+        odds = factors * others.values[:, :, 0]
+        return np.asarray(np.divide(odds, 1.0 + odds, out=odds).mean(axis=2))
+    total = (factors[:, :, None] @ others.values)[:, :, 0]
+    return np.asarray(factors[:, :, target] * np.divide(others.values[:, :, target], total, out=total).mean(axis=2))
+
+
+def _are_small(exponents: Array) -> bool:
+    return not exponents.size or float(np.abs(exponents).max()) <= _LARGEST_FACTOR
+
+
+def _by_sums(own: Array, sums: Array, target: int) -> Array:
+    """Return `probability_values` where exponentials of the parts may leave float64, though those of their sum do not."""
+    margins = own[..., None] + sums
+    if margins.shape[2] == 1:
+        return np.asarray(expit(margins[:, :, 0]).mean(axis=2))
     # One entry of the softmax; the others' exponentials are wanted only in sum.
-    against = np.minimum(margins - margins[..., target, None], _LARGEST_EXPONENT)
-    return np.asarray((1.0 / np.exp(against).sum(axis=-1)).mean(axis=2))
+    against = np.minimum(margins - margins[:, :, target, None], _LARGEST_EXPONENT)
+    return np.asarray((1.0 / np.exp(against).sum(axis=2)).mean(axis=2))
 
 
 def centred(values: Array, target: int) -> Array:

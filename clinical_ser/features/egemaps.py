@@ -6,9 +6,11 @@ with the reason. A recording longer than `PART_S` is measured in equal parts, be
 
 import hashlib
 import math
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib import metadata, resources
+from typing import Any
 
 import numpy as np
 import opensmile
@@ -57,7 +59,7 @@ FINGERPRINT = _fingerprint(opensmile.FeatureSet.eGeMAPSv02, "egemaps/v02", "gema
 COMPARE_FINGERPRINT = _fingerprint(opensmile.FeatureSet.ComParE_2016, "compare", "shared")
 
 
-def functionals(recording: Recording) -> tuple[dict[str, float], dict[str, str]]:
+def functionals(recording: Recording, *, running: Callable[[], None] | None = None) -> tuple[dict[str, float], dict[str, str]]:
     """Compute the 88 eGeMAPSv02 functionals.
 
     Over `PART_S` the recording is cut into equal parts and a value is the mean of the parts' values; for measures of voiced (unvoiced) frames
@@ -67,6 +69,8 @@ def functionals(recording: Recording) -> tuple[dict[str, float], dict[str, str]]
     ----------
     recording
         16 kHz mono within ±32767/32768 (openSMILE's wrapper turns +1.0 into -32768).
+    running
+        Called when openSMILE is at work without Python's lock, for whoever works beside it; for each part.
 
     Returns
     -------
@@ -86,14 +90,14 @@ def functionals(recording: Recording) -> tuple[dict[str, float], dict[str, str]]
     """
     if len(recording.samples) < MIN_SAMPLES:
         return _all_missing(EGEMAPS_NAMES)
-    rows = np.stack([without_false_zeros(row) for row in _rows(recording, opensmile.FeatureSet.eGeMAPSv02)])
+    rows = np.stack([without_false_zeros(row) for row in _rows(recording, opensmile.FeatureSet.eGeMAPSv02, running)])
     values = joined(rows, weights_of(rows))
     voiced = np.isfinite(values[_COLUMN[_RECORDING_VOICED]])
     return _named(EGEMAPS_NAMES, values, {name: _reason(name, voiced=bool(voiced)) for name in EGEMAPS_NAMES})
 
 
-def compare(recording: Recording) -> tuple[dict[str, float], dict[str, str]]:
-    """Compute the 6373 ComParE 2016 functionals; parts, returns and raises as for `functionals`.
+def compare(recording: Recording, *, running: Callable[[], None] | None = None) -> tuple[dict[str, float], dict[str, str]]:
+    """Compute the 6373 ComParE 2016 functionals; parts, parameters, returns and raises as for `functionals`.
 
     F0, jitter, shimmer and HNR are missing when no frame was voiced. Counted segments end at 100 a call in this set (its own definition).
 
@@ -103,7 +107,7 @@ def compare(recording: Recording) -> tuple[dict[str, float], dict[str, str]]:
     """
     if len(recording.samples) < MIN_SAMPLES:
         return _all_missing(COMPARE_NAMES)
-    rows = np.stack(_rows(recording, opensmile.FeatureSet.ComParE_2016))
+    rows = np.stack(_rows(recording, opensmile.FeatureSet.ComParE_2016, running))
     share = rows[:, [_COMPARE_SHARE]]
     values = joined(np.where(_COMPARE_VOICED & (share == 0), np.nan, rows), np.where(_COMPARE_VOICED, share, 1.0))
     return _named(COMPARE_NAMES, values, dict.fromkeys(COMPARE_NAMES, NO_VOICE))
@@ -224,33 +228,83 @@ def parts_of(samples: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return np.array_split(samples, max(1, math.ceil(len(samples) / (PART_S * SAMPLE_RATE_HZ))))
 
 
-def _rows(recording: Recording, feature_set: opensmile.FeatureSet) -> list[NDArray[np.float64]]:
+def _rows(recording: Recording, feature_set: opensmile.FeatureSet, running: Callable[[], None] | None) -> list[NDArray[np.float64]]:
     """One row of functionals a part, exactly as openSMILE gives them."""
     smile = smile_of(feature_set, opensmile.FeatureLevel.Functionals)
     # Calling the object skips the 1.5 ms that `process_signal` spends on a pandas frame. Keeping the native object across calls would save
     # another 3 ms (of 53 for 3.7 s of speech), but only through `opensmile.core`, which is not public.
-    rows = [smile(part, SAMPLE_RATE_HZ)[0, :, 0].astype(np.float64) for part in parts_of(recording.samples)]
+    rows = [smile(part, SAMPLE_RATE_HZ, running)[0, :, 0].astype(np.float64) for part in parts_of(recording.samples)]
     if not np.isfinite(rows).all():
         raise FeatureError(f"openSMILE gave values of {feature_set.name} that are not finite.")
     return rows
 
 
-class _Extractors(threading.local):
-    """openSMILE objects of one thread: an object is not thread-safe, and two objects in two threads do run at once (no GIL)."""
+class _Extractor:
+    """One openSMILE object, for one call at a time; it keeps nothing from one recording to the next (each call runs a fresh native object)."""
 
-    def __init__(self) -> None:
-        self.by_set: dict[tuple[opensmile.FeatureSet, opensmile.FeatureLevel | str], opensmile.Smile] = {}
+    def __init__(self, feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> None:
+        self._smile = opensmile.Smile(feature_set, level)
+        self.feature_names: list[str] = self._smile.feature_names
+        if level is opensmile.FeatureLevel.Functionals and self.feature_names != [_own(name) for name in _EXPECTED[feature_set]]:
+            raise FeatureError(f"openSMILE {opensmile.__version__} gives other features for {feature_set.name} than the catalogue describes.")
+        self._running: Callable[[], None] | None = None
+        # Not public. In a version that makes its native object elsewhere nobody is told, and measuring beside other work is slower, not wrong.
+        if make := getattr(self._smile, "_smile", None):
+            self._smile._smile = lambda options: self._announcing(make(options))
+
+    def run(self, samples: NDArray[np.float32], rate_hz: int, running: Callable[[], None] | None) -> NDArray[np.float32]:
+        self._running = running
+        return np.asarray(self._smile(samples, rate_hz))
+
+    def _announcing(self, native: Any) -> Any:
+        """Let a native object say when it begins the long run in which it does not want Python's lock."""
+        running, run = self._running, native.run
+        if running is not None:
+
+            def announced() -> None:
+                running()
+                run()
+
+            native.run = announced
+        return native
 
 
-_EXTRACTORS = _Extractors()
+class Extractor:
+    """OpenSMILE for one set and level, for any number of threads: as many objects as are busy at once, and these are kept (5 ms each to make).
+
+    An object is not thread-safe, and two objects in two threads do run at once (no GIL).
+    """
+
+    def __init__(self, feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> None:
+        self._make = partial(_Extractor, feature_set, level)
+        first = self._make()
+        self.feature_names = first.feature_names
+        self._idle = [first]
+
+    def __call__(self, samples: NDArray[np.float32], rate_hz: int, running: Callable[[], None] | None = None) -> NDArray[np.float32]:
+        """Return what openSMILE measures, shape (channels, features, frames).
+
+        `running` is called when it begins its long native run; up to there (5 ms) it waits for Python's lock again and again.
+        """
+        try:
+            extractor = self._idle.pop()
+        except IndexError:  # all are busy
+            extractor = self._make()
+        found = extractor.run(samples, rate_hz, running)
+        self._idle.append(extractor)  # only one that has not failed
+        return found
+
+
 _EXPECTED = {opensmile.FeatureSet.eGeMAPSv02: EGEMAPS_NAMES, opensmile.FeatureSet.ComParE_2016: COMPARE_NAMES}
 
 
-def smile_of(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> opensmile.Smile:
-    """Return this thread's object; it keeps nothing from one recording to the next (each call runs a fresh native object)."""
-    if (feature_set, level) not in _EXTRACTORS.by_set:
-        smile = opensmile.Smile(feature_set, level)
-        if level is opensmile.FeatureLevel.Functionals and smile.feature_names != [_own(name) for name in _EXPECTED[feature_set]]:
-            raise FeatureError(f"openSMILE {opensmile.__version__} gives other features for {feature_set.name} than the catalogue describes.")
-        _EXTRACTORS.by_set[feature_set, level] = smile
-    return _EXTRACTORS.by_set[feature_set, level]
+@lru_cache(maxsize=None)  # sets and levels are few
+def smile_of(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> Extractor:
+    """Return openSMILE for a set and level.
+
+    Raises
+    ------
+    FeatureError
+        The installed openSMILE gives other features than this version of the package knows.
+    """
+    return Extractor(feature_set, level)

@@ -90,6 +90,19 @@ class PatientViewContext(Strict):
 class HookRequest(_Sent):
     """A call of the service."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "hook": "patient-view",
+                    "hookInstance": "d1577c69-dfbe-44ad-ba6d-3e05e953b2ea",
+                    "fhirServer": "https://ehr.example.org/fhir",
+                    "context": {"userId": "Practitioner/example", "patientId": "1288992"},
+                }
+            ]
+        }
+    )
+
     hook: Literal["patient-view"]
     hook_instance: UUID
     context: PatientViewContext
@@ -157,6 +170,26 @@ class Feedback(_Sent):
 
 class FeedbackRequest(_Sent):
     """What became of cards."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "feedback": [
+                        {
+                            "card": "4e0a3a1e-3283-4575-ab82-028d55fe2719",
+                            "outcome": "overridden",
+                            "overrideReason": {
+                                "reason": {"code": "disagree-clinically", "system": OVERRIDE_SYSTEM},
+                                "userComment": "Slept badly; the PHQ-9 of today is 4.",
+                            },
+                            "outcomeTimestamp": "2026-11-20T09:30:00Z",
+                        }
+                    ]
+                }
+            ]
+        }
+    )
 
     feedback: tuple[Feedback, ...] = Field(min_length=1, max_length=MAX_FEEDBACK)
 

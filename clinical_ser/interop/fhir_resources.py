@@ -32,7 +32,7 @@ _NAMESPACE = uuid5(NAMESPACE_URL, terms.TERMS)
 _DEPRESSION = "depression"
 """The task whose outcome SNOMED CT has a code for; an acted emotion is no finding."""
 _STATUS: Mapping[str | None, str] = {None: "preliminary", "undecided": "preliminary", "agreed": "final", "overridden": "amended"}
-"""By the last review: nothing is final that no clinician agreed with. Observation-, diagnostic-report- and composition-status all have these codes."""
+"""By the last review: nothing is final that no clinician agreed with. Statuses of observations, reports and documents all have these three."""
 
 
 @dataclass(frozen=True)

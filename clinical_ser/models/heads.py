@@ -5,9 +5,10 @@ what the explanation shows, so it is part of the contract and not an afterthough
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +21,11 @@ from clinical_ser.models.weights import subject_of_row
 INNER_FOLDS = 5
 """Folds, by subject, in which a head chooses its own strength."""
 
+TREE_THREADS = 2
+"""Two halve the time of 41 forests nearly; each is asked by one thread at a time, so that the answer does not depend on their number."""
+
 Labels = tuple[str, ...] | tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +192,22 @@ class Head(ABC):
     def feature_margins_of(self, prepared: Any) -> NDArray[np.float64]:
         """As `feature_margins`, of rows that `prepare` returned."""
 
+    def margins_of(self, prepared: Any) -> NDArray[np.float64]:
+        """As `margins`, of rows that `prepare` returned."""
+        return np.asarray(self.intercept_ + self.family_margins_of(prepared).sum(axis=1))
+
+    @classmethod
+    def together(cls, heads: Sequence[Self]) -> "Versions":
+        """Return heads of this kind, on the same columns and classes, to be asked together."""
+        return Versions(heads)
+
     @abstractmethod
     def settled(self) -> Self:
         """Return an unfitted head of the same kind whose strength is fixed at what this one chose; to refit on resampled subjects."""
 
     def margins(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Return the log-odds of the second of two classes, shape (rows,), or the logits of several, shape (rows, classes)."""
-        return np.asarray(self.intercept_ + self.family_margins(Z).sum(axis=1))
+        return self.margins_of(self.prepare(Z))
 
     def predict_proba(self, Z: ArrayLike) -> NDArray[np.float64]:
         """Return uncalibrated probabilities, shape (rows, classes); what a result states comes from a calibrator instead."""
@@ -210,6 +224,36 @@ class Head(ABC):
     def _family_columns(self) -> list[NDArray[np.int64]]:
         families = np.array(self.column_families)
         return [np.flatnonzero(families == family) for family in self.families_]
+
+
+class Versions:
+    """Heads of one kind, asked about the same rows: a model's own and its refits'.
+
+    Parameters
+    ----------
+    heads
+        Fitted, on the same columns and classes.
+    """
+
+    def __init__(self, heads: Sequence[Head]):
+        self.heads = tuple(heads)
+
+    def margins_of(self, prepared: Any) -> NDArray[np.float64]:
+        """As `Head.margins_of`, with axes that every number of classes has: shape (versions, rows, margins), one margin for two classes."""
+        return np.array([margins if margins.ndim == 2 else margins[:, None] for margins in self._each(lambda head: head.margins_of(prepared))])
+
+    def parts_of(self, prepared: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """As `Head.family_margins_of` and `Head.feature_margins_of`: (versions, rows, families, margins) and (versions, rows, features, margins)."""
+        found = self._each(lambda head: (with_margins(head.family_margins_of(prepared)), with_margins(head.feature_margins_of(prepared))))
+        families, features = zip(*found, strict=True)
+        return np.array(families), np.array(features)
+
+    def _each(self, ask: Callable[[Head], T]) -> list[T]:
+        if not any(head.has_trees for head in self.heads):
+            return list(map(ask, self.heads))
+        # Forests of many classes take milliseconds each, without Python's lock.
+        with ThreadPoolExecutor(TREE_THREADS) as threads:
+            return list(threads.map(ask, self.heads))
 
 
 def probabilities(margins: NDArray[np.float64]) -> NDArray[np.float64]:

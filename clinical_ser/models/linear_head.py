@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from clinical_ser.errors import TrainingError
-from clinical_ser.models.heads import Head, TrainingRows, inner_folds, log_loss_total, log_shares
+from clinical_ser.models.heads import Head, TrainingRows, Versions, inner_folds, log_loss_total, log_shares
 from clinical_ser.models.state import Finite, Label, Matrix, State, Vector
 
 STRENGTHS = (10_000.0, 3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)
@@ -108,9 +108,9 @@ class LinearHead(Head):
         self.strength_ = self.strength if self.strength is not None else _choose_strength(rows, self.seed)
         self.coef_, self.intercept_ = RidgePath(rows).solve(self.strength_, FINAL_TOLERANCE)
 
-    def margins(self, Z: ArrayLike) -> NDArray[np.float64]:
-        """Return the log-odds of the second of two classes, shape (rows,), or the logits of several, shape (rows, classes)."""
-        return np.asarray(self._matrix(Z) @ self.coef_ + self.intercept_)
+    def margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Feature times coefficient, summed; see `Head.margins`."""
+        return np.asarray(prepared @ self.coef_ + self.intercept_)
 
     def family_margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum coefficient times feature over each family's columns; see `Head.family_margins`."""
@@ -119,6 +119,11 @@ class LinearHead(Head):
     def feature_margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
         """Coefficient times feature; see `Head.feature_margins`."""
         return prepared * self.coef_ if self.coef_.ndim == 1 else prepared[:, :, None] * self.coef_
+
+    @classmethod
+    def together(cls, heads: Sequence[Self]) -> "LinearVersions":
+        """Return these heads with their coefficients side by side; see `Head.together`."""
+        return LinearVersions(heads)
 
     def settled(self) -> Self:
         """Return an unfitted head with this one's strength."""
@@ -148,6 +153,32 @@ class LinearHead(Head):
         head.coef_ = np.array([row[0] for row in state.coefficients]) if binary else np.array(state.coefficients)
         head.intercept_ = np.array(state.intercept[0]) if binary else np.array(state.intercept)
         return head
+
+
+class LinearVersions(Versions):
+    """Linear heads, asked by one matrix product instead of one each; see `Versions`."""
+
+    def __init__(self, heads: Sequence[LinearHead]):
+        super().__init__(heads)
+        features = len(heads[0].column_families)
+        stacked = np.stack([head.coef_.reshape(features, -1) for head in heads], axis=1)
+        self._shape = stacked.shape[1:]
+        self._flat = stacked.reshape(features, -1)
+        self._intercepts = np.array([np.atleast_1d(head.intercept_) for head in heads])
+        self._of_family = [(columns, self._flat[columns]) for columns in heads[0]._family_columns()]
+
+    def margins_of(self, prepared: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See `Versions.margins_of`."""
+        return np.asarray(self._apart(prepared @ self._flat) + self._intercepts[:, None])
+
+    def parts_of(self, prepared: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """See `Versions.parts_of`."""
+        families = np.stack([prepared[:, columns] @ coefficients for columns, coefficients in self._of_family], axis=1)
+        return self._apart(families), self._apart(prepared[:, :, None] * self._flat)
+
+    def _apart(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn (rows, ..., versions times margins) into (versions, rows, ..., margins)."""
+        return np.moveaxis(values.reshape(*values.shape[:-1], *self._shape), -2, 0)
 
 
 class RidgePath:

@@ -7,8 +7,8 @@ a constant. Probability, interval, prediction set, threshold and explanation are
 import base64
 import binascii
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, payload_j
 from clinical_ser.models.calibration import MarginPlatt, MulticlassPlatt
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.fused_head import FusedHead
-from clinical_ser.models.heads import Head, probabilities, with_margins
+from clinical_ser.models.heads import Head, Versions, probabilities
 from clinical_ser.models.interpretable import EMBEDDING, InterpretableFile, Reproduced
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
@@ -39,9 +39,6 @@ HEADS: dict[str, type[LinearHead] | type[BoostedHead]] = {"linear": LinearHead, 
 NORMAL_95 = 1.959964
 MINIMUM_PREVALENCE = 1e-4
 """One in ten thousand; screening for anything rarer by voice would answer with noise."""
-
-TREE_THREADS = 2
-"""Two halve the time of 41 forests nearly; each is asked by one thread at a time, so that the answer does not depend on their number."""
 
 Calibrator = MarginPlatt | MulticlassPlatt
 
@@ -107,6 +104,19 @@ class Terms:
 
 
 @dataclass(frozen=True, eq=False)
+class _Together:
+    """The model and each of its refits, so that all of them are asked at once: calibrated log-odds are `scale` times the margins plus `offset`."""
+
+    heads: Versions
+    scale: NDArray[np.float64]
+    """Shape (versions,)."""
+    offset: NDArray[np.float64]
+    """Shape (versions, margins): the calibrator's, moved to the shares for which log-odds are stated."""
+    constant: NDArray[np.float64]
+    """Shape (versions, margins): what the head's intercept comes to."""
+
+
+@dataclass(frozen=True, eq=False)
 class TrainedModel:
     """Everything needed to answer, as plain numbers."""
 
@@ -143,13 +153,34 @@ class TrainedModel:
         """
         return self._calibrated(self.head, self.calibrator, self.preprocessor.transform(X))
 
-    def _refit_log_odds(self, refit: Refit, Z: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Move from the refit's own shares to those of training, so that chance in who was drawn ill does not count as doubt about a voice."""
-        log_odds = at_answering_shares(refit.calibrator.apply(refit.head.margins(Z)), refit.class_shares)
-        return shift_log_odds(log_odds, refit.class_shares[1], self.class_shares[1]) if self.binary else log_odds
-
     def _calibrated(self, head: Head, calibrator: Calibrator, Z: NDArray[np.float64]) -> NDArray[np.float64]:
         return at_answering_shares(calibrator.apply(head.margins(Z)), self.class_shares)
+
+    def _refits_log_odds(self, Z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return what each refit says of rows, shape (refits, rows) or (refits, rows, classes), stated like `log_odds`."""
+        margins = self._together.heads.margins_of(self.head.prepare(Z))
+        stated = (self._together.scale[:, None, None] * margins + self._together.offset[:, None])[1:]
+        return stated[..., 0] if self.binary else stated
+
+    @cached_property
+    def _together(self) -> "_Together":
+        """The model and its refits, in one piece; made when it is first asked for."""
+        versions = (Refit(self.head, self.calibrator, self.class_shares), *self.refits)
+        none = np.zeros(1 if self.binary else (1, len(self.task.classes)))
+        return _Together(
+            heads=self.head.together([version.head for version in versions]),
+            scale=np.array([version.calibrator.scale_ for version in versions]),
+            offset=np.array([self._stated(version, none) for version in versions]),
+            constant=np.array([self._stated(version, version.head.intercept_[None]) for version in versions]),
+        )
+
+    def _stated(self, version: Refit, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrate one row of margins, shape (1,) or (1, classes), and move it from the version's own shares to those of training.
+
+        Chance in who was drawn ill does not count as doubt about a voice.
+        """
+        log_odds = at_answering_shares(version.calibrator.apply(margins), version.class_shares)[0]
+        return np.atleast_1d(shift_log_odds(log_odds, version.class_shares[1], self.class_shares[1]) if self.binary else log_odds)
 
     def answer(self, x: ArrayLike, *, prevalence: float | None = None) -> Answer:
         """Answer for one recording.
@@ -174,7 +205,7 @@ class TrainedModel:
         """
         Z = self.preprocessor.transform(np.asarray(x, float)[None])
         point = self._calibrated(self.head, self.calibrator, Z)[0]
-        refits = np.array([self._refit_log_odds(refit, Z)[0] for refit in self.refits])
+        refits = self._refits_log_odds(Z)[:, 0]
         # Sets compare within a class, so they hold at any prevalence; they are read before it is moved.
         labels = self._prediction_set(point)
         self.check_prevalence(prevalence)
@@ -198,7 +229,7 @@ class TrainedModel:
         Value and interval are those that `answer` gives for each row.
         """
         Z = self.preprocessor.transform(X)
-        point, refits = self._calibrated(self.head, self.calibrator, Z), np.array([self._refit_log_odds(refit, Z) for refit in self.refits])
+        point, refits = self._calibrated(self.head, self.calibrator, Z), self._refits_log_odds(Z)
         if self.binary:
             point, refits = (one + self.prevalence_shift(prevalence) for one in (point, refits))
         else:
@@ -249,36 +280,16 @@ class TrainedModel:
     def terms(self, X: ArrayLike, *, refits: bool = True) -> Terms:
         """Take the calibrated log-odds of rows X (rows, features) apart; without `refits`, the model's alone."""
         prepared = self.head.prepare(self.preprocessor.transform(X))
-        versions = (self._as_refit, *(self.refits if refits else ()))
-
-        def parts(version: Refit) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            head = version.head
-            return (
-                scaled(version, with_margins(head.family_margins_of(prepared))),
-                scaled(version, with_margins(head.feature_margins_of(prepared))),
-            )
-
-        if self.head.has_trees:
-            # Forests of many classes take milliseconds each, without Python's lock.
-            with ThreadPoolExecutor(TREE_THREADS) as threads:
-                found = list(threads.map(parts, versions))
-        else:
-            found = list(map(parts, versions))
-        families, features = zip(*found, strict=True)
-        return Terms(np.array([self._constant(version) for version in versions]), np.array(families), np.array(features))
-
-    @property
-    def _as_refit(self) -> Refit:
-        return Refit(self.head, self.calibrator, self.class_shares)
+        heads = self._together.heads if refits else self.head.together([self.head])
+        families, features = heads.parts_of(prepared)
+        count = len(families)
+        scale = self._together.scale[:count, None, None, None]
+        return Terms(self._together.constant[:count], scale * families, scale * features)
 
     @property
     def scales(self) -> NDArray[np.float64]:
         """Shape (versions,): what a margin is multiplied with to be calibrated, by the model and by each refit."""
-        return np.array([version.calibrator.scale_ for version in (self._as_refit, *self.refits)])
-
-    def _constant(self, version: Refit) -> NDArray[np.float64]:
-        log_odds = at_answering_shares(version.calibrator.apply(version.head.intercept_[None]), version.class_shares)[0]
-        return np.atleast_1d(shift_log_odds(log_odds, version.class_shares[1], self.class_shares[1]) if self.binary else log_odds)
+        return self._together.scale
 
     def background(self, place: int | None) -> Background:
         """Return the moments of a reference group, by its place; of None, the average training recording."""
@@ -326,7 +337,7 @@ class TrainedModel:
             self.preprocessor.feature_names_ == self.features
             and tuple(self.head.classes_) == self.task.classes
             and all(head.column_families == families for head in (self.head, *(refit.head for refit in self.refits)))
-            and all(tuple(refit.head.classes_) == self.task.classes for refit in self.refits)
+            and all(tuple(refit.head.classes_) == self.task.classes and type(refit.head) is type(self.head) for refit in self.refits)
             and len(self.conformal.thresholds_) == len(self.task.classes)
             and all(len(shares) == len(self.task.classes) and min(shares) > 0 for shares in self._all_shares())
             and all(np.size(calibrator.offset_) == (1 if self.binary else len(self.task.classes)) for calibrator in self._all_calibrators())
@@ -365,11 +376,6 @@ def at_answering_shares(log_odds: NDArray[np.float64], class_shares: tuple[float
         return log_odds
     n = len(class_shares)
     return shift_logits(log_odds, class_shares, [1 / n] * n)
-
-
-def scaled(version: Refit, margins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what margins add to calibrated log-odds."""
-    return np.asarray(version.calibrator.scale_ * margins)
 
 
 def _log_odds_of_each(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,9 @@ import asyncio
 import http.client
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,3 +168,9 @@ def serving(folder: Path, models: tuple[str, ...], **settings: Any) -> Iterator[
         observing.close()
     if failed:
         raise failed[0]
+
+
+def command(server: Server, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command line beside the server, as an administrator would."""
+    environment = os.environ | {"CLINICAL_SER_AUDIT": str(server.audit.keys.parent / "audit.toml")}
+    return subprocess.run([sys.executable, "-m", "clinical_ser", *words], capture_output=True, text=True, check=False, timeout=120, env=environment)

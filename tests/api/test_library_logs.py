@@ -19,10 +19,10 @@ from tests.api.observed import Written, logging_to
 
 NAME = "jane-doe-1970"
 
-LIBRARY = '''
+LIBRARY = """
 import logging
 
-logger = logging.getLogger("some.library")
+logger = logging.getLogger("json.decoder.of.mine")
 TEXT = "Kept as a constant."
 
 
@@ -43,7 +43,7 @@ def all_ways(name):
         raise ValueError(name)
     except ValueError:
         logger.exception("It failed.\\n")
-'''
+"""
 
 
 def library(path: Path, source: str = LIBRARY) -> ModuleType:
@@ -76,7 +76,7 @@ def test_only_texts_that_stand_in_the_source_are_written(tmp_path: Path, written
         ("warning", "with stack"),
         ("error", "It failed."),
     ]
-    assert {line["logger"] for line in lines} == {"some.library"}
+    assert {line["logger"] for line in lines} == {"json.decoder"}
     assert lines[-1]["errors"] == ["ValueError"]
     assert NAME not in written.text
 
@@ -104,15 +104,22 @@ def test_a_very_large_source_is_not_parsed(tmp_path: Path) -> None:
 
 
 def test_hostile_names_and_texts_do_not_break_the_line(tmp_path: Path, written: Written) -> None:
-    library(tmp_path / "library.py", 'import logging\nlogging.getLogger("a\\nb").error("red \\x1b[31m\\nnext")\n')
+    library(tmp_path / "library.py", 'import logging\nlogging.getLogger("json.a\\nb").error("red \\x1b[31m\\nnext")\n')
     (line,) = written.lines("library")
-    assert (line["logger"], line["text"]) == ("(withheld)", "red  [31m next")
+    assert (line["logger"], line["text"]) == ("json", "red  [31m next")
     assert written.text.count("\n") == 1
 
 
 def test_our_own_modules_may_log_constants_the_usual_way(written: Written) -> None:
     logging.getLogger("clinical_ser.test").warning("Something of ours, %s.", NAME)
     assert [line["text"] for line in written.lines("library")] == ["Something of ours, %s."]
+    assert NAME not in written.text
+
+
+def test_a_logger_that_is_named_by_what_was_at_hand_is_not_named(written: Written) -> None:
+    for name in (NAME, f"json.{NAME}", f"{NAME}.json", f"json.decoder.{NAME}", "root", "", "json..decoder", "."):
+        logging.getLogger(name).warning("x")
+    assert [line["logger"] for line in written.lines("library")] == ["(none)", "json", "(none)", "json.decoder", "root", "root", "json", "(none)"]
     assert NAME not in written.text
 
 

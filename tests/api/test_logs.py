@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -115,24 +115,26 @@ def test_of_an_exception_types_and_own_places_are_written_and_no_text() -> None:
     assert b"jane" not in gathered.data
 
 
-def test_members_of_a_group_and_what_was_handled_meanwhile_are_named() -> None:
+def raised_while_handling(outer: BaseException, *, hidden: bool) -> None:
     try:
-        try:
-            raise KeyError("jane")
-        except KeyError:
-            raise ExceptionGroup("jane", [ValueError("jane"), OSError("jane")])  # noqa: B904  # meanwhile, not from
-    except ExceptionGroup as group:
-        assert describe(group).types == ("ExceptionGroup", "KeyError", "ValueError", "OSError")
+        parse_decimal("x", "x")
+    except AuditFormatError as inner:
+        if hidden:
+            raise outer from None
+        inner.args = ("jane",)
+        raise outer  # noqa: B904  # meanwhile, not from
+
+
+def test_members_of_a_group_and_what_was_handled_meanwhile_are_named() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        raised_while_handling(ExceptionGroup("jane", [ValueError("jane"), OSError("jane")]), hidden=False)
+    assert describe(caught.value).types == ("ExceptionGroup", "AuditFormatError", "ValueError", "OSError")
 
 
 def test_what_was_hidden_on_purpose_stays_hidden() -> None:
-    try:
-        try:
-            raise KeyError
-        except KeyError:
-            raise ValueError from None
-    except ValueError as error:
-        assert describe(error).types == ("ValueError",)
+    with pytest.raises(ValueError, match="x") as caught:
+        raised_while_handling(ValueError("x"), hidden=True)
+    assert describe(caught.value).types == ("ValueError",)
 
 
 def test_a_circle_of_causes_ends_and_a_type_named_by_someone_is_not_told() -> None:
@@ -224,7 +226,7 @@ def test_a_reader_that_stops_does_not_stop_the_server() -> None:
         os.set_blocking(reader, False)
         data = b""
         for _ in range(1000):
-            with pytest.raises(BlockingIOError):
+            with suppress(BlockingIOError):
                 while True:
                     data += os.read(reader, 1 << 16)
             if b'"last"' in data:

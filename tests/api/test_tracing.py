@@ -229,7 +229,7 @@ class Collector:
                 self.end_headers()
                 self.wfile.write(b"{}")
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 pass
 
         self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)

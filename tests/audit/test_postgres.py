@@ -525,7 +525,7 @@ def test_a_writer_that_stays_lends_the_log_to_those_who_come(site, tmp_path):
     with site.configuration.write(lends=True) as log:
         threads = in_threads(work, 4)
         for loan in range(10):
-            # Every other from another machine, where it does not share the vault's lock; it makes keys that the host's vault lacks, so none.
+            # Every other is on another machine, which does not share the vault's lock; keys of persons would be in its own vault alone.
             with (elsewhere if loan % 2 else site.configuration).write() as guest:
                 guests[f"guest/{loan}"] = append(guest, f"guest/{loan}").index
             seen = len(acks)
@@ -592,8 +592,8 @@ def test_what_is_kept_in_other_tables_is_written_with_records_and_erased_with_th
                 inside.database.create_table(statement)
             with pytest.raises(StorageError, match="InsufficientPrivilege"):
                 inside.database.create_table("CREATE TABLE IF NOT EXISTS another (id {integer})")
+        insert = "INSERT INTO screenings VALUES (?, ?, ?)"
         for name, subject in (("one", "A"), ("two", "B"), ("three", "A")):
-            insert = "INSERT INTO screenings VALUES (?, ?, ?)"
             log.record([Entry(payload_of(name), subject)], also=lambda key, receipts, name=name: [(insert, [(name, key.id, receipts[-1].index)])])
         log.change([("UPDATE screenings SET id = id || ? WHERE id = ?", [("!", "two"), ("%", "one")])])
         assert site.sql("SELECT id, record FROM screenings ORDER BY record") == [("one%", 0), ("two!", 1), ("three", 2)]

@@ -25,7 +25,7 @@ export function exportView() {
     el("p", { class: "note", id: "payloads-hint" }, words("export.payloads_hint")),
     messages,
     el("p", { class: "actions" }, submit));
-  const view = el("section", { class: "view", "aria-labelledby": "export-title" },
+  const view = el("div", { class: "view" },
     el("h1", { id: "export-title", tabindex: -1 }, words("export.title")),
     el("p", {}, words("export.text")),
     form);
@@ -41,8 +41,8 @@ export function exportView() {
     if (wrong.length || submit.disabled) return;
     const asked = {
       format: format.value,
-      ...(since.value ? { since: `${since.value}T00:00:00Z` } : {}),
-      ...(until.value ? { until: `${until.value}T23:59:59.999999Z` } : {}),
+      ...(since.value ? { since: since.value } : {}),
+      ...(until.value ? { until: until.value } : {}),
       payloads: payloads.checked,
     };
     submit.disabled = true;

@@ -57,7 +57,7 @@ function route() {
 }
 
 const nothingView = () =>
-  el("section", { class: "view", "aria-labelledby": "nothing-title" },
+  el("div", { class: "view" },
     el("h1", { id: "nothing-title", tabindex: -1 }, words("page.nothing")), el("p", {}, words("page.nothing_text")));
 
 const onOther = id => {

@@ -7,7 +7,7 @@ import { has, plain, say, several, words } from "./words.js";
 /** Return words for an error: what kind of thing went wrong. */
 export const titleOf = error => () => {
   if (!(error instanceof Problem)) return say("problem.unreachable");
-  return has(`problem.${error.status}`) ? say(`problem.${error.status}`) : say(error.status >= 500 ? "problem.server" : "problem.other");
+  return has(`problem.${error.status}`) ? say(`problem.${error.status}`) : say(error.status >= 500 ? "problem.server" : "problem.unknown");
 };
 
 /** Return the box that says it. `actions` are buttons. */

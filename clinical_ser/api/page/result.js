@@ -20,7 +20,7 @@ const DECISIONS = ["agreed", "overridden", "undecided"];
 export function resultView({ id, first, whom, onOther }) {
   const body = el("div", {});
   const messages = el("div", {});
-  const view = el("section", { class: "view", "aria-labelledby": "result-title" },
+  const view = el("div", { class: "view" },
     el("h1", { id: "result-title", tabindex: -1 }, words("result.title")),
     whom && el("p", { class: "facts" }, words("result.whom", { whom: plain(whom) })),
     el("p", { class: "facts" }, words("result.number"), " ", el("code", {}, id)),
@@ -35,7 +35,7 @@ export function resultView({ id, first, whom, onOther }) {
 /** The view that only asks which screening to open; `told` is said first. */
 export function openView({ recent, onOther, told }) {
   return {
-    element: el("section", { class: "view", "aria-labelledby": "open-title" },
+    element: el("div", { class: "view" },
       el("h1", { id: "open-title", tabindex: -1 }, words("result.open_title")),
       told && el("div", { class: "notice", role: "alert" }, el("p", { class: "notice-title" }, told)),
       recent.length > 0 && el("section", { "aria-labelledby": "recent-title" },
@@ -49,7 +49,7 @@ export function openView({ recent, onOther, told }) {
 function otherForm(onOther) {
   const input = el("input", { id: "other", type: "text", autocomplete: "off", spellcheck: "false", maxlength: 40 });
   const form = el("form", { novalidate: true, class: "other" },
-    field(input, words("result.other"), words("result.other_hint")),
+    field(input, words("result.another"), words("result.other_hint")),
     el("button", { type: "submit" }, words("result.open")));
   form.addEventListener("submit", event => {
     event.preventDefault();

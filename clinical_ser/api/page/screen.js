@@ -71,7 +71,7 @@ export function screenView({ limits, requireNotice, sent }) {
     messages,
     sending,
     el("p", { class: "actions" }, submit));
-  const view = el("section", { class: "view", "aria-labelledby": "screen-title" },
+  const view = el("div", { class: "view" },
     el("h1", { id: "screen-title", tabindex: -1 }, words("screen.title")),
     el("p", {}, words("report.about.text")),
     form);

@@ -13,7 +13,8 @@ export class Problem extends Error {
     super(`the server answers ${status}`);
     this.status = status;
     this.kind = text(told.type).replace(/^.*[:/]/, "");
-    this.detail = text(told.detail);
+    // The trail's search speaks FHIR in its refusals too.
+    this.detail = text(told.detail ?? told.issue?.[0]?.diagnostics);
     this.requestId = text(told.request_id) || requestId || "";
     this.retryAfter = retryAfter;
   }

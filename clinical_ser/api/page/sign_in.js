@@ -18,7 +18,7 @@ export function signInView({ configuration, why, begin, back }) {
   const services = configuration.issuers.map(service =>
     el("button", { type: "button", class: "main", onclick: () => leaveToSignIn(service, { back, language: spoken() }) },
       words("sign_in.with", { name: plain(service.name) })));
-  const view = el("section", { class: "view narrow", "aria-labelledby": "sign-in-title" },
+  const view = el("div", { class: "view narrow" },
     el("h1", { id: "sign-in-title", tabindex: -1 }, words("sign_in.title")),
     why && el("div", { class: "notice", role: "alert" }, el("p", { class: "notice-title" }, why)),
     el("p", {}, words("sign_in.text")),

@@ -14,7 +14,7 @@ export const KINDS = [
 ];
 const OUTCOMES = [["0", "success"], ["4", "refused"], ["8", "failed"]];
 const RECORD = /^clinical-ser:result:[0-9a-f]{64}$/;
-const SPOKEN_APART = new Set(["actor", "kind", "version"]);
+const SPOKEN_APART = new Set(["actor", "kind", "version", "result"]);
 
 const known = (group, word) => () => (has(`${group}.${word}`) ? say(`${group}.${word}`) : plain(word));
 
@@ -43,7 +43,7 @@ export function trailView() {
     el("table", { class: "full trail" },
       el("thead", {}, el("tr", {}, ["index", "time", "kind", "outcome", "who", "details"].map(one => el("th", { scope: "col" }, words(`trail.column_${one}`))))),
       rows));
-  const view = el("section", { class: "view", "aria-labelledby": "trail-title" },
+  const view = el("div", { class: "view" },
     el("h1", { id: "trail-title", tabindex: -1 }, words("trail.title")),
     el("p", {}, words("trail.text")),
     form, messages, found, table, more);

@@ -48,7 +48,7 @@ export function verifyView() {
   const form = el("form", { novalidate: true },
     field(keys, words("verify.keys"), words("verify.keys_hint")),
     el("p", { class: "actions" }, start));
-  const view = el("section", { class: "view", "aria-labelledby": "verify-title" },
+  const view = el("div", { class: "view" },
     el("h1", { id: "verify-title", tabindex: -1 }, words("verify.title")),
     el("p", {}, words("verify.text")),
     form, messages, place,
