@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, ExceptionHandler
 
 from clinical_ser.api import audit, cds_hooks, models, page, probes, screenings
-from clinical_ser.api.access import Principal
+from clinical_ser.api.access import Open, Principal
 from clinical_ser.api.cds_clients import CdsClients
 from clinical_ser.api.cds_hooks import CdsOrigins
 from clinical_ser.api.configuration import ServerConfiguration
@@ -162,7 +162,9 @@ def _of_parameters(error: RequestValidationError) -> Problem:
 
 
 def _of_routing(request: Request, error: HTTPException) -> Problem:
-    if not isinstance(request.scope["state"].get("principal"), Principal):
+    route = request.scope.get("route")
+    told = isinstance(route, GuardedRoute) and route.access in {Open.PUBLIC, Open.CDS_CLIENT}
+    if not told and not isinstance(request.scope["state"].get("principal"), Principal):
         return unauthenticated()
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.METHOD_NOT_ALLOWED:

@@ -106,6 +106,8 @@ class Limits(Strict):
     """Bodies that are being read at a time."""
     requests_per_s: float = Field(default=50.0, gt=0)
     """Of one client, on average; twenty times as many at once."""
+    failures: int = Field(default=20, ge=1)
+    """Wrong tokens and keys of one address at once; then one a second."""
     screenings_per_s: float = Field(default=5.0, gt=0)
     concurrent: int = Field(default=16, ge=1)
     """Screenings of one client at a time."""

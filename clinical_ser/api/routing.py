@@ -177,6 +177,9 @@ _DRAINED_S = 2.0
 
 async def drain(request: Request) -> None:
     """Read on for a moment: a connection that is closed with bytes unread is reset, and the client may not get to see why."""
+    if request.headers.get("expect"):
+        # Whoever waits to be told to go on has sent nothing.
+        return
     left = _DRAINED_BYTES
     with suppress(TimeoutError, ClientDisconnect, RuntimeError):
         with fail_after(_DRAINED_S):

@@ -22,7 +22,7 @@ from clinical_ser.api.limits import Rate, too_many
 from clinical_ser.api.metrics import Denial
 from clinical_ser.api.observing import Observing
 from clinical_ser.api.problems import Problem
-from clinical_ser.api.routing import CHALLENGE, address_of, address_told
+from clinical_ser.api.routing import CHALLENGE, CLOSE, address_of, address_told
 from clinical_ser.api.service import Service
 from clinical_ser.api.tokens import Issuer, TenantClaim, TokenVerifier
 from clinical_ser.audit.events import AccessDenied, Actor, Outcome, Purpose, Role
@@ -32,8 +32,7 @@ from clinical_ser.errors import AuditError, AuthenticationError
 CDS = "/cds-services"
 """Where record systems sign their requests for one address each, which the routes verify themselves."""
 _BEARER = "bearer "
-_FAILURES_PER_S, _FAILURES = 1.0, 20.0
-"""Of one address: whoever guesses is told to wait."""
+_FAILURES_PER_S = 1.0
 _REQUESTS_AT_ONCE = 20
 """Times the rate: what a page may ask for when it opens."""
 _RECORDED_PER_MINUTE = 60
@@ -183,7 +182,7 @@ class Authenticating:
     def __init__(self, app: ASGIApp, service: Service, authenticator: Authenticator, denials: Denials, observing: Observing) -> None:
         self._app, self._service, self._authenticator, self._denials, self._observing = app, service, authenticator, denials, observing
         limits = service.configuration.limits
-        self._failures = Rate(_FAILURES_PER_S, _FAILURES)
+        self._failures = Rate(_FAILURES_PER_S, limits.failures)
         self._requests = Rate(limits.requests_per_s, _REQUESTS_AT_ONCE * limits.requests_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,6 +193,9 @@ class Authenticating:
         request = Request(scope, receive)
         scope["state"]["address"] = address_told(request, self._service.configuration.trusted_proxies)
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > self._service.configuration.limits.header_bytes:
+                detail = "The header is longer than is taken here."
+                raise Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", detail, CLOSE)
             scope["state"]["principal"] = await self._principal(request)
         except Problem as problem:
             self.denied(request, problem)

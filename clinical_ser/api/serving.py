@@ -150,6 +150,13 @@ class _Protocol(H11Protocol):
         elif self._waiting is None:
             self._wait()
 
+    def on_response_complete(self) -> None:
+        """Go on to the next request, of which a part may have come along with the last one."""
+        super().on_response_complete()
+        begun = bool(self.conn.trailing_data[0])
+        if begun and (self.cycle is None or self.cycle.response_complete) and self._waiting is None and not self.transport.is_closing():
+            self._wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop."""
         self._stop_waiting()

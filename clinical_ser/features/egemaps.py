@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from importlib import metadata, resources
 from typing import Any
 
@@ -298,7 +298,7 @@ class Extractor:
 _EXPECTED = {opensmile.FeatureSet.eGeMAPSv02: EGEMAPS_NAMES, opensmile.FeatureSet.ComParE_2016: COMPARE_NAMES}
 
 
-@lru_cache(maxsize=None)  # sets and levels are few
+@cache  # sets and levels are few
 def smile_of(feature_set: opensmile.FeatureSet, level: opensmile.FeatureLevel | str) -> Extractor:
     """Return openSMILE for a set and level.
 

@@ -6,8 +6,10 @@ to measure anywhere (see `batch.py`) and to take from a cache what was measured 
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
@@ -35,6 +37,9 @@ ENCODER = "encoder:"
 """Begins the name of a set of embeddings: `encoder:ge2e`, or `encoder:` and any other reference that `find_encoder` takes."""
 DEFAULT_SETS = ("egemaps", "praat", "timing")
 
+_LONGEST_START_S = 0.05
+"""openSMILE is at work 6 ms after it was asked for, on a free core; waiting longer than this gains nothing where there is none."""
+
 _Measured = tuple[Mapping[str, float], Mapping[str, str]]
 """Values of one set, NaN where missing, and for each missing one the reason."""
 
@@ -61,23 +66,24 @@ class Extraction:
     """True if nothing had to be decoded or measured."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a caller made already, or makes elsewhere."""
+
+    analysis: SpeechAnalysis | None = None
+    tracks: Callable[[], PraatTracks] | None = None
+    embed: Callable[[Encoder], Embedding] | None = None
+
+
 class _Work:
     """One recording while it is measured: decoded at most once, analysed at most once, and each only when something asks."""
 
-    def __init__(
-        self,
-        load: Callable[[], Recording],
-        analysis: SpeechAnalysis | None = None,
-        tracks: Callable[[], PraatTracks] | None = None,
-        embed: Callable[[Encoder], Embedding] | None = None,
-        *,
-        threads: bool,
-    ) -> None:
+    def __init__(self, load: Callable[[], Recording], *, threads: bool) -> None:
         self._load = load
-        self._given = analysis
-        self._tracks = tracks
-        self._embed = embed
         self.threads = threads
+        self.given = _Given()
+        self.running = threading.Event()
+        """Set when an engine that frees Python's lock is at work and will not want it back for long."""
 
     @cached_property
     def recording(self) -> Recording:
@@ -85,14 +91,14 @@ class _Work:
 
     @cached_property
     def analysis(self) -> SpeechAnalysis:
-        return self._given or audio.analyse(self.recording)
+        return self.given.analysis or audio.analyse(self.recording)
 
     def embeddings(self, encoder: Encoder) -> Embedding:
-        return self._embed(encoder) if self._embed else encoder.encode([self.recording], speech=[self.analysis.speech])[0]
+        return self.given.embed(encoder) if self.given.embed else encoder.encode([self.recording], speech=[self.analysis.speech])[0]
 
     @property
     def praat_tracks(self) -> PraatTracks:
-        return self._tracks() if self._tracks else praat.measure(self.analysis)
+        return self.given.tracks() if self.given.tracks else praat.measure(self.analysis)
 
 
 @dataclass(frozen=True)
@@ -100,18 +106,27 @@ class _Engine:
     names: tuple[str, ...]
     fingerprint: str
     measure: Callable[[_Work], _Measured]
-    frees_gil: bool
+    frees_gil: bool = False
     """True if it runs in native code that does not hold Python's lock, and so beside other work."""
+    needs_analysis: bool = True
 
 
 _ENGINES: Mapping[str, _Engine] = {
     "egemaps": _Engine(
-        egemaps.EGEMAPS_NAMES, f"{FINGERPRINT} {egemaps.FINGERPRINT}", lambda work: egemaps.functionals(work.recording), frees_gil=True
+        egemaps.EGEMAPS_NAMES,
+        f"{FINGERPRINT} {egemaps.FINGERPRINT}",
+        lambda work: egemaps.functionals(work.recording, running=work.running.set),
+        frees_gil=True,
+        needs_analysis=False,
     ),
-    "praat": _Engine(praat.NAMES, f"{FINGERPRINT} {praat.FINGERPRINT}", lambda work: praat.summarise(work.praat_tracks), frees_gil=False),
-    "timing": _Engine(timing.NAMES, f"{FINGERPRINT} {timing.FINGERPRINT}", lambda work: timing.compute(work.analysis), frees_gil=False),
+    "praat": _Engine(praat.NAMES, f"{FINGERPRINT} {praat.FINGERPRINT}", lambda work: praat.summarise(work.praat_tracks)),
+    "timing": _Engine(timing.NAMES, f"{FINGERPRINT} {timing.FINGERPRINT}", lambda work: timing.compute(work.analysis)),
     "compare": _Engine(
-        egemaps.COMPARE_NAMES, f"{FINGERPRINT} {egemaps.COMPARE_FINGERPRINT}", lambda work: egemaps.compare(work.recording), frees_gil=True
+        egemaps.COMPARE_NAMES,
+        f"{FINGERPRINT} {egemaps.COMPARE_FINGERPRINT}",
+        lambda work: egemaps.compare(work.recording, running=work.running.set),
+        frees_gil=True,
+        needs_analysis=False,
     ),
 }
 
@@ -175,7 +190,7 @@ def extract(
     embed
         Gives what an encoder makes of the recording, if more than the vector is wanted of it.
     threads
-        openSMILE beside Praat, in two threads: the same bits, and on two free cores 1.4 times (clips of 4 s) to 1.6 times (43 s) as fast.
+        openSMILE beside the analysis and Praat, in two threads: the same bits, and on two free cores THREADSGAIN as fast.
 
     Returns
     -------
@@ -187,8 +202,72 @@ def extract(
     InvalidValueError
         An unknown feature set.
     """
-    chosen = _chosen(sets)
-    return _vector(chosen, _measure(chosen, _Work(lambda: recording, analysis, tracks, embed, threads=threads)))
+    with begin(recording, sets=sets, threads=threads) as begun:
+        return begun.finish(analysis, tracks=tracks, embed=embed)
+
+
+def begin(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, threads: bool = True, ahead: bool = True) -> "Begun":
+    """Begin to measure, in a thread, what needs only samples, while the caller makes the recording's analysis and the gate judges it.
+
+    `begin(recording).finish(analysis)` is `extract(recording, analysis=analysis)`, bit for bit.
+
+    Parameters
+    ----------
+    recording, sets, threads
+        As for `extract`.
+    ahead
+        Whether to begin now; without it, or without threads, nothing is measured before `finish`.
+
+    Raises
+    ------
+    InvalidValueError
+        An unknown feature set.
+
+    Examples
+    --------
+    >>> with begin(recording) as begun:  # doctest: +SKIP
+    ...     analysis = audio.analyse(recording)
+    ...     vector = begun.finish(analysis) if audio.assess(recording, limits, analysis).usable else None
+    """
+    begun = Begun(_chosen(sets), _Work(lambda: recording, threads=threads))
+    if ahead:
+        begun.start()
+    return begun
+
+
+class Begun:
+    """An extraction under way; made by `begin`. As a context manager it is abandoned where it was not finished."""
+
+    def __init__(self, chosen: tuple[str, ...], work: _Work) -> None:
+        self._chosen, self._work = chosen, work
+        self._measuring = _Measuring(chosen, work)
+
+    def start(self) -> None:
+        """Begin, if it has not begun."""
+        self._measuring.start()
+
+    def finish(
+        self,
+        analysis: SpeechAnalysis | None = None,
+        *,
+        tracks: Callable[[], PraatTracks] | None = None,
+        embed: Callable[[Encoder], Embedding] | None = None,
+    ) -> FeatureVector:
+        """Measure the rest and return all, as `extract` does; once."""
+        self._work.given = _Given(analysis, tracks, embed)
+        return _vector(self._chosen, self._measuring.finish())
+
+    def abandon(self) -> None:
+        """Wait for nothing: the call of openSMILE that is under way ends by itself, and what it found is dropped."""
+        self._measuring.stop()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Abandon what was not finished."""
+        self.abandon()
 
 
 def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: FeatureCache | None = None, threads: bool = True) -> Extraction:
@@ -218,7 +297,9 @@ def extract_file(source: Source, *, sets: Sequence[str] = DEFAULT_SETS, cache: F
     # Only a regular file is read for its digest: a pipe or a device may never end. What is wrong with others, the loader says.
     if cache is None or not source.path.is_file() or not os.access(source.path, os.R_OK):
         work = _Work(lambda: _load(source), threads=threads)
-        return _extraction(_Facts.of(work), chosen, _measure(chosen, work))
+        with _Measuring(chosen, work) as measuring:
+            measuring.start()
+            return _extraction(_Facts.of(work), chosen, measuring.finish())
     stamp = _stamp(source.path)
     key = key_of("source", _content_digest(source.path), source.start, source.end, _audio_fingerprint())
     with cache.lock(key, room="source"):
@@ -282,20 +363,68 @@ def _thread_pools() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all loaded libraries: 5 ms, so once
 
 
+def one_thread() -> AbstractContextManager[Any]:
+    """Keep matrix products to one thread: how one is split over threads decides the order of its sums, and so the last bits; and waiting costs."""
+    limiter: AbstractContextManager[Any] = _thread_pools().limit(limits=1)
+    return limiter
+
+
+class _Measuring:
+    """The engines of some sets at one recording: what needs no analysis in a thread from `start` on, the rest when `finish` is called."""
+
+    def __init__(self, chosen: Sequence[str], work: _Work) -> None:
+        self._work = work
+        self._engines = {name: _engine(name) for name in chosen}
+        beside = {name: engine for name, engine in self._engines.items() if engine.frees_gil}
+        self._first = {name: engine for name, engine in beside.items() if not engine.needs_analysis}
+        self._later = {name: engine for name, engine in beside.items() if engine.needs_analysis}
+        self._helper = ThreadPoolExecutor(1) if work.threads and beside else None
+        self._running: dict[str, Future[_Measured]] | None = None
+
+    def start(self) -> None:
+        """Begin with what needs no analysis, if there are threads to do it in."""
+        if self._helper is None or self._running is not None:
+            return
+        _ = self._work.recording  # decoded before two threads ask for it
+        self._running = self._submitted(self._first)
+        for job in self._running.values():
+            # Until openSMILE is at work it wants Python's lock again and again, and Praat keeps that for tens of milliseconds.
+            job.add_done_callback(lambda _: self._work.running.set())
+            self._work.running.wait(_LONGEST_START_S)
+
+    def finish(self) -> dict[str, _Measured]:
+        """Return what each engine found."""
+        self.start()
+        with one_thread():
+            if self._running is None:
+                return {name: engine.measure(self._work) for name, engine in self._engines.items()}
+            if self._later:
+                _ = self._work.analysis  # embeddings ask where there is speech: analysed before two threads ask for it
+            queued = self._submitted(self._later)
+            found = {name: engine.measure(self._work) for name, engine in self._engines.items() if not engine.frees_gil}
+            # What still waits for the other thread is not waited for.
+            found |= {name: self._engines[name].measure(self._work) for name, job in queued.items() if job.cancel()}
+            return found | {name: job.result() for name, job in (self._running | queued).items() if name not in found}
+
+    def stop(self) -> None:
+        """Begin nothing more, and wait for nothing."""
+        if self._helper is not None:
+            self._helper.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _submitted(self, engines: Mapping[str, _Engine]) -> dict[str, "Future[_Measured]"]:
+        assert self._helper is not None
+        return {name: self._helper.submit(engine.measure, self._work) for name, engine in engines.items()}
+
+
 def _measure(chosen: Sequence[str], work: _Work) -> dict[str, _Measured]:
-    engines = {name: _engine(name) for name in chosen}
-    beside = [name for name in chosen if engines[name].frees_gil]
-    others = [name for name in chosen if name not in beside]
-    # One BLAS thread everywhere: how a matrix product is split over threads decides the order of its sums, and so the last bits.
-    with _thread_pools().limit(limits=1):
-        if not (work.threads and beside and others):
-            return {name: engines[name].measure(work) for name in chosen}
-        # Before both threads ask for it: decoded, and analysed where embeddings, too, ask where there is speech.
-        _ = work.analysis if any(name.startswith(ENCODER) for name in beside) else work.recording
-        # openSMILE stays in the caller's thread, where its objects are warm (one a thread, 5 ms each to make).
-        with ThreadPoolExecutor(1) as helper:
-            running = helper.submit(lambda: {name: engines[name].measure(work) for name in others})
-            return {name: engines[name].measure(work) for name in beside} | running.result()
+    with _Measuring(chosen, work) as measuring:
+        return measuring.finish()
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +443,7 @@ class _Facts:
     @classmethod
     def of(cls, work: _Work) -> Self:
         recording = work.recording
-        with _thread_pools().limit(limits=1):
+        with one_thread():
             quality = audio.measure(recording, work.analysis)
         return cls(recording.sha256, hashlib.sha256(recording.samples.tobytes()).hexdigest(), recording.duration_s, recording.source, quality)
 

@@ -5,7 +5,9 @@ A `Screener` is a verified model in memory, made once and asked often. It keeps 
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -28,6 +30,7 @@ from clinical_ser.explain.explanation import Explanation
 from clinical_ser.explain.timeline import timeline_of, too_short
 from clinical_ser.features import catalogue, extraction
 from clinical_ser.features.contours import Contours, can_be_left_out, extract_with_contours
+from clinical_ser.features.egemaps import PART_S
 from clinical_ser.features.extraction import FEATURE_SETS
 from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_features, read_bundle
@@ -196,21 +199,38 @@ class Screener:
         self._check_explained(explained)
         self._check_extractors()
         recording = _recording(source, start, end)
-        analysis = audio.analyse(recording)
         why_not = self._why_no_timeline(recording)
-        quality, vector, contours = self._measure(recording, analysis, contours=timeline and why_not is None)
-        if vector is None:
-            return self._refusal(recording, quality, context)
-        if self.model.uses_baseline:
-            vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
-        result = self._result(recording, quality, vector, context, prevalence, explained)
-        if not timeline:
-            return result
-        if contours is None:
-            return result.model_copy(update={"notices": (*result.notices, f"{NO_TIMELINE}{why_not}.")})
-        assert result.explanation is not None
-        found = timeline_of(self.model, contours, vector, analysis, target=result.explanation.target, prevalence=prevalence, offset_s=start or 0.0)
-        return result.model_copy(update={"timeline": found})
+        with extraction.one_thread():
+            heard = self._measure(recording, contours=timeline and why_not is None)
+            vector = heard.vector
+            if vector is None:
+                return self._refusal(recording, heard.quality, context)
+            if self.model.uses_baseline:
+                vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
+            result = self._result(recording, heard.quality, vector, context, prevalence, explained)
+            if not timeline:
+                return result
+            if heard.contours is None:
+                return result.model_copy(update={"notices": (*result.notices, f"{NO_TIMELINE}{why_not}.")})
+            assert result.explanation is not None
+            target = result.explanation.target
+            found = timeline_of(self.model, heard.contours, vector, heard.analysis, target=target, prevalence=prevalence, offset_s=start or 0.0)
+            return result.model_copy(update={"timeline": found})
+
+    def quality(self, source: Source, *, start: float | None = None, end: float | None = None) -> QualityReport:
+        """Ask the gate of this model's task alone: is a recording good enough? Takes a fifth of the time of `screen`.
+
+        Parameters
+        ----------
+        source, start, end
+            As for `screen`.
+
+        Raises
+        ------
+        AudioError
+            If the source cannot be decoded.
+        """
+        return audio.assess(_recording(source, start, end), self.limits)
 
     def check_options(
         self,
@@ -253,29 +273,46 @@ class Screener:
             return None
         return ScoreCutoff(label=task.classes[-1], score=task.score_name, cutoff=task.score_cutoff)
 
-    def _measure(
-        self, recording: Recording, analysis: SpeechAnalysis, *, contours: bool = False
-    ) -> tuple[QualityReport, FeatureVector | None, Contours | None]:
+    def _measure(self, recording: Recording, *, contours: bool = False) -> "_Heard":
         """Gate a recording and, if it is usable, extract the model's features, with or without their contours."""
+        if contours:
+            return self._measure_with_contours(recording)
+        with extraction.begin(recording, sets=self._sets, ahead=self._may_pass(recording)) as begun:
+            analysis = audio.analyse(recording)
+            quality = audio.assess(recording, self.limits, analysis)
+            vector = self._entering(begun.finish(analysis), quality) if quality.usable else None
+        return _Heard(analysis, quality, vector, None)
+
+    def _measure_with_contours(self, recording: Recording) -> "_Heard":
+        analysis = audio.analyse(recording)
         quality = audio.assess(recording, self.limits, analysis)
         if not quality.usable:
-            return quality, None, None
-        found: Contours | None = None
-        if contours:
-            vector, found = extract_with_contours(recording, analysis, sets=self._sets)
-        else:
-            vector = extraction.extract(recording, sets=self._sets, analysis=analysis)
-        return quality, _select(extraction.apply_gate(vector, quality), self.model.features), found
+            return _Heard(analysis, quality, None, None)
+        vector, found = extract_with_contours(recording, analysis, sets=self._sets)
+        return _Heard(analysis, quality, self._entering(vector, quality), found)
+
+    def _entering(self, vector: FeatureVector, quality: QualityReport) -> FeatureVector:
+        """Return the features that enter the model."""
+        return _select(extraction.apply_gate(vector, quality), self.model.features)
+
+    def _may_pass(self, recording: Recording) -> bool:
+        """Tell whether measuring may begin beside the gate: not where the gate surely refuses, nor where a refusal would waste minutes of audio."""
+        limits, source = self.limits, recording.source
+        return (
+            limits.speech_fail_s <= recording.duration_s <= PART_S
+            and source.peak >= 10 ** (limits.level_fail_dbfs / 20)
+            and source.clipped_fraction <= limits.clipped_fail
+            and source.nonfinite_fraction <= limits.nonfinite_fail
+        )
 
     def _baseline(self, source: Source, place: int, of: int) -> FeatureVector:
         try:
-            recording = _recording(source, None, None)
-            quality, vector, _ = self._measure(recording, audio.analyse(recording))
+            heard = self._measure(_recording(source, None, None))
         except AudioError as error:
             raise BaselineError(f"Baseline recording {place} of {of}: {error}") from None
-        if vector is None:
-            raise BaselineError(f"Baseline recording {place} of {of} is not usable. {_advice(quality)}")
-        return vector
+        if heard.vector is None:
+            raise BaselineError(f"Baseline recording {place} of {of} is not usable. {_advice(heard.quality)}")
+        return heard.vector
 
     def _refusal(self, recording: Recording, quality: QualityReport, context: SubjectContext) -> ScreeningResult:
         return ScreeningResult(
@@ -389,12 +426,27 @@ class Screener:
     def _software(self) -> dict[str, str]:
         runs_encoders = any(name.startswith(_EMBEDDED) for name in self.model.extractors)
         needed = ("clinical-ser", "opensmile", "praat-parselmouth", *(["onnxruntime"] if runs_encoders else []))
-        return {name: installed_version(name) for name in needed}
+        return {name: _version_of(name) for name in needed}
 
     def _notices(self) -> tuple[str, ...]:
         manifest = self._bundle.manifest
         notices = (manifest.statement, "" if self._bundle.signature.state is SignatureState.TRUSTED else UNTRUSTED_NOTICE)
         return tuple(notice for notice in notices if notice)
+
+
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """What was measured of one recording; no features where the gate refuses it."""
+
+    analysis: SpeechAnalysis
+    quality: QualityReport
+    vector: FeatureVector | None
+    contours: Contours | None
+
+
+@cache  # a third of a millisecond each
+def _version_of(package: str) -> str:
+    return installed_version(package)
 
 
 def _without_embedding(manifest: BundleManifest) -> BundleManifest:

@@ -129,7 +129,7 @@ def serving(folder: Path, models: tuple[str, ...], **settings: Any) -> Iterator[
     tenants = settings.get("tenants", ())
     keys = make_keys(keys_file, tenants or ("",)) if not keys_file.exists() else {}
     work = {"workers": 1} | settings.pop("work", {})
-    limits = {"screenings_per_s": 1000.0, "requests_per_s": 10_000.0} | settings.pop("limits", {})
+    limits = {"screenings_per_s": 1000.0, "requests_per_s": 10_000.0, "failures": 10_000} | settings.pop("limits", {})
     listen = {"port": 0, "metrics_port": 0} | settings.pop("listen", {})
     base = {"models": models, "api_keys": str(keys_file), "spool": str(folder / "spool"), "listen": listen, "work": work, "limits": limits}
     configuration = ServerConfiguration.checked(base | settings)

@@ -81,7 +81,7 @@ def test_an_application_with_an_unguarded_route_is_refused():
 
 
 def test_denials_are_recorded_and_a_flood_of_them_in_few_records(tmp_path, bundle):
-    with serving(tmp_path, (str(bundle),)) as server:
+    with serving(tmp_path, (str(bundle),), limits={"failures": 20}) as server:
         for _ in range(120):
             server.client(None).get("/v1/me", Authorization="Bearer nonsense")
         server.client(Scope.MODELS.value).get("/v1/screenings/" + "0" * 32)

@@ -109,7 +109,7 @@ class Site:
         self.app.add_exception_handler(Problem, lambda request, error: error.response(request))  # type: ignore[attr-defined]
         for kind, status in ((AuditUnavailableError, 503), (AuditTamperedError, 500)):
             self.app.add_exception_handler(kind, lambda _, error, status=status: PlainTextResponse(type(error).__name__, status))
-        self.client = TestClient(_Known(self.app), headers={"who": "officer"}, client=(ADDRESS, 50_000))
+        self.client = TestClient(_Known(self.app), headers={"who": "officer"})
 
     def get(self, path: str, **headers: str) -> Any:
         return self.client.get(path, headers=headers)
@@ -131,7 +131,7 @@ class _Known:
         if scope["type"] == "http":
             tenant, _, name = Request(scope).headers["who"].rpartition("/")
             principal = Principal(name, tenant, Role.COMPLIANCE, frozenset(Scope))
-            scope.setdefault("state", {})["principal"] = principal
+            scope.setdefault("state", {}).update(principal=principal, address=ADDRESS)
         await self._app(scope, receive, send)
 
 

@@ -91,10 +91,10 @@ def metrics_text(server: MetricsServer) -> str:
 
 def attack(port: int) -> None:
     routes = [("GET", f"/{each}/{CANARY}") for each in ("refuses", "background", "task", "thread", "logs", "stream")]
-    for method, path in (
-        *routes, ("POST", f"/raises/{CANARY}"), ("POST", f"/ours/{CANARY}"), ("POST", "/strict"), ("GET", f"/{CANARY}"),
-        ("DELETE", f"/raises/{CANARY}"), (CANARY, f"/raises/{CANARY}"), ("GET", f"/refuses/{CANARY}/"), ("OPTIONS", f"/{CANARY}"), ("GET", "/refuses/%63%61%6e%61%72%79"),
-    ):  # fmt: skip
+    routes += [("POST", f"/raises/{CANARY}"), ("POST", f"/ours/{CANARY}"), ("POST", "/strict")]
+    routes += [("GET", f"/{CANARY}"), ("OPTIONS", f"/{CANARY}"), ("GET", f"/refuses/{CANARY}/"), ("GET", "/refuses/%63%61%6e%61%72%79")]
+    routes += [("DELETE", f"/raises/{CANARY}"), (CANARY, f"/raises/{CANARY}")]
+    for method, path in routes:
         body = f'{{"age": "{CANARY}"}}'.encode() if method == "POST" else b""
         send(port, method, f"{path}?name={CANARY}&{CANARY}=1", body, HEADERS | {"Content-Type": "application/json"})
     name = CANARY.encode()

@@ -313,7 +313,7 @@ def test_who_waited_for_the_log_signs_with_the_keys_that_it_finds(site: LogConfi
     """They were read before the wait, so that a command that waited for `audit keys rotate` signed with the key that this had retired."""
     log = site.write()
     thread, told = in_background(lambda: site.write(wait_s=20))
-    until(lambda: log._database.is_wanted())
+    until(log._database.is_wanted)
     append(log, "one")
     site.load_keys().rotate(last_size=log.size)
     log.close()
@@ -405,6 +405,28 @@ def _damage(path: Path, older: Path, how: str) -> None:
     if how == "put back":
         with closing(sqlite3.connect(older)) as from_, closing(sqlite3.connect(path)) as to:
             from_.backup(to)
+
+
+def test_a_host_that_refuses_its_log_does_not_help_others_to_believe_it(site: LogConfiguration) -> None:
+    path = database_file(site)
+    with site.write(lends=True) as log:
+        append(log, "one")
+        with site.write() as guest:
+            append(guest, "two")
+            with closing(sqlite3.connect(path)) as from_, closing(sqlite3.connect(path.with_name("older"))) as to:
+                from_.backup(to)
+            append(guest, "three")
+            guest.retain()
+            _damage(path, path.with_name("older"), "put back")
+            guest._broken = True
+        kept = site.pin.read_text()
+        # Its own records are all there; what is kept beside the keys tells that a guest's are not.
+        with pytest.raises(AuditTamperedError, match="older copy"):
+            append(log, "four")
+        # The next guest gets to see the log, and the same error.
+        with pytest.raises(AuditTamperedError, match="older copy"):
+            site.write(wait_s=_SOON_S)
+        assert site.pin.read_text() == kept
 
 
 def test_a_log_that_was_repaired_is_used_again(site: LogConfiguration) -> None:

@@ -15,8 +15,8 @@ from clinical_ser.audit.checkpoint import Checkpoint
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import RECORD
 from clinical_ser.audit.exports import __name__ as exports_name
+from clinical_ser.audit.witness import open_witness
 from clinical_ser.audit.witness_http import listener, witness_app, witness_server
-from clinical_ser.cli import audit_trust
 from clinical_ser.errors import AuditTamperedError
 from clinical_ser.screening.result import ScreeningResult
 
@@ -442,7 +442,7 @@ def test_a_witness_cosigns_over_http_and_by_file(run, site, answered, key, tmp_p
     made = run("audit", "witness", "init", tmp_path / "witness", "--name", "witness.example/w", "--logs", tmp_path / "logs.toml")
     assert made.code == 0, made.err
     witness_key = made.out.strip().splitlines()[-1]
-    witness = audit_trust._opened(tmp_path / "witness")
+    witness = open_witness(tmp_path / "witness")
     server = witness_server(witness_app(witness), "127.0.0.1")
     with listener("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
