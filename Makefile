@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 DEMO := demo
 DATA ?=
 
-.PHONY: setup demo test browser lint bench models docs clean
+.PHONY: setup demo test browser lint bench models docs wheelhouse clean
 
 setup: $(STAMP)
 
@@ -54,9 +54,16 @@ models: setup
 	@test -n "$(DATA)" || { echo "Say where EmoDB is: make models DATA=path/to/emodb"; exit 2; }
 	$(BIN)/python tools/ship_models.py --emodb $(DATA) --work build/models
 
+# For a machine without internet: every wheel that serving needs, of the versions that were tested (docs/hospital-it.md).
+wheelhouse: setup
+	@rm -rf wheelhouse
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --wheel-dir wheelhouse '.[serve,postgres,anchor,tracing]'
+	@cp constraints.txt wheelhouse/
+	@echo "wheelhouse/ holds $$(ls wheelhouse/*.whl | wc -l) wheels; copy it over, then: pip install --no-index --find-links wheelhouse --constraint wheelhouse/constraints.txt 'clinical-ser[serve]'"
+
 docs: setup
 	$(BIN)/python -m clinical_ser.features.catalogue > docs/features.md
 	$(BIN)/python tools/report_pictures.py docs/pictures
 
 clean:
-	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) build dist wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,13 +4,15 @@ The one idea: what is not safe is refused before a socket is opened, and whoever
 """
 
 import asyncio
+import http.client
 import signal
 import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +32,7 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.errors import ServerSetupError
 
 _KEEP_ALIVE_S = 30
+_HEALTH_S = 4.0
 _DRAIN_S = 30
 """How long requests that are being answered have, when the server is told to stop."""
 
@@ -118,6 +121,27 @@ async def _until_told(configuration: ServerConfiguration, audit: LogConfiguratio
     async with listening(configuration, audit, observing) as running:
         on_ready(running)
         await told.wait()
+
+
+def is_ready(configuration: ServerConfiguration) -> bool:
+    """Ask the server that runs on this machine with this configuration whether it is ready."""
+    listen = configuration.listen
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
+    tls = ssl.create_default_context(cafile=str(listen.certificate)) if listen.certificate else None
+    if tls is not None:
+        # It is this machine that is asked, and not the name that the certificate is for.
+        tls.check_hostname = False
+    connection = (
+        http.client.HTTPSConnection(host, listen.port, timeout=_HEALTH_S, context=tls)
+        if tls
+        else http.client.HTTPConnection(host, listen.port, timeout=_HEALTH_S)
+    )
+    with closing(connection):
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
 
 
 class _Server(uvicorn.Server):

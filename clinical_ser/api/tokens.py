@@ -286,7 +286,7 @@ class _Trusted:
 
 class _Part(BaseModel):
     # Further headers and claims are the issuer's business (RFC 7519 section 4).
-    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", hide_input_in_errors=True)
 
 
 class _Header(_Part):

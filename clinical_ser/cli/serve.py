@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clinical_ser.cli import serve_keys
-from clinical_ser.cli.console import complain, literal, output, print_line
+from clinical_ser.cli.console import FAILED, complain, literal, output, print_line
 from clinical_ser.errors import ServerSetupError
 
 app = typer.Typer(
@@ -66,6 +66,18 @@ def openapi(config: Configuration = None) -> None:
     from clinical_ser.api.configuration import ServerConfiguration
 
     print_line(json.dumps(description(ServerConfiguration.find(config)), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def health(config: Configuration = None) -> None:
+    """Ask the server on this machine whether it is ready: exit code 0, or 1."""
+    _need_libraries()
+    from clinical_ser.api.configuration import ServerConfiguration
+    from clinical_ser.api.serving import is_ready
+
+    if not is_ready(ServerConfiguration.find(config)):
+        complain("Not ready", "the server on this machine does not answer, or not yet.")
+        raise typer.Exit(FAILED)
 
 
 def _need_libraries() -> None:

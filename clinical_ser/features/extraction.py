@@ -229,22 +229,17 @@ def begin(recording: Recording, *, sets: Sequence[str] = DEFAULT_SETS, threads: 
     ...     analysis = audio.analyse(recording)
     ...     vector = begun.finish(analysis) if audio.assess(recording, limits, analysis).usable else None
     """
-    begun = Begun(_chosen(sets), _Work(lambda: recording, threads=threads))
-    if ahead:
-        begun.start()
-    return begun
+    return Begun(_chosen(sets), _Work(lambda: recording, threads=threads), ahead=ahead)
 
 
 class Begun:
     """An extraction under way; made by `begin`. As a context manager it is abandoned where it was not finished."""
 
-    def __init__(self, chosen: tuple[str, ...], work: _Work) -> None:
+    def __init__(self, chosen: tuple[str, ...], work: _Work, *, ahead: bool) -> None:
         self._chosen, self._work = chosen, work
         self._measuring = _Measuring(chosen, work)
-
-    def start(self) -> None:
-        """Begin, if it has not begun."""
-        self._measuring.start()
+        if ahead:
+            self._measuring.start()
 
     def finish(
         self,

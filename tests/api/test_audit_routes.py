@@ -48,6 +48,7 @@ from clinical_ser.audit.records import Record
 from clinical_ser.audit.tiles import ENTRIES, tile_path, tiles_of, verify_tiles
 from clinical_ser.audit.witness import MAX_REQUEST_BYTES, Witness, open_witness
 from clinical_ser.errors import AuditTamperedError, AuditUnavailableError
+from tests.api.servers import SUBJECT, Server
 from tests.api.test_searching import account, write
 from tests.audit.exports.example import FIRST_SUBJECT, RESULT, SECOND_SUBJECT, entries, inference
 from tests.audit.log_maker import ORIGIN, database_file, make_log, names_of, payload_of
@@ -854,3 +855,37 @@ def test_the_folder_of_a_witness_is_opened_as_the_command_made_it(tmp_path: Path
     assert told.exit_code == 0, told.output
     with open_witness(folder) as made:
         assert made.add_checkpoint(LOG.request(0, 3)).startswith("— witness.example/w1 ")
+
+
+# The whole server
+
+
+def test_behind_its_doors_the_trail_is_read_and_exported_with_the_scopes_for_it(server: Server, tmp_path: Path) -> None:
+    reading, exporting, stranger = (server.client(name) for name in ("audit:read", "audit:export", None))
+    for path in (
+        "/v1/AuditEvent",
+        f"/v1/AuditEvent/{'0' * 32}",
+        "/v1/audit/checkpoint",
+        "/v1/audit/proof/0",
+        "/v1/audit/tile/0/000.p/1",
+        "/v1/audit/keys",
+    ):
+        assert (stranger.get(path).status, exporting.get(path).status) == (401, 403)
+    assert (stranger.post("/v1/audit/exports", {}).status, reading.post("/v1/audit/exports", {}).status) == (401, 403)
+    answer = reading.get("/v1/AuditEvent?type=service")
+    assert (answer.status, answer.headers["content-type"], answer.headers["cache-control"]) == (200, FHIR, "no-store")
+    (newest, *_) = answer.json["entry"]
+    assert newest["fullUrl"].startswith(f"http://127.0.0.1:{server.port}/v1/AuditEvent/")
+    assert reading.get(f"/v1/AuditEvent/{newest['resource']['id']}").json["subtype"] == newest["resource"]["subtype"]
+    (tmp_path / "out.zip").write_bytes(exporting.post("/v1/audit/exports", {"format": "ai-act", "payloads": True}).body)
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    assert verify_export(tmp_path / "out" / "audit-export-ai-act", server.service.log.verifiers).findings.records > 0
+
+
+def test_a_persons_name_is_in_the_trail_and_in_no_line_of_the_servers_log(server: Server) -> None:
+    client = server.client("audit:read")
+    form = {"Content-Type": FORM}
+    assert client.ask("POST", "/v1/AuditEvent/_search", urlencode({"patient": SUBJECT}), form).status == 200
+    assert client.ask("POST", "/v1/AuditEvent/_search", urlencode({"patient": SUBJECT, "type": SUBJECT}), form).status == 400
+    assert SUBJECT.split()[0] not in server.logs.getvalue()

@@ -290,7 +290,7 @@ def test_closing_frees_the_port_and_leaves_no_thread(metrics: ServerMetrics) -> 
         send(server, "GET", "/metrics")
         began = time.monotonic()
         server.close()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 8
         idle.settimeout(20)
         assert idle.recv(1) == b""  # cut off
     with MetricsServer(metrics, port=port):

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -93,6 +94,13 @@ class Window:
     def waits_for(self, words):
         self.page.get_by_text(words).first.wait_for()
         return self
+
+    def until(self, condition):
+        """Wait until an expression is true; what Playwright has for this takes a page that may evaluate text."""
+        deadline = time.monotonic() + 15
+        while not self.page.evaluate(condition):
+            assert time.monotonic() < deadline, condition
+            self.page.wait_for_timeout(50)
 
     def sent(self, method, path):
         """The requests of a method to a path, without the query."""
@@ -493,7 +501,7 @@ def test_the_whole_way_by_keyboard_alone(window, site):
 
 def record(window, seconds):
     window.button("Record with the microphone").click()
-    window.page.wait_for_function(f"document.querySelector('.time')?.textContent >= '0:0{seconds}'")
+    window.until(f"document.querySelector('.time')?.textContent >= '0:0{seconds}'")
 
 
 def sent_recording(window):
@@ -548,7 +556,7 @@ def test_a_pause_is_not_recorded_and_a_discarded_recording_is_gone(window):
     assert window.page.locator(".time").inner_text() == before
     assert "Paused" in window.text
     window.button("Go on").click()
-    window.page.wait_for_function(f"document.querySelector('.time').textContent > '{before}'")
+    window.until(f"document.querySelector('.time').textContent > '{before}'")
     window.button("Discard").click()
     window.button("Keep it").click()
     assert window.button("Stop").is_visible()
@@ -561,7 +569,7 @@ def test_a_pause_is_not_recorded_and_a_discarded_recording_is_gone(window):
 def test_the_level_is_shown_and_said(window):
     window.open().sign_in("clinician")
     record(window, 1)
-    window.page.wait_for_function("document.querySelector('meter').value > -40")
+    window.until("document.querySelector('meter').value > -40")
     window.page.get_by_text("Level: good").first.wait_for()
     assert "Level: " in window.page.locator(".level [role=status]").text_content()
 
@@ -585,8 +593,8 @@ def test_a_recording_goes_on_when_the_gate_cannot_be_asked(failing):
     failing.open().sign_in("clinician")
     record(failing, 1)
     failing.waits_for("The quality is no longer checked while you record. The recording goes on.")
-    time = failing.page.locator(".time").inner_text()
-    failing.page.wait_for_function(f"document.querySelector('.time').textContent > '{time}'")
+    so_far = failing.page.locator(".time").inner_text()
+    failing.until(f"document.querySelector('.time').textContent > '{so_far}'")
     failing.button("Stop").click()
     failing.page.locator("audio").wait_for()
 
@@ -699,7 +707,7 @@ def test_other_words_about_the_same_recording_are_another_request(failing):
     assert "Request: 0123abcd" in failing.text
     failing.field("Age in years", "spinbutton").fill("30")
     failing.button("Send for screening").click()
-    failing.page.wait_for_function("!document.querySelector('button[type=submit]').disabled")
+    failing.until("!document.querySelector('button[type=submit]').disabled")
     keys = [one.headers["idempotency-key"] for one in failing.sent("POST", "/v1/screenings")]
     assert len(keys) == len(set(keys)) == 2
 
@@ -711,7 +719,8 @@ def test_a_file_that_is_no_recording_is_told_of_in_words(failing):
     fill_in(failing)
     failing.button("Send for screening").click()
     failing.button("Try again").wait_for()
-    assert "These bytes are not audio that any decoder here understands" in failing.text
+    assert "The recording could not be answered" in failing.text
+    assert re.search(r"Request: [0-9a-f]{32}", failing.text)
 
 
 def test_a_file_that_is_too_large_is_not_sent(window):
@@ -751,7 +760,7 @@ def test_waiting_goes_on_when_the_server_is_gone_for_a_while_and_when_the_page_c
     failing.open().sign_in("clinician").go(f"result/{screened}")
     failing.waits_for("The recording is being screened.")
     failing.waits_for("The server did not answer.")
-    failing.page.wait_for_function("!document.querySelector('[role=alert]')")
+    failing.until("!document.querySelector('[role=alert]')")
     failing.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     failing.page.get_by_role("heading", name="Result", exact=True).wait_for()
     assert answers == []
@@ -760,7 +769,7 @@ def test_waiting_goes_on_when_the_server_is_gone_for_a_while_and_when_the_page_c
 # --- What a result says -----------------------------------------------------------------------------------------------------------------
 
 
-def shown_result(window, result, **changes):
+def shown_result(window, made, **changes):
     """Show a result that is not the server's, as if it were."""
     number = "ab" * 16
     view = ScreeningView.model_validate_json(
@@ -770,9 +779,9 @@ def shown_result(window, result, **changes):
                 "state": "done",
                 "accepted_at": "2026-11-03T10:00:00Z",
                 "finished_at": "2026-11-03T10:00:01Z",
-                "result": json.loads(result.model_dump_json()),
+                "result": json.loads(made.model_dump_json()),
                 "failure": None,
-                "audit": {"index": 7, "record": f"clinical-ser:result:{result.digest}"},
+                "audit": {"index": 7, "record": f"clinical-ser:result:{made.digest}"},
                 "reviews": [],
                 "notices": [],
                 "links": {"self": "", "report": None, "fhir": None, "review": None},
@@ -877,7 +886,7 @@ def test_a_hostile_name_goes_through_the_whole_page_as_text(window, site):
     window.go("trail")
     window.field("Person").fill(name)
     window.button("Search").click()
-    window.waits_for(re.compile(r"^[23] records\."))
+    window.waits_for(re.compile(r"^[1-3] records?\."))
     assert window.page.locator("main img, main b, main script").count() == 0
     assert alerts == []
 
@@ -1480,7 +1489,7 @@ def test_the_language_changes_in_place_and_nothing_that_was_entered_is_lost(wind
     assert window.page.title() == "新筛查 – 语音筛查"
     assert window.page.get_by_role("textbox", name="受检者标识").input_value() == SUBJECT
     assert window.page.locator("audio").is_visible()
-    left = re.sub(r"[\u3000-\u9fff\uff00-\uffef]", "", window.text)
+    left = re.sub(r"[\u3000-\u9fff\uff00-\uffef]", " ", window.text)
     # What is left in Latin letters are names: of models, units, formats.
     names = {"emotion", "emodb", "depression", "simulated", "interview", "read", "speech", "dBFS", "visit", "FLAC"}
     assert set(re.findall(r"[A-Za-z]{4,}", left)) <= names

@@ -55,13 +55,16 @@ class Clock:
             yield log
 
 
-def write(configuration: LogConfiguration, recorded: Sequence[Any], clock: Clock | None = None) -> None:
-    """Record entries a minute apart."""
-    clock = clock or Clock()
-    with clock.writing(configuration) as log:
-        for each in recorded:
-            log.record([Entry(each.payload, each.subject, None, each.outcome, each.purpose, each.model, each.supersedes)])
-            clock.go(minutes=1)
+def write(configuration: LogConfiguration, recorded: Sequence[Any]) -> None:
+    """Record entries in one commit, with times a minute apart."""
+    clock = Clock(START - timedelta(minutes=1), -60 * 10**9)
+
+    def tick() -> datetime:
+        clock.go(minutes=1)
+        return clock.now
+
+    with configuration.write(clock=tick, monotonic_ns=lambda: clock.monotonic_ns) as log:
+        log.record([Entry(each.payload, each.subject, None, each.outcome, each.purpose, each.model, each.supersedes) for each in recorded])
 
 
 @pytest.fixture(scope="module")
@@ -294,14 +297,7 @@ class Counting:
 def long(tmp_path_factory: pytest.TempPathFactory) -> LogConfiguration:
     """A log of 400 records, a minute apart."""
     configuration = make_log(tmp_path_factory.mktemp("long"))
-    clock = Clock(START - timedelta(minutes=1), -60 * 10**9)
-
-    def tick() -> datetime:
-        clock.go(minutes=1)
-        return clock.now
-
-    with configuration.write(clock=tick, monotonic_ns=lambda: clock.monotonic_ns) as log:
-        log.record([Entry(payload_of(name), subject_of(name, 40)) for name in names_of(400)])
+    write(configuration, [Entry(payload_of(name), subject_of(name, 40)) for name in names_of(400)])
     return configuration
 
 

@@ -40,7 +40,7 @@ def site(tmp_path: Path) -> LogConfiguration:
 
 
 @contextmanager
-def appending(log: AuditLog, subjects: int = 0, threads: int = _THREADS) -> Iterator[dict[str, int]]:
+def appending(log: AuditLog, subjects: int = 0, threads: int = _THREADS, pause_s: float = 0.002) -> Iterator[dict[str, int]]:
     """Append from several threads for as long as the block lasts; the index by name of what was acknowledged is complete after it."""
     stop, acks, errors = threading.Event(), dict[str, int](), list[BaseException]()
 
@@ -54,7 +54,7 @@ def appending(log: AuditLog, subjects: int = 0, threads: int = _THREADS) -> Iter
                 errors.append(error)
                 raise
             number += 1
-            time.sleep(0.002)
+            time.sleep(pause_s)
 
     working = [threading.Thread(target=work, args=(thread,)) for thread in range(threads)]
     for thread in working:
@@ -106,11 +106,11 @@ def test_commands_write_beside_a_writer_that_lends(tmp_path: Path) -> None:
         ("review", record, "--decision", "overridden", "--reason", "read"),
     ]
     environment = {**os.environ, "CLINICAL_SER_AUDIT": str(tmp_path / CONFIGURATION_FILE)}
-    with site.write(lends=True) as log, appending(log, subjects=3) as acks:
+    with site.write(lends=True) as log, appending(log, subjects=3, pause_s=0.05) as acks:
         for words in commands:
             more(acks)
             done = subprocess.run(
-                [sys.executable, "-m", "clinical_ser", "audit", *words], env=environment, capture_output=True, text=True, check=False, timeout=60
+                [sys.executable, "-m", "clinical_ser", "audit", *words], env=environment, capture_output=True, text=True, check=False, timeout=120
             )
             assert done.returncode == 0, (words, done.stderr)
         more(acks)

@@ -58,6 +58,34 @@ def test_the_probability_of_every_coalition_is_that_of_a_brute_force_mixture(cla
         assert value == pytest.approx(np.mean(answers), abs=1e-12)
 
 
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize(("group_size", "own_size"), [(1, 1), (200, 1), (1, 200), (200, 200)])
+def test_margins_of_any_size_give_the_probability_that_their_sums_give(classes, group_size, own_size):
+    """exp(200 + 4 * 200) leaves float64, and so may a product of exponentials whose sum does not."""
+    rng = np.random.default_rng(2)
+    constant, own, group = (
+        rng.normal(size=(1, classes)),
+        own_size * rng.normal(size=(1, 4, classes)),
+        group_size * rng.normal(size=(1, 40, 4, classes)),
+    )
+    others = sums_of_others(group)
+    assert others.as_factors == (group_size == 1)
+    found = probability_values(constant, own, others, classes - 1)[0]
+    for here, value in zip(coalitions(4), found, strict=True):
+        logits = constant[0] + np.where(here[None, :, None], own[0], group[0]).sum(axis=1)
+        answers = expit(logits[:, 0]) if classes == 1 else softmax(logits, axis=1)[:, -1]
+        assert value == pytest.approx(answers.mean(), rel=1e-11, abs=1e-290)
+
+
+def test_some_versions_of_a_group_are_asked_as_all_are():
+    rng = np.random.default_rng(3)
+    constant, own, group = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 2)), rng.normal(size=(3, 20, 2, 2))
+    others = sums_of_others(group)
+    every = probability_values(constant, own, others, 1)
+    assert probability_values(constant[:2], own[:2], others[:2], 1) == pytest.approx(every[:2])
+    assert probability_values(constant[:0], own[:0], others[:0], 1).shape == (0, 4)
+
+
 def test_what_softmax_cannot_see_is_not_explained():
     logits = np.array([[1.0, 2.0, 3.0]])
     assert centred(logits, 1) == pytest.approx(centred(logits + 7.0, 1))

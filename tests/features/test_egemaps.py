@@ -1,6 +1,8 @@
 """openSMILE's sets: the same numbers as openSMILE alone, zeros that mean "not found" gone, long recordings, threads."""
 
 import math
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -115,6 +117,66 @@ def test_threads_give_the_same_bits_as_one_thread():
     assert together == alone * 2
 
 
+def test_as_many_objects_are_made_as_are_busy_at_once_and_they_are_kept(monkeypatch):
+    made, both = [], threading.Barrier(2, timeout=30)
+    extractor = egemaps._Extractor
+
+    def counted(*of):
+        made.append(extractor(*of))
+        return made[-1]
+
+    monkeypatch.setattr(egemaps, "_Extractor", counted)
+    smile = egemaps.Extractor(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    samples = voice().samples
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            list(pool.map(lambda _: smile(samples, SAMPLE_RATE_HZ, both.wait), range(2)))
+    for _ in range(3):
+        smile(samples, SAMPLE_RATE_HZ)
+    assert len(made) == 2
+
+
+def test_an_object_that_failed_is_not_used_again():
+    smile = egemaps.Extractor(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    before = smile(voice().samples, SAMPLE_RATE_HZ)
+
+    def fail():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        smile(voice().samples, SAMPLE_RATE_HZ, fail)
+    assert not smile._idle
+    assert (smile(voice().samples, SAMPLE_RATE_HZ) == before).all()
+
+
+def test_the_long_native_run_is_announced_before_it_is_over():
+    told = []
+    begun = time.perf_counter()
+    egemaps.functionals(voice(), running=lambda: told.append(time.perf_counter()))
+    ended = time.perf_counter()
+    assert len(told) == 1
+    assert told[0] - begun < ended - told[0]
+    egemaps.functionals(voice())
+    assert len(told) == 1  # the next call announces nothing to the last one
+
+
+def test_an_openSMILE_without_the_place_where_we_listen_is_used_all_the_same(monkeypatch):
+    class Other:
+        feature_names = [name.removeprefix("egemaps.") for name in egemaps.EGEMAPS_NAMES]
+
+        def __init__(self, *_):
+            pass
+
+        def __call__(self, samples, rate_hz):
+            return np.ones((1, len(self.feature_names), 1), np.float32)
+
+    told = []
+    monkeypatch.setattr(opensmile, "Smile", Other)
+    smile = egemaps.Extractor(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    assert smile(voice().samples, SAMPLE_RATE_HZ, lambda: told.append(1)).sum() == 88
+    assert not told
+
+
 def test_a_long_recording_keeps_its_rate_of_voiced_segments():
     """One call counts 1000 segments at most: over the 1100 of this recording it would report 4.5 a second instead of 5."""
     syllable = signals.fade(signals.vowel(0.1, f0_hz=150.0, level_dbfs=-18), 0.02)
@@ -198,7 +260,7 @@ def test_compare_without_voice_has_no_measures_of_voice():
 
 
 def test_another_openSMILE_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(egemaps, "_EXTRACTORS", egemaps._Extractors())
+    egemaps.smile_of.cache_clear()
     monkeypatch.setitem(egemaps._EXPECTED, opensmile.FeatureSet.eGeMAPSv02, ("egemaps.other",))
     with pytest.raises(FeatureError, match="other features for eGeMAPSv02"):
         egemaps.functionals(voice())

@@ -1,7 +1,10 @@
 """One recording and many, by every executor, from fresh and from the cache: always the same numbers, each measured once."""
 
 import os
+import threading
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +165,85 @@ def test_a_clean_recording_passes_the_gate_unchanged():
     clean = audio.from_samples(signals.add_noise(sentence.samples, 60, speech_s=sentence.speech_s), signals.RATE_HZ)
     vector = extract(clean)
     assert same(apply_gate(vector, audio.assess(clean, GateLimits.for_emotion())), vector)
+
+
+# Begun before the analysis is there
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """openSMILE that says that it is at work and then waits to be let go."""
+    let_go, began = threading.Event(), threading.Event()
+    measure = egemaps.functionals
+
+    def functionals(recording, *, running=None):
+        began.set()
+        running()
+        assert let_go.wait(30)
+        return measure(recording)
+
+    monkeypatch.setattr(egemaps, "functionals", functionals)
+    yield let_go, began
+    let_go.set()
+
+
+def test_what_was_begun_ends_as_the_whole_would(recording):
+    analysis = audio.analyse(recording)
+    for options in ({}, {"ahead": False}, {"threads": False}, {"sets": ("egemaps",)}, {"sets": ("timing", "egemaps")}):
+        with extraction.begin(recording, **options) as begun:
+            assert same(begun.finish(analysis), extract(recording, sets=options.get("sets", DEFAULT_SETS)))
+
+
+def test_openSMILE_measures_while_the_analysis_is_made(recording, held):
+    let_go, began = held
+    with extraction.begin(recording) as begun:
+        assert began.wait(30)
+        analysis = audio.analyse(recording)  # would wait for ever if openSMILE were waited for
+        let_go.set()
+        assert np.isfinite(begun.finish(analysis)["egemaps.loudness_sma3_amean"])
+
+
+def test_nothing_begins_ahead_where_that_is_not_wanted_or_there_are_no_threads(recording, calls):
+    for options in ({"ahead": False}, {"threads": False}):
+        with extraction.begin(recording, **options):
+            time.sleep(0.05)
+    assert not calls
+
+
+def test_what_is_abandoned_is_not_waited_for(recording, held):
+    let_go, began = held
+    with extraction.begin(recording):
+        assert began.wait(30)
+    assert not let_go.is_set()
+    with pytest.raises(ZeroDivisionError), extraction.begin(recording):  # an analysis that fails
+        _ = 1 / 0
+    assert not let_go.is_set()
+
+
+def test_an_error_of_openSMILE_is_raised_by_finish_and_one_while_starting_delays_nothing(recording, monkeypatch):
+    def fail(recording, **_):
+        raise FeatureError("no openSMILE here")
+
+    monkeypatch.setattr(egemaps, "functionals", fail)
+    monkeypatch.setattr(extraction, "_LONGEST_START_S", 60.0)
+    started = time.monotonic()
+    with extraction.begin(recording) as begun:
+        assert time.monotonic() - started < 30
+        with pytest.raises(FeatureError, match="no openSMILE here"):
+            begun.finish(audio.analyse(recording))
+
+
+def test_an_openSMILE_that_never_says_that_it_is_at_work_is_waited_for_only_a_moment(recording, monkeypatch):
+    expected = extract(recording)
+    measure = egemaps.functionals
+    monkeypatch.setattr(egemaps, "functionals", lambda recording, **_: measure(recording))
+    assert same(extract(recording), expected)
+
+
+def test_many_callers_at_once_get_the_same_bits(recording):
+    expected = extract(recording)
+    with ThreadPoolExecutor(4) as callers:
+        assert all(same(found, expected) for found in callers.map(lambda _: extract(recording), range(8)))
 
 
 # The cache
@@ -352,7 +434,7 @@ def test_relative_paths_are_those_of_the_caller(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_fails_costs_its_row_and_does_not_quote_it(cohort, monkeypatch):
-    def fail(recording):
+    def fail(recording, **_):
         raise ValueError("cannot handle jane_doe.wav")
 
     monkeypatch.setattr(egemaps, "functionals", fail)

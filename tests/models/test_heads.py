@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from clinical_ser.errors import BundleSchemaError, InvalidValueError, TrainingError
 from clinical_ser.models import boosted_head
 from clinical_ser.models.boosted_head import GRID, STATE_ATTRIBUTE, BoostedHead
-from clinical_ser.models.heads import INNER_FOLDS, TrainingRows, encode_labels, inner_folds
+from clinical_ser.models.heads import INNER_FOLDS, TrainingRows, encode_labels, inner_folds, with_margins
 from clinical_ser.models.linear_head import DEFAULT_STRENGTH, STRENGTHS, LinearHead
 
 FAMILIES = ["pitch", "timing", "pitch", "loudness", "timing", "pitch"]
@@ -256,6 +256,23 @@ def test_whatever_the_families_their_margins_sum_to_the_margin(families, classes
     for kind in ("linear", "xgboost"):
         head = make(kind, families).fit(Z, y)
         np.testing.assert_allclose(head.intercept_ + head.family_margins(Z).sum(axis=1), head.margins(Z), atol=1e-9)
+
+
+@both
+@binary_and_several
+@pytest.mark.parametrize("rows", [1, 7])
+def test_heads_asked_together_say_what_each_says_alone(kind, classes, rows):
+    heads = [make(kind, FAMILIES).fit(*cohort(classes=classes, seed=seed)) for seed in range(3)]
+    Z = cohort(rows, seed=9)[0]
+    together = heads[0].together(heads)
+    prepared = heads[0].prepare(Z)
+    margins, (families, features) = together.margins_of(prepared), together.parts_of(prepared)
+    width = 1 if classes == 2 else classes
+    assert (margins.shape, families.shape, features.shape) == ((3, rows, width), (3, rows, 3, width), (3, rows, len(FAMILIES), width))
+    for version, head in enumerate(heads):
+        np.testing.assert_allclose(margins[version].reshape(head.margins(Z).shape), head.margins(Z), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(families[version], with_margins(head.family_margins(Z)), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(features[version], with_margins(head.feature_margins(Z)), rtol=1e-12, atol=1e-13)
 
 
 def test_inner_folds_keep_subjects_whole_and_every_class_in_training():

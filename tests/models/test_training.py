@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 
 from clinical_ser.cohorts.gating import judge_table
 from clinical_ser.cohorts.tasks import DEPRESSION, EMOTION
@@ -368,6 +368,42 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path):
     folder = _saved(replace(everything, model=mixed), tmp_path / "b")
     with pytest.raises(BundleSchemaError, match="do not fit each other"):
         TrainedModel.from_bundle(read_bundle(folder, trusted=TrustStore(frozenset())))
+
+
+def test_refits_of_another_kind_than_the_model_are_refused(tmp_path):
+    linear, boosted = (train(table_of(60), DEPRESSION, replace(FAST, head=head)) for head in ("linear", "xgboost"))
+    mixed = replace(linear.model, refits=boosted.model.refits)
+    folder = _saved(replace(linear, model=mixed), tmp_path / "b")
+    with pytest.raises(BundleSchemaError, match="do not fit each other"):
+        TrainedModel.from_bundle(read_bundle(folder, trusted=TrustStore(frozenset())))
+
+
+@pytest.mark.parametrize("head", ["linear", "xgboost"])
+@pytest.mark.parametrize("several", [False, True])
+def test_refits_are_asked_as_each_would_answer_alone_at_the_models_shares(head, several):
+    """A refit's own shares of the classes are chance; two classes are moved from them to the model's, more to equal ones."""
+    table = _three_classes() if several else table_of(120)
+    model = train(table, EMOTION if several else DEPRESSION, replace(FAST, head=head)).model
+    X = table.features[:3]
+    Z = model.preprocessor.transform(X)
+    alone = []
+    for refit in model.refits:
+        log_odds = refit.calibrator.apply(refit.head.margins(Z))
+        prior = np.log(refit.class_shares) if several else logit(refit.class_shares[1]) - logit(model.class_shares[1])
+        alone.append(log_odds - prior)
+    answers = [model.answer(x, prevalence=None if several else model.class_shares[1]) for x in X]
+    for row, answer in enumerate(answers):
+        told = np.array(alone)[:, row]
+        if several:
+            told = np.log(softmax(told, axis=1)) - np.log1p(-softmax(told, axis=1))
+        point = logit(answer.probabilities if several else answer.probabilities[1])
+        half = 1.959964 * told.std(axis=0, ddof=1)
+        assert (answer.low if several else answer.low[1]) == pytest.approx(expit(point - half), rel=1e-9)
+        assert (answer.high if several else answer.high[1]) == pytest.approx(expit(point + half), rel=1e-9)
+    terms = model.terms(X)
+    totals = terms.constant[1:, None] + terms.families[1:].sum(axis=2)
+    moved = np.array(alone) - (np.log(3) if several else 0)
+    assert totals == pytest.approx(moved if several else moved[..., None], abs=1e-6)
 
 
 def _saved(training, folder):

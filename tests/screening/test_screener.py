@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -22,10 +23,12 @@ from clinical_ser.errors import (
 )
 from clinical_ser.evaluation.evaluating import EvaluationOptions
 from clinical_ser.evaluation.release import card_of
+from clinical_ser.features import egemaps
 from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
 from clinical_ser.models.saving import save
 from clinical_ser.models.training import TrainingOptions, train
 from clinical_ser.screening import Screener, ScreeningResult, Status
+from clinical_ser.screening import screener as screener_module
 from tests import signals
 from tests.tables import table_of
 
@@ -115,6 +118,67 @@ def test_a_segment_is_screened_as_the_cut_recording_would_be(screener, speech_wa
     result = screener.screen(speech_wav, start=0, end=8)
     assert result.status is Status.NOT_USABLE
     assert result.recording.duration_s == pytest.approx(8, abs=0.01)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What openSMILE was given."""
+    given, functionals = [], egemaps.functionals
+
+    def noted(recording, **options):
+        given.append(recording)
+        return functionals(recording, **options)
+
+    monkeypatch.setattr(egemaps, "functionals", noted)
+    return given
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.zeros(SAMPLE_RATE_HZ * 30), signals.sine(150.0, 9.0), 1e-3 * signals.sine(150.0, 30.0), np.sign(signals.sine(150.0, 30.0))],
+    ids=["silence", "too short", "too quiet", "clipped throughout"],
+)
+def test_what_the_gate_will_surely_refuse_is_not_measured(screener, samples, measured):
+    assert screener.screen(audio.from_samples(samples.astype(np.float32), SAMPLE_RATE_HZ)).status is Status.NOT_USABLE
+    assert not measured
+
+
+def test_a_long_recording_is_not_measured_before_the_gate_has_judged(screener, measured, monkeypatch):
+    noise = audio.from_samples(signals.white_noise(30.0).astype(np.float32), SAMPLE_RATE_HZ)
+    assert screener.screen(noise).status is Status.NOT_USABLE
+    assert len(measured) == 1  # the gate had to listen, and openSMILE did not wait for it
+    monkeypatch.setattr(screener_module, "PART_S", 20.0)
+    assert screener.screen(noise).status is Status.NOT_USABLE
+    assert len(measured) == 1
+
+
+def test_a_refusal_does_not_wait_for_what_was_begun(screener, monkeypatch):
+    let_go = threading.Event()
+
+    def held(recording, *, running):
+        running()
+        assert let_go.wait(30)
+        raise InterruptedError
+
+    monkeypatch.setattr(egemaps, "functionals", held)
+    noise = audio.from_samples(signals.white_noise(30.0).astype(np.float32), SAMPLE_RATE_HZ)
+    assert screener.screen(noise).status is Status.NOT_USABLE
+    assert not let_go.is_set()
+    let_go.set()
+
+
+def test_measuring_beside_the_gate_and_after_it_give_the_same_result(screener, speech_wav, result, monkeypatch):
+    monkeypatch.setattr(screener_module, "PART_S", 1.0)
+    assert screener.screen(speech_wav, sex="female", age=54) == result
+
+
+def test_the_gate_can_be_asked_alone(screener, speech_wav, result, measured):
+    assert screener.quality(speech_wav) == result.quality
+    assert screener.quality(audio.load(speech_wav)) == result.quality
+    assert not screener.quality(speech_wav.read_bytes(), start=0, end=8).usable
+    with pytest.raises(AudioDecodeError):
+        screener.quality(b"no audio")
+    assert not measured
 
 
 def test_a_score_cannot_be_put_on_an_unusable_recording(result):

@@ -32,9 +32,11 @@ export function points(effect) {
 
 /** Write a measured value with two significant digits. */
 export function brief(value) {
-  const rounded = Number(value.toPrecision(2));
+  if (!value) return "0";
+  const after = 1 - Math.floor(Math.log10(Math.abs(value)));
+  const rounded = after >= 0 ? Number(fixed(value, after)) : Number(fixed(value / 10 ** -after, 0)) * 10 ** -after;
   const size = Math.abs(rounded);
-  const decimals = size ? Math.max(0, 1 - Math.floor(Math.log10(size))) : 0;
+  const decimals = Math.max(0, 1 - Math.floor(Math.log10(size)));
   return `${rounded < 0 ? MINUS : ""}${size.toFixed(decimals)}`;
 }
 
