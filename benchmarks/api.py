@@ -65,9 +65,11 @@ class Connection:
 
     @classmethod
     async def open(cls) -> "Connection":
+        """Connect."""
         return cls(*await asyncio.open_connection("127.0.0.1", PORT))
 
     async def ask(self, request: bytes) -> Answered:
+        """Send a request, and read the whole answer."""
         began = time.perf_counter()
         self._writer.write(request)
         head = await self._reader.readuntil(b"\r\n\r\n")

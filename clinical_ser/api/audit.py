@@ -37,6 +37,7 @@ from clinical_ser.api.searching import (
     ACTIONS,
     DEFAULT_COUNT,
     MAX_COUNT,
+    MAX_PAGE,
     MAX_PARAMETERS,
     OUTCOMES,
     EventIds,
@@ -142,7 +143,7 @@ _PARAMETERS = [
     _parameter("_id", "An event's id; several with commas.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
     _parameter("_count", "How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "default": DEFAULT_COUNT}),
     _parameter("_sort", "Newest first, the only order there is.", {"type": "string", "enum": ["-date"]}),
-    _parameter("page", "Where the page before ended; from its `next` link.", {"type": "integer", "minimum": 0, "maximum": 2**53 - 1}),
+    _parameter("page", "Where the page before ended; from its `next` link.", {"type": "integer", "minimum": 0, "maximum": MAX_PAGE}),
 ]
 _FORM_FIELDS = {each["name"]: each["schema"] | {"description": each["description"]} for each in _PARAMETERS} | {
     "patient": {"type": "string", "pattern": r"^\S{1,200}$", "description": "A person, as the site names them. `subject` is the same."},

@@ -268,7 +268,8 @@ class ServerConfiguration(Strict):
     def _fitting(self) -> Self:
         if not is_loopback(self.listen.host) and not (self.issuers or self.keys_file.exists()):
             raise ValueError("beyond the loopback address nobody could sign in: make an API key (`serve keys add`), or configure an issuer")
-        for entry in (*self.issuers, *self.cds.clients):
+        entries: tuple[Issuer | CdsClientEntry, ...] = (*self.issuers, *self.cds.clients)
+        for entry in entries:
             named = entry.tenant is not None or (isinstance(entry, Issuer) and entry.tenant_claim is not None)
             if named != bool(self.tenants):
                 raise ValueError("with `tenants` every issuer and record system is of one, or names it in a claim; without, of none")

@@ -33,7 +33,6 @@ from clinical_ser.audit.events import RECORD, Actor, Review
 from clinical_ser.audit.events import Outcome as RecordedOutcome
 from clinical_ser.audit.log import Entry
 from clinical_ser.errors import ReportError, ServerError
-from clinical_ser.interop.fhir import fhir_bytes
 from clinical_ser.interop.fhir import Audited, SubjectReference, fhir_bytes, screening_bundle
 from clinical_ser.interop.fhir_words import Reviewed as FhirReview
 from clinical_ser.screening.result import ScreeningResult

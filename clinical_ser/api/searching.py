@@ -46,6 +46,8 @@ MAX_LEAVES = 100_000
 """Leaves that a page walks over: 0.2 s at 2 µs each (measured on a log of 100,000)."""
 MAX_OPENED = 5_000
 """Records that a page opens: 0.3 s at 55 µs each, likewise."""
+MAX_PAGE = 2**53 - 1
+"""The largest index that a log has."""
 MAX_PARAMETERS = 20
 MAX_VALUE = 600
 """Characters; a model's name, the longest there is, has 500, and what stands before it."""
@@ -220,7 +222,7 @@ class Search:
             patient=_name(one["patient"]) if "patient" in one else None,
             ids=_choice([_ids(value) for value in given.get("_id", [])]),
             count=_number("_count", one["_count"], 1, MAX_COUNT) if "_count" in one else DEFAULT_COUNT,
-            before=_number("page", one["page"], 0) if "page" in one else None,
+            before=_number("page", one["page"], 0, MAX_PAGE) if "page" in one else None,
             asked=tuple((name, value) for name, value in pairs if name != "page"),
         )
 
@@ -318,9 +320,9 @@ def _name(value: str) -> str:
     return value
 
 
-def _number(name: str, value: str, least: int, most: int | None = None) -> int:
-    if not _INDEX.fullmatch(value) or int(value) < least or (most is not None and int(value) > most):
-        raise SearchError(f"{name} is a number from {least}{'' if most is None else f' to {most}'}.")
+def _number(name: str, value: str, least: int, most: int) -> int:
+    if not _INDEX.fullmatch(value) or not least <= int(value) <= most:
+        raise SearchError(f"{name} is a number from {least} to {most}.")
     return int(value)
 
 

@@ -56,8 +56,7 @@ class WatchedFile(Generic[_Content]):
             with self._reading:
                 return self._read_again()
         except OSError as error:
-            # Not remembered as this file's content: too many open files, say, is a trouble that passes without the file changing.
-            self._read = None
+            # Nothing is remembered of it: too many open files, say, is a trouble that passes without the file changing.
             self._complain(_unreadable(error))
             return None
 

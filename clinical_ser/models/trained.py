@@ -295,7 +295,7 @@ class TrainedModel:
         """Return the moments of a reference group, by its place; of None, the average training recording."""
         return Background.average(self.head, len(self.refits)) if place is None else self.backgrounds.groups[place]
 
-    @property
+    @cached_property
     def family_columns(self) -> NDArray[np.intp]:
         """Shape (features,): the place of each feature's family in `head.families_`."""
         return np.array([self.head.families_.index(family) for family in self.head.column_families])

@@ -20,8 +20,8 @@ from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.logs import configure_logs
 from clinical_ser.api.metrics import ServerMetrics
 from clinical_ser.api.observing import Observing
-from clinical_ser.api.serving import Running, listening
 from clinical_ser.api.service import Service
+from clinical_ser.api.serving import Running, listening
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Role
 from tests.audit.log_maker import make_log

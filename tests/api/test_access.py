@@ -61,14 +61,20 @@ def test_a_stranger_who_claims_to_be_someone_is_refused_everywhere(server, route
     assert answer.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-@pytest.mark.parametrize("route", [route for route in GUARDED if isinstance(route.access, Scope)], ids=lambda route: f"{min(route.methods)} {route.path}")
+each_scoped = pytest.mark.parametrize("route", [one for one in GUARDED if isinstance(one.access, Scope)], ids=lambda one: one.operation_id)
+
+
+@each_scoped
 def test_a_key_without_the_scope_is_refused_and_with_it_is_not(server, route):
     for scope in Scope:
         answer = ask(server.client(scope.value), route)
         assert (answer.status == HTTPStatus.FORBIDDEN and answer.json["type"].endswith(":forbidden")) is (scope is not route.access)
 
 
-@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json", "/v1", "/v1/", "/v1/screenings/", "/metrics", "/.env", "/v1/models/../../etc/passwd"])
+NOWHERE = ("/docs", "/redoc", "/openapi.json", "/v1", "/v1/", "/v1/screenings/", "/metrics", "/.env", "/v1/models/../../etc/passwd")
+
+
+@pytest.mark.parametrize("path", NOWHERE)
 def test_what_is_not_there_is_not_told_to_strangers(server, path):
     assert server.client(None).get(path).status == HTTPStatus.UNAUTHORIZED
     assert server.client().get(path).status in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}

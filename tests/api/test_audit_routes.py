@@ -5,11 +5,12 @@ import gc
 import io
 import json
 import os
+import shutil
 import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from http import HTTPStatus
@@ -137,10 +138,7 @@ class _Known:
 
 
 @contextlib.contextmanager
-def site(folder: Path, recorded: Any = (), **settings: Any) -> Iterator[Site]:
-    configuration = make_log(folder)
-    if recorded:
-        write(configuration, recorded)
+def site(configuration: LogConfiguration, **settings: Any) -> Iterator[Site]:
     with configuration.write() as log:
         readers = Readers(configuration, log.verifiers)
         server = ServerConfiguration.checked({"listen": {"public_url": URL}} | settings)
@@ -152,17 +150,28 @@ def site(folder: Path, recorded: Any = (), **settings: Any) -> Iterator[Site]:
             readers.close()
 
 
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> LogConfiguration:
+    """A log of every kind of event, to be copied."""
+    configuration = make_log(tmp_path_factory.mktemp("every kind"))
+    write(configuration, entries())
+    return configuration
+
+
 @pytest.fixture
-def one(tmp_path: Path) -> Iterator[Site]:
+def one(tmp_path: Path, every_kind: LogConfiguration) -> Iterator[Site]:
     """A site with a log of every kind of event."""
-    with site(tmp_path / "one", entries()) as made:
+    database = tmp_path / "one.sqlite"
+    shutil.copyfile(database_file(every_kind), database)
+    shutil.copytree(every_kind.keys, tmp_path / "keys")
+    with site(replace(every_kind, database=f"sqlite:{database}", keys=tmp_path / "keys")) as made:
         yield made
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[Site]:
     """Two sites that share a log, each with an answer about their MRN-1."""
-    with site(tmp_path / "two", tenants=("a", "b")) as made:
+    with site(make_log(tmp_path / "two"), tenants=("a", "b")) as made:
         for tenant in ("a", "b"):
             made.house.log.append(inference(actor=account(f"{tenant}/dr")), subject=f"{tenant}/MRN-1")
         yield made
@@ -488,7 +497,7 @@ def test_there_is_no_proof_of_what_is_not_there(one: Site, index: str) -> None:
 @pytest.fixture(scope="module")
 def tall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site with a log of two full tiles and a bit."""
-    with site(tmp_path_factory.mktemp("tall")) as made:
+    with site(make_log(tmp_path_factory.mktemp("tall"))) as made:
         made.house.log.record([Entry(payload_of(name)) for name in names_of(530)])
         yield made
 
@@ -862,14 +871,8 @@ def test_the_folder_of_a_witness_is_opened_as_the_command_made_it(tmp_path: Path
 
 def test_behind_its_doors_the_trail_is_read_and_exported_with_the_scopes_for_it(server: Server, tmp_path: Path) -> None:
     reading, exporting, stranger = (server.client(name) for name in ("audit:read", "audit:export", None))
-    for path in (
-        "/v1/AuditEvent",
-        f"/v1/AuditEvent/{'0' * 32}",
-        "/v1/audit/checkpoint",
-        "/v1/audit/proof/0",
-        "/v1/audit/tile/0/000.p/1",
-        "/v1/audit/keys",
-    ):
+    told = [f"/v1/audit/{path}" for path in ("checkpoint", "proof/0", "tile/0/000.p/1", "keys")]
+    for path in ("/v1/AuditEvent", f"/v1/AuditEvent/{'0' * 32}", *told):
         assert (stranger.get(path).status, exporting.get(path).status) == (401, 403)
     assert (stranger.post("/v1/audit/exports", {}).status, reading.post("/v1/audit/exports", {}).status) == (401, 403)
     answer = reading.get("/v1/AuditEvent?type=service")

@@ -379,6 +379,19 @@ def test_who_does_nothing_for_15_minutes_is_warned_and_may_stay_and_is_signed_ou
     assert not window.page.locator("dialog").is_visible()
 
 
+def test_a_question_that_nobody_answers_does_not_keep_a_session_open(window):
+    window.page.clock.install()
+    window.open().sign_in("clinician")
+    choose(window, wav(speech(3)))
+    window.button("Discard").click()
+    window.page.get_by_role("dialog", name="Discard the recording?").wait_for()
+    window.page.clock.fast_forward("13:10")
+    window.page.get_by_role("dialog", name="Are you still there?").wait_for()
+    window.page.clock.fast_forward("02:00")
+    window.waits_for("You were signed out after 15 minutes without activity.")
+    assert window.page.locator("audio").count() == 0
+
+
 def test_who_uses_the_keyboard_is_not_warned(window):
     window.page.clock.install()
     window.open().sign_in("clinician")
@@ -481,8 +494,9 @@ def test_the_whole_way_by_keyboard_alone(window, site):
     window.tab_to("Close the report")
     page.keyboard.press("Enter")
 
-    window.tab_to("I decide otherwise")
-    page.keyboard.press("Space")
+    window.tab_to("I agree with the answer")
+    page.keyboard.press("ArrowDown")
+    assert page.get_by_label("I decide otherwise").is_checked()
     window.tab_to("Reason")
     page.keyboard.insert_text("Sounded tired after the night shift.")
     window.tab_to("Record the review")

@@ -399,6 +399,7 @@ _WRONG = [
     [("page", "-1")],
     [("page", "01")],
     [("page", "9" * 20)],
+    [("page", str(2**53))],
     [("_sort", "date")],
     [("_sort", "-date"), ("_sort", "_id")],
     [("_format", "xml")],
@@ -493,6 +494,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
         "a's look": (export(account("a/officer", Role.COMPLIANCE)), None),
         "b's look": (export(account("b/officer", Role.COMPLIANCE)), None),
         "somebody was refused": (events.AccessDenied(actor=account("unknown client", Role.SERVICE), asked_for="x", reason="unauthenticated"), None),
+        "somebody was refused something of b's person": (
+            events.AccessDenied(actor=account("unknown client", Role.SERVICE), asked_for="x", reason="expired"),
+            "b/MRN-1",
+        ),
         "b's user was refused": (events.AccessDenied(actor=account("b/dr"), asked_for="x", reason="forbidden"), None),
         "another site's name begins alike": (inference("f4" * 32, actor=account("ab/dr")), None),
         "an account of no site called a": (inference("f5" * 32, actor=account("a")), None),
@@ -528,7 +533,7 @@ def test_two_sites_that_give_people_the_same_name_each_find_their_own(shared: Sh
     found = {tenant: shared.names(search(shared.configuration, ("patient", "MRN-1"), sight=Sight(tenant))) for tenant in ("a", "b", "c", "")}
     assert found == {
         "a": {"answer of a", "the operator's hold on a's person"},
-        "b": {"answer of b", "the operator's hold on b's person"},
+        "b": {"answer of b", "the operator's hold on b's person", "somebody was refused something of b's person"},
         "c": set(),
         "": set(),
     }

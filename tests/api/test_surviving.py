@@ -44,8 +44,8 @@ def started(folder: Path, bundle: Path, **work: object):
         (folder / "key").write_text(make_keys(keys_file)["everything"])
     settings = {"workers": 1} | work
     (folder / "server.toml").write_text(
-        f'models = ["{bundle}"]\napi_keys = "{keys_file}"\nspool = "{folder}/spool"\n[listen]\nport = {port}\n[limits]\nscreenings_per_s = 1000\n[work]\n'
-        + "".join(f"{name} = {value}\n" for name, value in settings.items())
+        f'models = ["{bundle}"]\napi_keys = "{keys_file}"\nspool = "{folder}/spool"\n'
+        f"[listen]\nport = {port}\n[limits]\nscreenings_per_s = 1000\n[work]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items())
     )
     environment = os.environ | {"CLINICAL_SER_AUDIT": str(folder / "audit.toml")}
     command = [sys.executable, "-m", "clinical_ser", "serve", "--config", str(folder / "server.toml")]
@@ -128,8 +128,6 @@ def wait_until_running(client: Client, location: str) -> None:
     while client.get(location).json["state"] != "running":
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
 
 
 def test_a_worker_that_dies_takes_its_recording_along_and_nothing_else(tmp_path, bundle, recording):

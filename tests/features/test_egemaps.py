@@ -162,10 +162,8 @@ def test_the_long_native_run_is_announced_before_it_is_over():
 
 def test_an_openSMILE_without_the_place_where_we_listen_is_used_all_the_same(monkeypatch):
     class Other:
-        feature_names = [name.removeprefix("egemaps.") for name in egemaps.EGEMAPS_NAMES]
-
         def __init__(self, *_):
-            pass
+            self.feature_names = [name.removeprefix("egemaps.") for name in egemaps.EGEMAPS_NAMES]
 
         def __call__(self, samples, rate_hz):
             return np.ones((1, len(self.feature_names), 1), np.float32)

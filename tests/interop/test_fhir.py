@@ -456,6 +456,8 @@ def test_only_depression_is_coded_as_a_disorder():
         "text": "depressed (PHQ-8 ≥ 10)",
     }
     assert terms.SNOMED not in systems("classified")
+    another = RESULTS["flagged"].model_copy(update={"task": "anxiety"})
+    assert terms.SNOMED not in {one["system"] for one in codings(bundle_of(another)["entry"])}
     # Of several classes, one may be that there is none.
     severity = RESULTS["classified"].model_copy(update={"task": "depression"})
     assert terms.SNOMED not in {one["system"] for one in codings(bundle_of(severity)["entry"])}

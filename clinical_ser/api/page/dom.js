@@ -57,26 +57,31 @@ export function announce(words) {
   setTimeout(() => fill(announcer, words()), 100);
 }
 
-/** Ask in a dialogue; the promise gives the value of the button, or null where it was closed. `onOpen` gets the paragraph. */
-export function ask(title, text, buttons) {
+let asking = null;
+/** The answer that is waited for, while the dialogue is open. */
+
+/** Ask in a dialogue; the promise gives the value of the button, or null where it was closed, or something else is being asked. */
+export async function ask(title, text, buttons) {
+  if (asking) return null;
   const dialog = document.getElementById("dialog");
-  if (dialog.open) return Promise.resolve(null);
   fill(document.getElementById("dialog-title"), title);
   fill(document.getElementById("dialog-text"), text);
-  return new Promise(answer => {
-    dialog.returnValue = "";
-    dialog.addEventListener("close", () => answer(dialog.returnValue || null), { once: true });
-    const made = buttons.map(({ words, value, main }) =>
-      el("button", { type: "button", class: main && "main", onclick: () => dialog.close(value) }, words));
-    fill(document.getElementById("dialog-actions"), made);
-    dialog.showModal();
-  });
+  dialog.returnValue = "";
+  asking = new Promise(answer => dialog.addEventListener("close", () => answer(dialog.returnValue || null), { once: true }));
+  const made = buttons.map(({ words, value, main }) =>
+    el("button", { type: "button", class: main && "main", onclick: () => dialog.close(value) }, words));
+  fill(document.getElementById("dialog-actions"), made);
+  dialog.showModal();
+  const answer = await asking;
+  asking = null;
+  return answer;
 }
 
 /** Close the dialogue, if one is open, as if nobody had answered. */
-export function withdraw() {
-  const dialog = document.getElementById("dialog");
-  if (dialog.open) dialog.close("");
+export async function withdraw() {
+  if (!asking) return;
+  document.getElementById("dialog").close("");
+  await asking;
 }
 
 /** Hand a file to the person; its name never says whose it is. */

@@ -204,7 +204,7 @@ function movedBy(explanation) {
     ? () => say("report.families.driver", { label: labelOf(driver), share: percent(driver.rank_agreement) })
     : words("report.families.no_driver");
   return part("families", words("report.families.title", { label }),
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words("report.families.title", { label }) },
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words("report.families.column") },
       el("table", { class: "full" },
         el("thead", {}, el("tr", {}, ["column", "points", "remark"].map(one => el("th", { scope: "col" }, words(`report.families.${one}`))))),
         el("tbody", {}, explanation.families.map(family =>

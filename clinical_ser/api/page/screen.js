@@ -407,7 +407,7 @@ function levelMeter() {
   let recorder = () => null;
   let loudest = -60;
   let shownAt = 0;
-  let saidAt = 0;
+  let saidAt = -Infinity;
   let saidWord = "";
   let clippedAt = -Infinity;
 

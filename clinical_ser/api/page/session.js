@@ -75,6 +75,8 @@ async function tellOfExpiry() {
 
 async function warn() {
   warned = true;
+  // Whatever else was being asked is not answered any more.
+  await withdraw();
   const leftS = () => Math.max(0, Math.ceil((lastActive + IDLE_MS - Date.now()) / 1000));
   const text = words("idle.text", { left: () => clock(leftS()) });
   const timer = setInterval(() => {

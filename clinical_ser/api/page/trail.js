@@ -39,7 +39,7 @@ export function trailView() {
       field(person, words("trail.person"), words("trail.person_hint")),
       field(record, words("trail.record"), words("trail.record_hint"))),
     el("p", { class: "actions" }, el("button", { type: "submit", class: "main" }, words("trail.search"))));
-  const table = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words("trail.title") },
+  const table = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": words("trail.rows") },
     el("table", { class: "full trail" },
       el("thead", {}, el("tr", {}, ["index", "time", "kind", "outcome", "who", "details"].map(one => el("th", { scope: "col" }, words(`trail.column_${one}`))))),
       rows));

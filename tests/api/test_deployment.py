@@ -1,0 +1,45 @@
+"""The files that a hospital copies."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from clinical_ser.api.configuration import Limits, ServerConfiguration
+from clinical_ser.api.security import issuer_of
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+DOCS = Path(__file__).parents[2] / "docs" / "hospital-it.md"
+
+
+def test_the_example_configuration_fits_with_its_comments_and_without():
+    text = (DEPLOY / "server.toml").read_text()
+    ServerConfiguration.checked(tomllib.loads(text))
+    uncommented = re.sub(r"^# (?=\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
+    found = ServerConfiguration.checked(tomllib.loads(uncommented))
+    assert [issuer_of(entry, found.tenants).role_claim for entry in found.issuers] == ["realm_access.roles"]
+    assert len(found.sign_in) == 1
+
+
+def test_the_proxy_takes_bodies_as_long_as_the_server_does():
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", (DEPLOY / "nginx.conf").read_text())
+    assert int(megabytes) << 20 == Limits().body_bytes
+
+
+def test_the_unit_and_the_container_name_commands_and_extras_that_there_are():
+    unit, container = (DEPLOY / "clinical-ser.service").read_text(), (DEPLOY / "Containerfile").read_text()
+    assert "ExecStart=/opt/clinical-ser/bin/clinical-ser serve\n" in unit
+    extras = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [asked] = re.findall(r"clinical-ser\[([a-z,]+)\]", container)
+    assert set(asked.split(",")) <= extras.keys()
+
+
+@pytest.mark.parametrize("section", [None, "listen", "limits", "work", "keep", "cds", "fhir"])
+def test_every_setting_is_described(section):
+    text = DOCS.read_text()
+    model = ServerConfiguration if section is None else ServerConfiguration.model_fields[section].annotation
+    for name in model.model_fields:
+        if section is None and name in {"listen", "limits", "work", "keep", "cds", "fhir"}:
+            continue
+        assert f"`{name}`" in text or f".{name}`" in text, (section, name)
