@@ -5,7 +5,7 @@ The one idea: it is put together in one place and checked there, so that no rout
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, cast
@@ -61,6 +61,7 @@ class Application:
 
     def __init__(self, service: Service, observing: Observing) -> None:
         self.service = service
+        self._observing = observing
         self.api = _bare()
         self.api.state.service = service
         self.api.state.cds_clients = CdsClients.of(service.configuration.cds.clients)
@@ -83,14 +84,18 @@ class Application:
         if left:
             await self.service.in_thread(self.service.recovered, left)
         keeping = asyncio.get_running_loop().create_task(self.service.keep_house())
+        keeping.add_done_callback(self._housekeeping_ended)
         try:
             yield
         finally:
             keeping.cancel()
-            with suppress(asyncio.CancelledError):
-                await keeping
+            await asyncio.wait([keeping])
             await jobs.stop()
             await self._denials.stop()
+
+    def _housekeeping_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._observing.logs.write("housekeeping-failed", level="error", error=error)
 
     def _described(self) -> dict[str, Any]:
         if self._description is None:

@@ -79,11 +79,8 @@ class CdsClient:
             algorithms=self.algorithms,
             tenant=self.tenant if self.organisation is None else TenantClaim(_TENANT_CLAIM, frozenset({self.organisation})),
             role=Role.SERVICE,
-            # Who asks is the record system, whatever it calls itself beside that.
-            subject_claim="iss",
-            scope_claims=(),
+            # Cards are all that it is shown, whatever scopes its tokens name.
             at_most=frozenset(),
-            name_claim=None,
             max_lifetime_s=MAX_LIFETIME_S,
             single_use=True,
             jku=self.jku,

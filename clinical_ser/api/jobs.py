@@ -48,9 +48,21 @@ class Jobs:
         await service.in_thread(service.spool.keep_only, {kept.id for kept in left})
         for kept in left:
             self.add(kept)
-        workers = max(1, service.configuration.work.workers - 1)
-        self._tasks = [asyncio.get_running_loop().create_task(self._work()) for _ in range(workers)]
+        for _ in range(max(1, service.configuration.work.workers - 1)):
+            self._begin()
         return len(left)
+
+    def _begin(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._work())
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Let a fault of ours cost the recording that met it, which the next start takes up, and not all that wait."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._service.observing.logs.write("jobs-failed", level="error", error=error)
+            self._tasks.remove(task)
+            self._begin()
 
     async def stop(self) -> None:
         """Stop; what is not finished stays in the table."""

@@ -415,7 +415,12 @@ async def read_report(request: Request, screening: Id) -> Response:
         raise unavailable("no-report", f"The report cannot be made here: {error}", 3600) from None
     await service.in_thread(service.shown, kept, principal.actor(address_of(request)), media.partition("/")[2])
     raw = content.encode() if isinstance(content, str) else content
-    headers = {"Content-Language": language or "en", "Vary": "Accept, Accept-Language", "Content-Disposition": f'inline; filename="{screening[:12]}"'}
+    form = media.partition("/")[2]
+    headers = {
+        "Content-Language": language or "en",
+        "Vary": "Accept, Accept-Language",
+        "Content-Disposition": f'inline; filename="{screening[:12]}.{form}"',
+    }
     if media == HTML:
         # The page has a policy of its own, which allows its one style sheet by its digest.
         headers["Content-Security-Policy"] = "frame-ancestors 'self'; sandbox allow-scripts"

@@ -18,7 +18,7 @@ from clinical_ser.api.access import Principal
 from clinical_ser.api.api_keys import PREFIX, ApiKeys
 from clinical_ser.api.configuration import Issuer as IssuerEntry
 from clinical_ser.api.configuration import ServerConfiguration
-from clinical_ser.api.limits import Rate, too_many
+from clinical_ser.api.limits import Rate, too_many, unavailable
 from clinical_ser.api.metrics import Denial
 from clinical_ser.api.observing import Observing
 from clinical_ser.api.problems import Problem
@@ -182,6 +182,7 @@ class Authenticating:
     def __init__(self, app: ASGIApp, service: Service, authenticator: Authenticator, denials: Denials, observing: Observing) -> None:
         self._app, self._service, self._authenticator, self._denials, self._observing = app, service, authenticator, denials, observing
         limits = service.configuration.limits
+        self._now = 0
         self._failures = Rate(_FAILURES_PER_S, limits.failures)
         self._requests = Rate(limits.requests_per_s, _REQUESTS_AT_ONCE * limits.requests_per_s)
 
@@ -193,13 +194,22 @@ class Authenticating:
         request = Request(scope, receive)
         scope["state"]["address"] = address_told(request, self._service.configuration.trusted_proxies)
         try:
+            self._check_room()
             self._check_size(scope)
             scope["state"]["principal"] = await self._principal(request)
         except Problem as problem:
             self.denied(request, problem)
             await problem.response(request)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        self._now += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._now -= 1
+
+    def _check_room(self) -> None:
+        if self._now >= self._service.configuration.limits.connections:
+            raise unavailable("busy", "The server answers as many requests as it can.", 1)
 
     def _check_size(self, scope: Scope) -> None:
         """Refuse a header that came whole, which the protocol's own limit, for what is still to come, lets pass."""

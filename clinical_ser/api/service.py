@@ -33,6 +33,7 @@ from clinical_ser.audit.events import Outcome as RecordedOutcome
 from clinical_ser.audit.events import Service as ServiceEvent
 from clinical_ser.audit.log import AuditLog, Entry, Receipt
 from clinical_ser.audit.reading import DatabaseReader
+from clinical_ser.audit.turns import FileLock
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 COMPONENT = "server"
+_ALONE = "serving.lock"
 _THREADS = 96
 """That wait for the disk together: the more, the more records share one sync."""
 _PAGES = 2
@@ -174,6 +176,11 @@ class Service:
         models = await to_thread.run_sync(served_models, configuration)
         site = await to_thread.run_sync(_site_of, configuration)
         async with AsyncExitStack() as stack:
+            alone = FileLock(audit.keys / _ALONE)
+            if not alone.take():
+                # A guest who stays would have the log in turns with this one, and each would take up the other's recordings.
+                raise ServerSetupError("A server runs with this audit log already; there is one at a time.")
+            stack.callback(alone.release)
             log = await to_thread.run_sync(partial(audit.write, lends=True))
             stack.push_async_callback(to_thread.run_sync, log.close)
             service = cls(configuration, audit, log, models, site, observing)

@@ -358,3 +358,19 @@ def test_a_thousand_scrapes_leave_nothing_open(server: MetricsServer) -> None:
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_the_server_says_nothing_of_connections_that_fail(
+    metrics: ServerMetrics, server: MetricsServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> bytes:
+        raise ValueError("canary")
+
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as idle:
+        assert idle.recv(1) == b""
+    monkeypatch.setattr(metrics, "exposition", fails)
+    with pytest.raises(http.client.HTTPException):
+        send(server, "GET", "/metrics")
+    server.close()
+    assert capfd.readouterr() == ("", "")

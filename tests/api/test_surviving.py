@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Inference, Service, Submission
+from clinical_ser.errors import ServerSetupError
 from tests.api.servers import Client, make_keys, serving
 from tests.api.test_screenings import finished
 from tests.audit.log_maker import make_log
@@ -254,3 +256,32 @@ def test_a_recording_that_was_damaged_on_the_disk_ends_with_a_reason(tmp_path, b
             done = finished(client, location)
             assert (done["state"], done["failure"]["code"]) == ("failed", "lost")
             client.screen(interview(recording, 4 + number), later, subject=f"busy {number}")
+
+
+def test_a_second_server_with_the_same_log_does_not_start(tmp_path, bundle):
+    with serving(tmp_path, (str(bundle),)) as first:
+        with pytest.raises(ServerSetupError, match="one at a time"), serving(tmp_path, (str(bundle),)):
+            pass
+        assert first.client().get("/readyz").status == 200
+
+
+def test_a_fault_of_ours_costs_the_recording_that_met_it_and_not_those_that_wait(tmp_path, bundle, recording, monkeypatch):
+    with serving(tmp_path, (str(bundle),)) as server:
+        client, spool = server.client(), server.service.spool
+        read, met = spool.read, []
+
+        def fail_once(screening: str, key: bytes):
+            if not met:
+                met.append(screening)
+                raise ZeroDivisionError
+            return read(screening, key)
+
+        monkeypatch.setattr(spool, "read", fail_once)
+        locations = [client.screen(recording, {"Prefer": "respond-async"}, subject=f"person {n}").headers["location"] for n in range(2)]
+        assert finished(client, locations[1])["state"] == "done"
+        assert "ZeroDivisionError" in server.logs.getvalue()
+    with serving(tmp_path, (str(bundle),)) as server:
+        deadline = time.monotonic() + 60
+        while server.service.jobs.taken and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert len(payloads(tmp_path, Inference)) == 2

@@ -269,9 +269,9 @@ def findings(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(findings())
-def test_whatever_was_found_the_answer_is_as_the_specification_has_it(found):
-    told = json.loads(json.dumps(answer(found, SAY, app_url=APP, source_url="https://speech.example.org").wire()))
+@given(findings(), st.sampled_from([None, "https://speech.example.org"]))
+def test_whatever_was_found_the_answer_is_as_the_specification_has_it(found, source):
+    told = json.loads(json.dumps(answer(found, SAY, app_url=APP, source_url=source).wire()))
     assert cds_client.faults_of_answer(told) == []
     assert len(told["cards"]) == 1
 
