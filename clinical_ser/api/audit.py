@@ -34,12 +34,13 @@ from clinical_ser.api.problems import MEDIA_TYPE as PROBLEM
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import Routes, address_of, body_of, principal_of, service_of
 from clinical_ser.api.searching import (
-    ACTIONS,
     DEFAULT_COUNT,
+    FORMATS,
     MAX_COUNT,
     MAX_PAGE,
     MAX_PARAMETERS,
-    OUTCOMES,
+    MAX_VALUE,
+    TOTALS,
     EventIds,
     Page,
     Search,
@@ -51,8 +52,8 @@ from clinical_ser.api.searching import (
     read_event,
 )
 from clinical_ser.api.service import Service
-from clinical_ser.audit.events import PAYLOADS, RECORD, Actor, AuditExport, Purpose, canonical
-from clinical_ser.audit.exports.fhir_resources import Maker
+from clinical_ser.audit.events import MODEL, PAYLOADS, RECORD, Actor, AuditExport, Purpose, canonical
+from clinical_ser.audit.exports.fhir_resources import KIND, LOG, RESULT, Maker
 from clinical_ser.audit.exports.packed import packed, private_folder
 from clinical_ser.audit.exports.period import PeriodForm, export_period, first_moment, last_moment, range_of
 from clinical_ser.audit.log import Entry
@@ -130,24 +131,42 @@ def _parameter(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "query", "description": text, "schema": schema}
 
 
-_DAY = r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
-_DATE = {"type": "array", "maxItems": 2, "items": {"type": "string", "pattern": f"^(eq|ne|gt|lt|ge|le|sa|eb)?{_DAY}$"}}
-_KIND = {"type": "string", "enum": sorted(PAYLOADS)}
-_ENTITY = {"type": "string", "pattern": f"^{RECORD}[0-9a-f]{{64}}$"}
+def _text_of(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": f"^({pattern})$", "maxLength": MAX_VALUE}
+
+
+def _list_of(pattern: str) -> dict[str, Any]:
+    return _text_of(f"({pattern})(,({pattern}))*")
+
+
+_DAY_OR_INSTANT = (
+    r"(eq|ne|gt|lt|ge|le|sa|eb)?[0-9]{4}(-[0-9]{2}(-[0-9]{2}(T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?)?)?)?"
+)
+_KINDS = _list_of(rf"({KIND}\|)?({'|'.join(sorted(PAYLOADS))})")
+_ENTITY = rf"({RESULT}\|)?({RECORD}[0-9a-f]{{64}}|{MODEL}[\s\S]+|{LOG}\|[\s\S]*)"
+_NAME = {"type": "string", "pattern": r"\S", "maxLength": MAX_VALUE}
 _PARAMETERS = [
-    _parameter("date", "When it was recorded, by the log's clock; repeatable. A year, month, day, minute or instant after eq, ne, gt, …", _DATE),
-    _parameter("type", "What kind of event; several with commas. `subtype` is the same.", _KIND),
-    _parameter("outcome", "0 success, 4 refused, 8 failed; several with commas.", {"type": "string", "enum": sorted(OUTCOMES)}),
-    _parameter("action", "As FHIR has it; several with commas.", {"type": "string", "enum": sorted(ACTIONS)}),
-    _parameter("entity", "A result's record, a model (`clinical-ser:model:NAME`), or `clinical-ser:log|ORIGIN/INDEX`.", _ENTITY),
-    _parameter("_id", "An event's id; several with commas.", {"type": "string", "pattern": "^[0-9a-f]{32}$"}),
+    _parameter(
+        "date",
+        "When it was recorded, by the log's clock; repeatable. A year, month, day, minute or instant after eq, ne, gt, …; UTC where no zone is given.",
+        {"type": "array", "items": _text_of(_DAY_OR_INSTANT)},
+    ),
+    _parameter("type", "What kind of event; several with commas.", _KINDS),
+    _parameter("subtype", "The same.", _KINDS),
+    _parameter("outcome", "0 success, 4 refused, 8 failed; several with commas.", _list_of("[048]")),
+    _parameter("action", "As FHIR has it; several with commas.", _list_of("[CRUDE]")),
+    _parameter("entity", f"A result's record, a model (`{MODEL}NAME`), or a place in the log (`{LOG}|ORIGIN/INDEX`).", _text_of(_ENTITY)),
+    _parameter("_id", "An event's id; several with commas.", _list_of("[0-9a-f]{32}")),
     _parameter("_count", "How many at most.", {"type": "integer", "minimum": 1, "maximum": MAX_COUNT, "default": DEFAULT_COUNT}),
     _parameter("_sort", "Newest first, the only order there is.", {"type": "string", "enum": ["-date"]}),
+    _parameter("_format", "JSON, the only format there is.", {"type": "string", "enum": sorted(FORMATS)}),
+    _parameter("_total", "Is told only where all that was found is on the first page.", {"type": "string", "enum": sorted(TOTALS)}),
     _parameter("page", "Where the page before ended; from its `next` link.", {"type": "integer", "minimum": 0, "maximum": MAX_PAGE}),
 ]
 _FORM_FIELDS = {each["name"]: each["schema"] | {"description": each["description"]} for each in _PARAMETERS} | {
-    "patient": {"type": "string", "pattern": r"^\S{1,200}$", "description": "A person, as the site names them. `subject` is the same."},
-    "agent": {"type": "string", "pattern": r"^\S{1,200}$", "description": "An account."},
+    "patient": _NAME | {"description": "A person, as the site names them."},
+    "subject": _NAME | {"description": "The same."},
+    "agent": _NAME | {"description": "An account."},
 }
 _ANSWER = {"resourceType": "Bundle", "type": "searchset", "total": 0, "link": [{"relation": "self", "url": f"https://hospital.example{EVENTS}"}]}
 _BUNDLE = {200: {"description": "A searchset Bundle (FHIR R4).", "content": {FHIR: {"schema": {"type": "object"}, "example": _ANSWER}}}}

@@ -59,8 +59,8 @@ ACTIONS = frozenset("CRUDE")
 PERSONAL = frozenset({"patient", "agent"})
 """Parameters that name someone, which an address must not hold."""
 _SAME = {"subject": "patient", "subtype": "type", "entity:identifier": "entity", "agent:identifier": "agent"}
-_FORMATS = frozenset({"json", "application/json", "application/fhir+json", "fhir+json"})
-_TOTALS = frozenset({"none", "estimate", "accurate"})
+FORMATS = frozenset({"json", "application/json", "application/fhir+json", "fhir+json"})
+TOTALS = frozenset({"none", "estimate", "accurate"})
 _MOMENT = re.compile(
     r"(?P<prefix>eq|ne|gt|lt|ge|le|sa|eb)?(?P<year>[0-9]{4})(?:-(?P<month>[0-9]{2})(?:-(?P<day>[0-9]{2})"
     r"(?:T(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2})(?::(?P<second>[0-9]{2})(?:\.(?P<fraction>[0-9]{1,6}))?)?(?P<zone>Z|[+-][0-9]{2}:[0-9]{2})?)?)?)?"
@@ -209,7 +209,7 @@ class Search:
             raise SearchError("Nobody is named in an address, which ends up in logs: send patient and agent as a form to /v1/AuditEvent/_search.")
         if not set(given.pop("_sort", ["-date"])) <= {"-date"}:
             raise SearchError("_sort is -date, newest first, as the log has its records; there is no other order.")
-        if not (set(given.pop("_format", ["json"])) <= _FORMATS and set(given.pop("_total", ["none"])) <= _TOTALS):
+        if not (set(given.pop("_format", ["json"])) <= FORMATS and set(given.pop("_total", ["none"])) <= TOTALS):
             raise SearchError("_format is json, and _total one of none, estimate, accurate.")
         one = {name: _once(name, given[name]) for name in ("entity", "agent", "patient", "_count", "page") if name in given}
         return cls(

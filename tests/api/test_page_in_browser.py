@@ -288,6 +288,16 @@ def test_signing_in_at_the_sites_service_uses_pkce_and_leaves_nothing_behind(win
     assert len({asked["state"], asked["nonce"], verifier}) == 3
 
 
+def test_what_outlived_the_redirect_is_gone_before_the_token_is_there(window, site):
+    window.page.route("**/token", lambda route: None)
+    window.open()
+    window.button("Sign in with Example Hospital").click()
+    with window.page.expect_request("**/token"):
+        pass
+    assert storage(window.page) == {}
+    assert window.page.url == site.address
+
+
 def test_a_view_that_was_asked_for_is_shown_after_signing_in_elsewhere(window, screened, site):
     by_service(window, f"#result/{screened}")
     assert window.page.url == f"{site.address}#result/{screened}"

@@ -88,7 +88,9 @@ def test_a_good_token_says_who_asks(verifier: TokenVerifier, signer: Signer) -> 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"typ": "JWT"}, {"typ": "jwt"}, {"typ": "application/at+jwt"}, {"typ": WITHOUT}, {"x5t": "a", "nonce": "b"}], ids=repr
+    "changes",
+    [{"typ": "JWT"}, {"typ": "jwt"}, {"typ": "application/at+jwt"}, {"typ": WITHOUT}, {"x5t": "a", "nonce": "b"}],
+    ids=["JWT", "jwt", "application", "without", "others"],
 )
 def test_headers_that_change_nothing_are_taken(verifier: TokenVerifier, changes: dict) -> None:
     changes = {name: WITHOUT if value is WITHOUT else value for name, value in changes.items()}
