@@ -60,6 +60,11 @@ class Principal:
     name: str | None = None
     method: Literal["token", "api_key", "cds_hooks"] = "token"
 
+    @property
+    def client(self) -> str:
+        """Return what tells this one from all others: an account of an issuer and an API key's client may have one name."""
+        return f"{self.method}\n{self.tenant}\n{self.id}"
+
     def actor(self, address: str | None) -> Actor:
         """Return who acts, for the audit trail."""
         return Actor(id=named_in(self.tenant, self.id), role=self.role, name=self.name, client=address)

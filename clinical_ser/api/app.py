@@ -68,7 +68,8 @@ class Application:
         add_routes(self.api)
         check_guarded(self.api)
         self._denials = Denials(service)
-        guarded = Authenticating(self.api, service, Authenticator(service.configuration), self._denials, observing)
+        self._authenticator = Authenticator(service.configuration)
+        guarded = Authenticating(self.api, service, self._authenticator, self._denials, observing)
         self._add_handlers(guarded)
         self.api.openapi = self._described  # type: ignore[method-assign]
         self._description: dict[str, Any] | None = None
@@ -79,6 +80,8 @@ class Application:
         """Work on accepted recordings, and record denials, meanwhile."""
         jobs = Jobs(self.service)
         self.service.jobs = jobs
+        await self.service.in_thread(self._authenticator.load_keys)
+        await self.service.in_thread(self.api.state.cds_clients.load_keys)
         self._denials.start()
         left = await jobs.start()
         if left:

@@ -148,7 +148,7 @@ _NAME = {"type": "string", "pattern": r"\S", "maxLength": MAX_VALUE}
 _PARAMETERS = [
     _parameter(
         "date",
-        "When it was recorded, by the log's clock; repeatable. A year, month, day, minute or instant after eq, ne, gt, …; UTC where no zone is given.",
+        "When it was recorded, by the log's clock; repeatable. A year, month, day, minute or instant after eq, ne, gt, …; UTC without a zone.",
         {"type": "array", "items": _text_of(_DAY_OR_INSTANT)},
     ),
     _parameter("type", "What kind of event; several with commas.", _KINDS),
@@ -199,7 +199,7 @@ async def search_events(request: Request) -> Response:
     f"form again to the `next` link, which has the page. {_REFUSED}",
     problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
     responses=_BUNDLE,
-    openapi_extra={"requestBody": {"content": {FORM: {"schema": {"type": "object", "additionalProperties": False, "properties": _FORM_FIELDS}}}}},
+    openapi_extra={"requestBody": {"content": {FORM: {"schema": {"type": "object", "properties": _FORM_FIELDS}}}}},
 )
 async def search_events_by_form(request: Request) -> Response:
     """Answer a search by form."""

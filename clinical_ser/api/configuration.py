@@ -264,10 +264,20 @@ class ServerConfiguration(Strict):
         """Where accepted recordings wait."""
         return self.spool or _own_folder("data") / "spool"
 
+    @property
+    def someone_can_sign_in(self) -> bool:
+        """Whether there is anyone whom the server would recognise."""
+        return bool(self.issuers) or self.keys_file.exists()
+
+    def check_may_serve(self) -> None:
+        """Raise ServerSetupError for an address that others reach while nobody could sign in."""
+        if not is_loopback(self.listen.host) and not self.someone_can_sign_in:
+            raise ServerSetupError(
+                "Beyond the loopback address nobody could sign in: make an API key (`clinical-ser serve keys add`), or configure an issuer."
+            )
+
     @model_validator(mode="after")
     def _fitting(self) -> Self:
-        if not is_loopback(self.listen.host) and not (self.issuers or self.keys_file.exists()):
-            raise ValueError("beyond the loopback address nobody could sign in: make an API key (`serve keys add`), or configure an issuer")
         entries: tuple[Issuer | CdsClientEntry, ...] = (*self.issuers, *self.cds.clients)
         for entry in entries:
             named = entry.tenant is not None or (isinstance(entry, Issuer) and entry.tenant_claim is not None)

@@ -4,8 +4,6 @@ The one idea: a key is what the site's configuration leads to, never what a toke
 because whoever published it has none any more.
 """
 
-import contextlib
-import http.client
 import logging
 import os
 import ssl
@@ -26,7 +24,7 @@ from jwt.exceptions import PyJWTError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from clinical_ser.api.watched_file import WatchedFile
-from clinical_ser.audit.witness_http import _connection, _deadline, _target, _why
+from clinical_ser.audit.witness_http import check_address, get
 from clinical_ser.errors import ServerSetupError, WitnessError
 from clinical_ser.models.strict_json import JsonValue, StrictJsonError, parse_json
 
@@ -264,7 +262,7 @@ class AddressKeys:
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic, tls: ssl.SSLContext | None = None) -> None:
         try:
-            _target(url)
+            check_address(url)
         except WitnessError as error:
             raise ServerSetupError(f"A key set cannot be fetched: {error}") from None
         self._url, self._clock, self._tls = url, clock, tls
@@ -347,25 +345,10 @@ def keys_at(place: Path | str) -> Keys:
 
 def _fetch(url: str, tls: ssl.SSLContext | None) -> bytes:
     """Return what is at an address, with bounds on time and size, and without following it anywhere; ServerSetupError otherwise."""
-    target = _target(url)
-    path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-    headers = {"Accept": "application/jwk-set+json, application/json", "User-Agent": "clinical-ser", "Connection": "close"}
-    expired = threading.Event()
     try:
-        with contextlib.closing(_connection(target, TIMEOUT_S, tls)) as connection, _deadline(connection.sock, TIMEOUT_S, expired):
-            if isinstance(connection.sock, ssl.SSLSocket):
-                connection.sock.do_handshake()
-            connection.request("GET", path, headers=headers)
-            with connection.getresponse() as response:
-                content = response.read(MAX_SET_BYTES + 1)
-                cut_short = bool(response.length) and len(content) <= MAX_SET_BYTES
-    except (OSError, http.client.HTTPException) as error:
-        reason = "it took too long" if expired.is_set() or isinstance(error, TimeoutError) else _why(error)
-        raise ServerSetupError(f"There was no answer that could be used: {reason}.") from None
-    if expired.is_set() or cut_short:
-        raise ServerSetupError("The answer did not arrive whole in time.")
-    if response.status != HTTPStatus.OK:
-        raise ServerSetupError(f"The answer has HTTP status {response.status}; a redirect is not followed.")
-    if len(content) > MAX_SET_BYTES:
-        raise ServerSetupError(f"The answer is longer than {MAX_SET_BYTES} bytes.")
-    return content
+        answer = get(url, accept="application/jwk-set+json, application/json", timeout_s=TIMEOUT_S, max_answer_bytes=MAX_SET_BYTES, tls=tls)
+    except WitnessError as error:
+        raise ServerSetupError(str(error)) from None
+    if answer.status != HTTPStatus.OK:
+        raise ServerSetupError(f"The answer has HTTP status {answer.status}.")
+    return answer.body

@@ -163,9 +163,8 @@ async def screen(request: Request) -> Response:
     The recording is the body as it is, and what is said of it the header Screening-Metadata; or both are the body: one line of JSON, then the bytes.
     """
     principal, service = principal_of(request), service_of(request)
-    client = f"{principal.tenant}/{principal.id}"
-    service.screening_rate.take(client)
-    with service.screenings_at_once.taken(client):
+    service.screening_rate.take(principal.client)
+    with service.screenings_at_once.taken(principal.client):
         return await _screened(_Asked.by(request), service, principal, request)
 
 
@@ -189,7 +188,7 @@ class _Asked:
 
 async def _screened(asked: _Asked, service: Service, principal: Principal, request: Request) -> Response:
     screening = new_id()
-    repeat = None if asked.key is None else f"repeat\n{principal.tenant}\n{principal.id}\n{asked.key}"
+    repeat = None if asked.key is None else f"repeat\n{principal.client}\n{asked.key}"
     async with service.bodies:
         received = await receive(request, service.configuration.limits, service.spool, screening)
     kept = False
@@ -256,7 +255,7 @@ def _known(service: Service, principal: Principal, order: Order, served: Served,
     subject = principal.subject(order.metadata.subject)
     same = same_as(principal.tenant, subject, order.body, served.bundle.digest, order.metadata)
     before = service.store.repeated(repeat) if repeat else None
-    if before is not None and before[0] != digest:
+    if before is not None and before[0] != service.store.bound(digest):
         detail = "This Idempotency-Key came with another request; a new request needs a new key."
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency-mismatch", detail)
     found = before[1] if before else service.store.same(same)
@@ -526,7 +525,7 @@ async def quality(
     if served is None:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
     limits = service.configuration.limits
-    with service.screenings_at_once.taken(f"{principal.tenant}/{principal.id}"):
+    with service.screenings_at_once.taken(principal.client):
         body = await body_of(request, limits.at_once_bytes)
         if not body:
             raise Problem(HTTPStatus.BAD_REQUEST, "empty", "The body holds no recording.")

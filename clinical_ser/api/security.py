@@ -90,6 +90,10 @@ class Authenticator:
         self._tokens = TokenVerifier(issuer_of(entry, configuration.tenants) for entry in configuration.issuers)
         self.keys = ApiKeys(configuration.keys_file, tenants=frozenset(configuration.tenants) or frozenset({""}))
 
+    def load_keys(self) -> None:
+        """Look for the issuers' keys and the API keys before anyone asks; the log says what is missing."""
+        self._tokens.load_keys()
+
     async def principal(self, header: str) -> Principal:
         """Return whose it is; AuthenticationError where it is nobody's."""
         if header[: len(_BEARER)].lower() != _BEARER:
@@ -231,7 +235,7 @@ class Authenticating:
             if wait := self._failures.wait_s(address):
                 raise too_many(wait) from None
             raise _refused(error) from None
-        if wait := self._requests.wait_s(f"{principal.tenant}/{principal.id}"):
+        if wait := self._requests.wait_s(principal.client):
             request.scope["state"]["principal"] = principal
             raise too_many(wait)
         return principal

@@ -145,7 +145,7 @@ class Service:
         self.configuration, self.audit, self.log, self.models, self.site, self.observing = configuration, audit, log, models, site, observing
         self.workers = Workers(configuration, lambda reason: observing.metrics.worker_restarted(Restart(reason)))
         self.spool = Spool(configuration.spool_folder)
-        self.readers = Readers(audit, log.verifiers)
+        self.readers = Readers(audit, log)
         self.store = Store(log, self.readers)
         self.languages = available(site.languages_folder)
         self.actor = operator().model_copy(update={"role": Role.SERVICE})

@@ -71,6 +71,7 @@ async def listening(configuration: ServerConfiguration, audit: LogConfiguration,
     ServerSetupError, AuditError, BundleError
         Something cannot be started as it is configured.
     """
+    configuration.check_may_serve()
     listen = configuration.listen
     async with AsyncExitStack() as stack:
         # The sockets first: a port that is taken is said before models are loaded; nobody is accepted until all is warm.

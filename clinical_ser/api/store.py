@@ -18,7 +18,6 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.database import Database
 from clinical_ser.audit.events import RECORD, Actor, Hex32, Purpose, Review, ShortText, canonical
 from clinical_ser.audit.log import AuditLog, Receipt
-from clinical_ser.audit.notes import VerifierKey
 from clinical_ser.audit.reading import DatabaseReader, readable
 from clinical_ser.audit.vault import SubjectKey, Vault, subject_name
 from clinical_ser.models.reference import LONGEST_WORD
@@ -168,13 +167,13 @@ class Readers:
     ----------
     audit
         The log.
-    verifiers
-        Its keys.
+    log
+        Its writer, which knows the keys, also those that a command has made since.
     """
 
-    def __init__(self, audit: LogConfiguration, verifiers: Sequence[VerifierKey]) -> None:
+    def __init__(self, audit: LogConfiguration, log: AuditLog) -> None:
         self._audit = audit
-        self._verifiers = tuple(verifiers)
+        self._log = log
         self._idle: list[tuple[Database, Vault]] = []
         self._lock = Lock()
         self._closed = False
@@ -204,7 +203,7 @@ class Readers:
     def reader(self) -> Iterator[DatabaseReader]:
         """Lend a reader of the log as it is now."""
         with self.lent() as (database, vault), database.snapshot():
-            yield DatabaseReader(database, self._verifiers, vault)
+            yield DatabaseReader(database, self._log.verifiers, vault)
 
     def close(self) -> None:
         """Close all that are idle."""
@@ -278,10 +277,14 @@ class Store:
             return rows[0][0] if rows else None
 
     def repeated(self, key: str) -> tuple[bytes, str] | None:
-        """Return the digest of the request that came with an idempotency key, and the screening that it led to."""
+        """Return what binds the request that came with an idempotency key (`bound`), and the screening that it led to."""
         with self._readers.lent() as (database, vault):
             rows = database.query("SELECT digest, screening FROM repeats WHERE lookup = ?", (vault.lookup(key),))
             return (bytes(rows[0][0]), rows[0][1]) if rows else None
+
+    def bound(self, digest: bytes) -> bytes:
+        """Return what is kept of a request's digest: keyed, since what was sent could be guessed."""
+        return self._log.lookup(f"request sent\n{digest.hex()}")
 
     def is_anothers(self, kept: Kept) -> bool:
         """Tell whether the same answer, of the same recording, is kept under another person of the same tenant."""
@@ -361,7 +364,7 @@ class Store:
             return []
         key, digest = repeat
         insert = "INSERT INTO repeats VALUES (?, ?, ?, ?) ON CONFLICT (lookup) DO UPDATE SET digest = excluded.digest, screening = excluded.screening"
-        return [(insert, [(self._log.lookup(key), digest, screening, now)])]
+        return [(insert, [(self._log.lookup(key), self.bound(digest), screening, now)])]
 
     # ── reviews, whoever recorded them ──────────────────────────────────────────────────────────────────────────────────
 

@@ -328,15 +328,31 @@ def post(url: str, body: bytes, *, content_type: str, timeout_s: float, max_answ
     WitnessError
         The address is not of that kind; no answer, a redirect, or one cut short or too long.
     """
+    headers = {"Content-Type": content_type}
+    return _exchange("POST", url, body, headers, timeout_s=timeout_s, max_answer_bytes=max_answer_bytes, tls=tls)
+
+
+def get(url: str, *, accept: str, timeout_s: float, max_answer_bytes: int, tls: ssl.SSLContext | None = None) -> Answer:
+    """Send one GET request for what has one of the media types `accept`; otherwise as `post`."""
+    return _exchange("GET", url, None, {"Accept": accept}, timeout_s=timeout_s, max_answer_bytes=max_answer_bytes, tls=tls)
+
+
+def check_address(url: str) -> None:
+    """Raise WitnessError for what is no address that `post` and `get` take."""
+    _target(url)
+
+
+def _exchange(
+    method: str, url: str, body: bytes | None, headers: dict[str, str], *, timeout_s: float, max_answer_bytes: int, tls: ssl.SSLContext | None
+) -> Answer:
     target = _target(url)
     path = target.path + (f"?{target.query}" if target.query else "")
-    headers = {"Content-Type": content_type, "User-Agent": "clinical-ser", "Connection": "close"}
     expired = threading.Event()
     try:
         with contextlib.closing(_connection(target, timeout_s, tls)) as connection, _deadline(connection.sock, timeout_s, expired):
             if isinstance(connection.sock, ssl.SSLSocket):
                 connection.sock.do_handshake()
-            connection.request("POST", path or "/", body, headers)
+            connection.request(method, path or "/", body, {**headers, "User-Agent": "clinical-ser", "Connection": "close"})
             with connection.getresponse() as response:
                 content = response.read(max_answer_bytes + 1)
                 cut_short = bool(response.length) and len(content) <= max_answer_bytes

@@ -42,7 +42,8 @@ def serve(
     listen = configuration.listen.model_dump() | {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     configuration = ServerConfiguration.checked(configuration.model_dump() | {"listen": listen})
     audit = LogConfiguration.required()
-    if not (configuration.issuers or configuration.keys_file.exists()):
+    configuration.check_may_serve()
+    if not configuration.someone_can_sign_in:
         complain("Nobody can sign in yet", "make an API key (`clinical-ser serve keys add`), or configure an issuer (docs/hospital-it.md).")
     if check:
         from clinical_ser.api.service import served_models

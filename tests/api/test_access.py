@@ -124,7 +124,6 @@ def test_one_tenant_finds_nothing_of_another(tmp_path, bundle, recording):
     [
         ({"listen": {"host": "0.0.0.0"}}, "without TLS"),
         ({"listen": {"host": "0.0.0.0", "certificate": "/c.pem"}}, "both files"),
-        ({"listen": {"host": "0.0.0.0", "certificate": "/c.pem", "key": "/k.pem"}}, "nobody could sign in"),
         ({"listen": {"public_url": "http://screening.example"}}, "https"),
         ({"tenants": ["a/b"]}, "pattern"),
         ({"api_keys": "keys.json"}, "from the root"),
@@ -137,3 +136,12 @@ def test_one_tenant_finds_nothing_of_another(tmp_path, bundle, recording):
 def test_a_configuration_that_is_not_safe_is_refused(settings, told):
     with pytest.raises(ServerSetupError, match=told):
         ServerConfiguration.checked(settings)
+
+
+def test_beyond_the_loopback_address_someone_has_to_be_able_to_sign_in(tmp_path):
+    listen = {"host": "0.0.0.0", "certificate": "/c.pem", "key": "/k.pem"}
+    configuration = ServerConfiguration.checked({"listen": listen, "api_keys": str(tmp_path / "keys.json")})
+    with pytest.raises(ServerSetupError, match="nobody could sign in"):
+        configuration.check_may_serve()
+    (tmp_path / "keys.json").touch()
+    configuration.check_may_serve()

