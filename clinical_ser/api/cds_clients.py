@@ -63,6 +63,7 @@ class CdsClient:
             jku=entry.jku,
             algorithms=frozenset(entry.algorithms),
             tenant=entry.tenant or "",
+            organisation=entry.organisation,
             subject=entry.subject,
         )
 

@@ -7,9 +7,7 @@ person is in the audit trail before the card is on its way.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Any
 
-from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -63,21 +61,6 @@ _ALLOWED = {
 _JSON = "application/json"
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the body that a model describes, with the models in it in their places: a description's references start at its own top."""
-    body = json_body(model)
-    parts = body["content"][_JSON]["schema"].pop("$defs", {})
-
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict):
-            name = value.get("$ref")
-            return whole(parts[name.rpartition("/")[2]]) if isinstance(name, str) else {key: whole(each) for key, each in value.items()}
-        return [whole(each) for each in value] if isinstance(value, list) else value
-
-    described: dict[str, Any] = whole(body)
-    return described
-
-
 # ── routes ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -110,7 +93,7 @@ _POSTED = (
     problems=_POSTED,
     summary="CDS Hooks: the card of a patient whose chart was opened",
     responses={200: {"description": "One card, or none.", "model": Answer}},
-    openapi_extra={"requestBody": _body(HookRequest)},
+    openapi_extra={"requestBody": json_body(HookRequest)},
 )
 async def call_cds_service(request: Request) -> Response:
     """Answer with the card of the newest screenings of a person, or with none."""
@@ -131,7 +114,7 @@ async def call_cds_service(request: Request) -> Response:
     problems=(*_POSTED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     summary="CDS Hooks: what became of cards",
     responses={200: {"description": "Recorded."}},
-    openapi_extra={"requestBody": _body(FeedbackRequest)},
+    openapi_extra={"requestBody": json_body(FeedbackRequest)},
 )
 async def give_cds_feedback(request: Request) -> Response:
     """Record what became of cards, all of them or none."""

@@ -192,6 +192,8 @@ class CdsClientEntry(Strict):
     keys: Url | AbsolutePath
     algorithms: tuple[Literal["ES384", "RS384", "ES256", "RS256"], ...] = ("ES384", "RS384")
     tenant: Tenant | None = None
+    organisation: Name | None = None
+    """What its tokens say in `tenant`, where one issuer serves several organisations."""
     subject: Literal["id", "reference"] = "id"
     """Whether this site names a person by the FHIR id (`123`) or by the reference (`Patient/123`)."""
 

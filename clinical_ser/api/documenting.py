@@ -75,8 +75,17 @@ def screening_headers() -> list[dict[str, Any]]:
 
 
 def json_body(model: type[BaseModel], media: str = "application/json") -> dict[str, Any]:
-    """Return the body that a model describes."""
-    return {"required": True, "content": {media: {"schema": model.model_json_schema()}}}
+    """Return the body that a model describes, with the models in it in their places: a description's references start at its own top."""
+    schema = model.model_json_schema()
+    parts = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            name = value.get("$ref")
+            return whole(parts[name.rpartition("/")[2]]) if isinstance(name, str) else {key: whole(each) for key, each in value.items()}
+        return [whole(each) for each in value] if isinstance(value, list) else value
+
+    return {"required": True, "content": {media: {"schema": whole(schema)}}}
 
 
 def described(app: FastAPI, public_url: str) -> dict[str, Any]:

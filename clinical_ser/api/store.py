@@ -393,11 +393,13 @@ class Store:
         told = record.payload
         if not isinstance(told, Review):
             return []
+        # A result's digest follows from the recording, which another person's screening, or another site's, may have too.
+        [person] = reader.subjects_of([index])
         name = (told.signature.name if told.signature else None) or told.actor.name
         added = Reviewed(index=index, decision=told.decision, reason=told.reason, name=name, time=record.event.time)
         changes = []
         for screening, subject, sealed in database.query(
-            "SELECT id, subject, reviews FROM screenings WHERE result_of = ?", (vault.lookup(RECORD + told.result),)
+            "SELECT id, subject, reviews FROM screenings WHERE result_of = ? AND subject = ?", (vault.lookup(RECORD + told.result), person)
         ):
             key = vault.by_id(bytes(subject))
             if key is None:

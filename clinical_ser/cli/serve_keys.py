@@ -119,7 +119,9 @@ def _record(setting: str, old: str | None, new: str | None) -> None:
         with configuration.write(wait_s=_WAIT_S) as log:
             log.append(Configuration(actor=operator(), setting=setting, old=old, new=new), purpose=Purpose.OPERATIONS)
     except AuditBusyError:
-        complain("Not recorded", "the change is made, and another process kept the audit log from recording it; see `audit list`, and say so there later.")
+        complain(
+            "Not recorded", "the change is made, and another process kept the audit log from recording it; see `audit list`, and say so there later."
+        )
 
 
 def _told(key: ApiKey) -> str:

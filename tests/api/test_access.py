@@ -113,6 +113,10 @@ def test_one_tenant_finds_nothing_of_another(tmp_path, bundle, recording):
         assert other.status == HTTPStatus.CREATED
         assert other.json["id"] != done["id"]
         assert other.json["notices"] == []
+        assert other.json["result"] == done["result"]
+        assert north.post(done["links"]["review"], {"decision": "agreed", "reason": "north's alone"}).status == HTTPStatus.CREATED
+        assert south.get(other.json["links"]["self"]).json["reviews"] == []
+        assert len(north.get(done["links"]["self"]).json["reviews"]) == 1
         assert north.get(done["links"]["self"]).status == HTTPStatus.OK
         with server.audit.read() as reader:
             assert len(reader.named("north/MRN 1")) >= 1

@@ -291,9 +291,8 @@ def test_signing_in_at_the_sites_service_uses_pkce_and_leaves_nothing_behind(win
 def test_what_outlived_the_redirect_is_gone_before_the_token_is_there(window, site):
     window.page.route("**/token", lambda route: None)
     window.open()
-    window.button("Sign in with Example Hospital").click()
     with window.page.expect_request("**/token"):
-        pass
+        window.button("Sign in with Example Hospital").click()
     assert storage(window.page) == {}
     assert window.page.url == site.address
 
