@@ -26,6 +26,7 @@ from clinical_ser.api.routing import Routes, address_of, body_of, principal_of, 
 from clinical_ser.api.service import Served, Service, digest_of, new_id
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Failure, Kept, Metadata, Order, Reviewed, same_as
+from clinical_ser.api.store import Outcome as KeptOutcome
 from clinical_ser.api.workers import LOST, BusyError, WorkerLostError
 from clinical_ser.audio import QualityReport
 from clinical_ser.audit.answering import last_notice
@@ -85,11 +86,12 @@ class ScreeningView(Strict):
     links: Links
 
     @classmethod
-    def of(cls, kept: Kept, notices: tuple[str, ...] = ()) -> "ScreeningView":
-        """Return what is shown of a screening."""
+    def around(cls, kept: Kept, notices: tuple[str, ...] = ()) -> "ScreeningView":
+        """Return what is shown of a screening around its result."""
         own = f"/v1/screenings/{kept.id}"
-        done = kept.result is not None
-        place = AuditPlace(index=kept.record, record=RECORD + kept.result.digest) if kept.result and kept.record is not None else None
+        answer = kept.outcome.answer
+        done = answer is not None
+        place = AuditPlace(index=kept.record, record=RECORD + answer.digest) if answer and kept.record is not None else None
         links = Links(
             self=own, report=f"{own}/report" if done else None, fhir=f"{own}/fhir" if done else None, review=f"{own}/review" if done else None
         )
@@ -98,7 +100,7 @@ class ScreeningView(Strict):
             state=kept.state,
             accepted_at=kept.accepted_at,
             finished_at=kept.finished_at,
-            result=kept.result,
+            result=None,
             failure=kept.failure,
             audit=place,
             reviews=kept.reviews,
@@ -126,7 +128,10 @@ def view(kept: Kept, status: HTTPStatus, notices: tuple[str, ...] = ()) -> Respo
     headers = {"Location": f"/v1/screenings/{kept.id}"} if status is not HTTPStatus.OK else {}
     if kept.state in {"accepted", "running"}:
         headers["Retry-After"] = str(_JOB_WAIT_S)
-    return Response(ScreeningView.of(kept, notices).model_dump_json(), status, headers, "application/json")
+    around = ScreeningView.around(kept, notices).model_dump_json().encode()
+    # The result as it was checked: to read it and write it again takes longer than all the rest. Nothing that anyone chose stands before it.
+    whole = around.replace(b'"result":null', b'"result":' + kept.outcome.json, 1) if kept.outcome.json else around
+    return Response(whole, status, headers, "application/json")
 
 
 _VIEW: dict[str, Any] = {"description": "The screening.", "model": ScreeningView}
@@ -261,7 +266,7 @@ def _known(service: Service, principal: Principal, order: Order, served: Served,
     found = before[1] if before else service.store.same(same)
     kept = service.store.get(found, principal.tenant) if found else None
     if kept is not None:
-        if kept.result is not None:
+        if kept.outcome.answer is not None:
             service.shown(kept, order.actor, "json", purpose=order.metadata.purpose)
             service.observing.metrics.screening(Outcome.FROM_STORE)
         return _Known(kept, same, None, ("Answered from the store: the same recording was answered before.",))
@@ -302,14 +307,13 @@ class _Screening:
             outcome = service.checked(self._served, answer)
         except ServerError as error:
             raise await self._failed("failed", str(error)) from None
-        assert outcome.result is not None
-        kept, notices = await service.in_thread(self._keep, outcome.result)
+        kept, notices = await service.in_thread(self._keep, outcome)
         service.observing.metrics.screening(Outcome.ANSWERED)
         return view(kept, HTTPStatus.CREATED, notices)
 
-    def _keep(self, result: ScreeningResult) -> tuple[Kept, tuple[str, ...]]:
+    def _keep(self, outcome: KeptOutcome) -> tuple[Kept, tuple[str, ...]]:
         service = self._service
-        kept = service.keep_answer(self._id, self._principal, self._order, result, repeat=self._repeat, same=self._same)
+        kept = service.keep_answer(self._id, self._principal, self._order, outcome, repeat=self._repeat, same=self._same)
         return kept, (_UNDER_OTHERS,) if service.store.is_anothers(kept) else ()
 
     async def _failed(self, code: str, detail: str) -> Problem:
@@ -372,7 +376,7 @@ def _shown(service: Service, principal: Principal, screening: str, address: str 
     kept = service.store.get(screening, principal.tenant)
     if kept is None:
         raise _not_found()
-    if form is not None and kept.result is not None:
+    if form is not None and kept.outcome.answer is not None:
         service.shown(kept, principal.actor(address), form)
     return kept
 

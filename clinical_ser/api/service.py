@@ -281,19 +281,22 @@ class Service:
         screening: str,
         principal: Principal,
         order: Order,
-        result: ScreeningResult,
+        outcome: Outcome,
         *,
         repeat: tuple[str, bytes] | None,
         same: str,
     ) -> Kept:
         """Record an answer that was found at once and keep it, in one commit."""
-        outcome = Outcome(result=result)
+        result, answer = outcome.result, outcome.answer
+        assert result is not None
+        assert answer is not None
         also = self.store.answered(screening, principal.tenant, order, outcome, repeat, same=same)
         subject = principal.subject(order.metadata.subject)
-        answer = replace(answer_entry(result, order.actor, subject=subject, notice=order.notice), purpose=order.metadata.purpose)
-        receipts = self.record([*_told(order, subject), answer], also=also, idempotency_key=f"screening {screening}")
+        entry = answer_entry(result, order.actor, subject=subject, notice=order.notice, digest=answer.digest)
+        entries = [*_told(order, subject), replace(entry, purpose=order.metadata.purpose)]
+        receipts = self.record(entries, also=also, idempotency_key=f"screening {screening}")
         moment = datetime.fromisoformat(receipts[-1].time)
-        return Kept(screening, principal.tenant, "done", 1, moment, moment, order, result, None, receipts[-1].index, ())
+        return Kept(screening, principal.tenant, "done", 1, moment, moment, order, outcome, receipts[-1].index, ())
 
     def keep_job(self, screening: str, principal: Principal, order: Order, *, repeat: tuple[str, bytes] | None, same: str) -> Kept:
         """Record that a recording was accepted, and keep it, in one commit."""
@@ -303,13 +306,13 @@ class Service:
         also = self.store.accepted(screening, principal.tenant, order, repeat, same=same)
         receipt = self.record(entries, also=also, idempotency_key=f"accepted {screening}")[-1]
         moment = datetime.fromisoformat(receipt.time)
-        return Kept(screening, principal.tenant, "accepted", 0, moment, None, order, None, None, receipt.index, ())
+        return Kept(screening, principal.tenant, "accepted", 0, moment, None, order, Outcome(), receipt.index, ())
 
     def finish_job(self, kept: Kept, outcome: Outcome) -> None:
         """Record what came of an accepted recording, and keep it, in one commit; asked for again, it is done once."""
         assert kept.record is not None
-        if outcome.result is not None:
-            entry = answer_entry(outcome.result, kept.order.actor, notice=kept.order.notice)
+        if outcome.result is not None and outcome.answer is not None:
+            entry = answer_entry(outcome.result, kept.order.actor, notice=kept.order.notice, digest=outcome.answer.digest)
         else:
             assert outcome.failure is not None
             entry = Entry(self.failed(kept.id, kept.order, outcome.failure.code), outcome=RecordedOutcome.FAILED)
@@ -330,7 +333,7 @@ class Service:
             raise ServerError("A worker's answer is no result.") from None
         if result.model.digest != served.bundle.digest:
             raise ServerError("The model's files were replaced while it was served; restart the server.")
-        return Outcome(result=result)
+        return Outcome.of(result, answer)
 
     def failed(self, screening: str, order: Order, code: str) -> Submission:
         """Return what is recorded of a recording that could not be answered."""
@@ -338,9 +341,10 @@ class Service:
 
     def shown(self, kept: Kept, actor: Actor, form: str, *, purpose: Purpose = Purpose.TREATMENT, action: str = "viewed") -> Receipt:
         """Record that a result is about to be shown."""
-        assert kept.result is not None
-        payload = ReportAction.model_validate({"actor": actor, "result": kept.result.digest, "action": action, "form": form})
-        return self.record([Entry(payload, like=kept.record, purpose=purpose, model=kept.result.model.digest)])[0]
+        answer = kept.outcome.answer
+        assert answer is not None
+        payload = ReportAction.model_validate({"actor": actor, "result": answer.digest, "action": action, "form": form})
+        return self.record([Entry(payload, like=kept.record, purpose=purpose, model=answer.model)])[0]
 
 
 def _told(order: Order, subject: str) -> list[Entry]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
 from hashlib import sha256
 from threading import Lock
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
@@ -115,11 +116,53 @@ class Failure(Strict):
     detail: str
 
 
-class Outcome(Strict):
-    """What came of a screening."""
+class Answer(Strict):
+    """What is asked of a result again and again, so that it need not be read for that."""
 
-    result: ScreeningResult | None = None
+    digest: Hex32
+    model: Hex32
+    """Of the result, and of the model that answered."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a screening: a result, as the JSON that it was checked from, or a reason.
+
+    Attributes
+    ----------
+    json
+        The result's.
+    """
+
+    answer: Answer | None = None
+    json: bytes = b""
     failure: Failure | None = None
+
+    @classmethod
+    def of(cls, result: ScreeningResult, json: bytes) -> Self:
+        """Return the outcome with a result, which this JSON is of."""
+        return cls(Answer(digest=result.digest, model=result.model.digest), json)
+
+    @cached_property
+    def result(self) -> ScreeningResult | None:
+        """The result, read."""
+        return None if self.answer is None else ScreeningResult.model_validate_json(self.json)
+
+    def encode(self) -> bytes:
+        """Return its bytes: one line of JSON, and the result's."""
+        return _Head(answer=self.answer, failure=self.failure).model_dump_json().encode() + b"\n" + self.json
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Self:
+        """Read what `encode` wrote."""
+        line, _, json = raw.partition(b"\n")
+        head = _Head.model_validate_json(line)
+        return cls(head.answer, json, head.failure)
+
+
+class _Head(Strict):
+    answer: Answer | None
+    failure: Failure | None
 
 
 class Reviewed(Strict):
@@ -149,10 +192,19 @@ class Kept:
     accepted_at: datetime
     finished_at: datetime | None
     order: Order
-    result: ScreeningResult | None
-    failure: Failure | None
+    outcome: Outcome
     record: int | None
     reviews: tuple[Reviewed, ...]
+
+    @property
+    def result(self) -> ScreeningResult | None:
+        """The result, read; None where there is none."""
+        return self.outcome.result
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is none, where it has ended without."""
+        return self.outcome.failure
 
     @property
     def subject(self) -> str:
@@ -288,13 +340,13 @@ class Store:
 
     def is_anothers(self, kept: Kept) -> bool:
         """Tell whether the same answer, of the same recording, is kept under another person of the same tenant."""
-        if kept.result is None:
+        if kept.outcome.answer is None:
             return False
         with self._readers.lent() as (database, vault):
             select = (
                 "SELECT 1 FROM screenings WHERE result_of = ? AND tenant = ? AND subject <> (SELECT subject FROM screenings WHERE id = ?) LIMIT 1"
             )
-            return bool(database.query(select, (vault.lookup(RECORD + kept.result.digest), kept.tenant, kept.id)))
+            return bool(database.query(select, (vault.lookup(RECORD + kept.outcome.answer.digest), kept.tenant, kept.id)))
 
     def unfinished(self) -> list[Kept]:
         """Return accepted screenings that have no outcome, the oldest first."""
@@ -312,7 +364,7 @@ class Store:
         def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Rows:
             found = _outcome_columns(screening, key, outcome, receipts, self._log.lookup)
             sealed = _seal(key, screening, "about", order)
-            state = "done" if outcome.result else "failed"
+            state = "done" if outcome.answer else "failed"
             values = (screening, tenant, key.id, state, 1, now, now, order.model, self._log.lookup(same), *found[:2], sealed, found[2], None)
             return [(_INSERT, [values]), *self._repeat(repeat, screening, now)]
 
@@ -336,7 +388,7 @@ class Store:
         def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Rows:
             result_of, record, sealed = _outcome_columns(kept.id, key, outcome, receipts, self._log.lookup)
             about = _seal(key, kept.id, "about", kept.order.model_copy(update={"spooled": None}))
-            state = "done" if outcome.result else "failed"
+            state = "done" if outcome.answer else "failed"
             return [(_FINISH, [(state, _now(), result_of, record, about, sealed, kept.id)])]
 
         return rows
@@ -430,12 +482,13 @@ def same_as(tenant: str, subject: str, body: str, model_digest: str, metadata: M
 def _outcome_columns(
     screening: str, key: SubjectKey, outcome: Outcome, receipts: Sequence[Receipt], lookup: Callable[[str], bytes]
 ) -> tuple[bytes | None, int, bytes]:
-    result_of = lookup(RECORD + outcome.result.digest) if outcome.result else None
-    return result_of, receipts[-1].index, _seal(key, screening, "outcome", outcome)
+    result_of = lookup(RECORD + outcome.answer.digest) if outcome.answer else None
+    return result_of, receipts[-1].index, _seal(key, screening, "outcome", outcome.encode())
 
 
-def _seal(key: SubjectKey, screening: str, what: str, content: Strict) -> bytes:
-    return key.seal(f"screening {screening} {what}", b"", content.model_dump_json().encode())
+def _seal(key: SubjectKey, screening: str, what: str, content: Strict | bytes) -> bytes:
+    raw = content if isinstance(content, bytes) else content.model_dump_json().encode()
+    return key.seal(f"screening {screening} {what}", b"", raw)
 
 
 def _open(key: SubjectKey, screening: str, what: str, sealed: bytes) -> bytes:
@@ -448,7 +501,7 @@ def _opened(row: tuple[Any, ...], vault: Vault) -> Kept | None:
     key = vault.by_id(bytes(subject))
     if key is None:
         return None
-    outcome = Outcome.model_validate_json(_open(key, screening, "outcome", bytes(sealed))) if sealed else Outcome()
+    outcome = Outcome.decode(_open(key, screening, "outcome", bytes(sealed))) if sealed else Outcome()
     told = _Reviews.model_validate_json(_open(key, screening, "reviews", bytes(reviews))) if reviews else _Reviews()
     return Kept(
         id=screening,
@@ -458,8 +511,7 @@ def _opened(row: tuple[Any, ...], vault: Vault) -> Kept | None:
         accepted_at=_moment(accepted),
         finished_at=None if finished is None else _moment(finished),
         order=Order.model_validate_json(_open(key, screening, "about", bytes(about))),
-        result=outcome.result,
-        failure=outcome.failure,
+        outcome=outcome,
         record=record,
         reviews=told.reviews,
     )

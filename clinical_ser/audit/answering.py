@@ -216,8 +216,12 @@ def activation(reader: LogReader, actor: Actor, *, name: str, digest: str, versi
     return [Entry(change, purpose=Purpose.OPERATIONS, model=digest)]
 
 
-def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None = None, notice: str | None = None) -> Entry:
-    """Return the record of an answer. Without a subject, the result's own record stands for the person, so that it can be erased all the same."""
+def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None = None, notice: str | None = None, digest: str | None = None) -> Entry:
+    """Return the record of an answer. Without a subject, the result's own record stands for the person, so that it can be erased all the same.
+
+    `digest` is the result's, for whoever has it already: it takes milliseconds.
+    """
+    digest = digest or result.digest
     checks = tuple(
         Check(name=check.name, value=check.value, verdict="warn" if check.verdict == "warn" else "fail")
         for check in result.quality.checks
@@ -225,7 +229,7 @@ def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None =
     )
     common = {
         "actor": actor,
-        "result": result.digest,
+        "result": digest,
         "recording": result.recording.sha256,
         "duration_s": result.recording.duration_s,
         "task": result.task,
@@ -239,7 +243,7 @@ def answer_entry(result: ScreeningResult, actor: Actor, *, subject: str | None =
     else:
         payload = Inference(**common, **_answer(result), simulated=result.model.simulated, encoders=result.model.encoders, notice=notice)
     outcome = Outcome.REFUSED if result.status is Status.NOT_USABLE else Outcome.SUCCESS
-    return Entry(payload, subject=RECORD + result.digest if subject is None else subject, outcome=outcome, model=result.model.digest)
+    return Entry(payload, subject=RECORD + digest if subject is None else subject, outcome=outcome, model=result.model.digest)
 
 
 def last_notice(reader: DatabaseReader, subject: str | None) -> str | None:
