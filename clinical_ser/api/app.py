@@ -56,7 +56,7 @@ class Application:
     Raises
     ------
     ServerSetupError
-        A route does not say who may use it, or an issuer or record system does not fit.
+        A route does not say who may use it, or an issuer, record system or sign-in service does not fit.
     """
 
     def __init__(self, service: Service, observing: Observing) -> None:
@@ -64,6 +64,7 @@ class Application:
         self._observing = observing
         self.api = _bare()
         self.api.state.service = service
+        self.api.state.page = page.page_of(service.configuration, service.site)
         self.api.state.cds_clients = CdsClients.of(service.configuration.cds.clients)
         add_routes(self.api)
         check_guarded(self.api)

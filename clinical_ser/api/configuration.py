@@ -50,7 +50,11 @@ def _https(url: str) -> str:
         raise ValueError("https://HOST… is expected, or http on a loopback address")
     if parts.username or parts.query or parts.fragment:
         raise ValueError("an address without user, query and fragment is expected")
-    return url.rstrip("/")
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("a port from 1 to 65535 is expected") from None
+    return url
 
 
 def _address(text: str) -> str:
@@ -211,7 +215,7 @@ class Cds(Strict):
 class Fhir(Strict):
     """How a record system names what we write."""
 
-    subject_system: Name = "urn:clinical-ser:subject"
+    subject_system: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9+.-]*:[!-~]+$", max_length=200)] = "urn:clinical-ser:subject"
     """Of the identifier by which a person is referred to."""
     subject: Literal["identifier", "reference"] = "identifier"
     """Whether the subject's name here is an identifier, or the id of a Patient resource."""
@@ -254,7 +258,7 @@ class ServerConfiguration(Strict):
     def public_url(self) -> str:
         """How clients reach the server."""
         host = f"[{self.listen.host}]" if ":" in self.listen.host else self.listen.host
-        return self.listen.public_url or f"{'https' if self.listen.certificate else 'http'}://{host}:{self.listen.port}"
+        return (self.listen.public_url or "").rstrip("/") or f"{'https' if self.listen.certificate else 'http'}://{host}:{self.listen.port}"
 
     @property
     def keys_file(self) -> Path:

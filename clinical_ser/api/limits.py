@@ -76,7 +76,7 @@ class AtOnce:
         """Count one for as long as it goes on, or end the request with 429."""
         now = self._now.get(client, 0)
         if now >= self._most:
-            raise too_many(1.0)
+            raise too_many(1.0, "too-many-at-once")
         self._now[client] = now + 1
         try:
             yield
@@ -88,10 +88,10 @@ class AtOnce:
                 del self._now[client]
 
 
-def too_many(wait_s: float) -> Problem:
+def too_many(wait_s: float, kind: str = "too-many") -> Problem:
     """Return the answer to whoever asks too much."""
     after = {"Retry-After": str(max(1, math.ceil(wait_s)))}
-    return Problem(HTTPStatus.TOO_MANY_REQUESTS, "too-many", "This client asks for more than it may; come back after Retry-After seconds.", after)
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, kind, "This client asks for more than it may; come back after Retry-After seconds.", after)
 
 
 def unavailable(kind: str, detail: str, wait_s: float) -> Problem:

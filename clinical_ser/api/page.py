@@ -14,7 +14,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from starlette.responses import Response
 from clinical_ser.api.access import Open
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.problems import Problem
-from clinical_ser.api.routing import Routes, service_of
+from clinical_ser.api.routing import Routes
 from clinical_ser.errors import ServerSetupError
 from reports.site import Site
 
@@ -95,16 +95,18 @@ class Page:
     Raises
     ------
     ServerSetupError
-        The address of a sign-in service cannot stand in a policy.
+        The address of a sign-in service cannot be gone to, or cannot stand in a policy.
     """
 
     def __init__(self, configuration: ServerConfiguration, site: Site | None = None) -> None:
         self._files = dict(page_files(site))
         told = json.dumps(_told(configuration), ensure_ascii=False).encode()
         self._files[CONFIGURATION] = PageFile.of(CONFIGURATION, told)
-        services = [*(each.token_endpoint for each in configuration.sign_in), *(each.token_endpoint for each in configuration.smart)]
+        services = (*configuration.sign_in, *configuration.smart)
+        for each in services:
+            _checked(each.authorization_endpoint, "authorization_endpoint")
         self._headers = {
-            "Content-Security-Policy": policy(services),
+            "Content-Security-Policy": policy(each.token_endpoint for each in services),
             "Cross-Origin-Opener-Policy": "same-origin",
             "Permissions-Policy": _PERMISSIONS,
             # They hold nothing of anyone: a browser may keep them, and asks each time whether they are still the same.
@@ -135,13 +137,24 @@ class Page:
         return Response(file.content, HTTPStatus.OK, {**headers, "Content-Type": file.media_type})
 
 
+def page_of(configuration: ServerConfiguration, site: Site | None = None) -> Page:
+    """Return the page of a server, made when the server is: what cannot be used ends its start, and not a clinician's first visit.
+
+    Raises
+    ------
+    ServerSetupError
+        The address of a sign-in service cannot be gone to, or cannot stand in a policy.
+    """
+    return Page(configuration, site)
+
+
 def policy(services: Iterable[str]) -> str:
     """Return the page's Content-Security-Policy, where it may take tokens from these addresses.
 
     Raises
     ------
     ServerSetupError
-        An address has a host that no policy can name.
+        An address has a host that no policy can name, or a port that is none.
     """
     origins = dict.fromkeys(map(_origin, services))
     directives = {
@@ -164,11 +177,22 @@ def policy(services: Iterable[str]) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _checked(url, "token_endpoint")
     host, _, port = parts.netloc.rpartition(":") if parts.port is not None else (parts.netloc, "", "")
     if parts.scheme not in {"http", "https"} or not _HOST.fullmatch(host):
         raise ServerSetupError("The server's configuration does not fit: a token_endpoint has a host that is no plain host name.")
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
+
+
+def _checked(url: str, setting: str) -> SplitResult:
+    """Return an address in its parts, where a browser can go there."""
+    try:
+        parts = urlsplit(url)
+        # It is read here, and refused where it is beyond 65535.
+        _ = parts.port
+    except ValueError:
+        raise ServerSetupError(f"The server's configuration does not fit: {setting} is no address, or has a port that is none.") from None
+    return parts
 
 
 def _report_style() -> str:
@@ -180,8 +204,8 @@ def _told(configuration: ServerConfiguration) -> dict[str, Any]:
     """Return what the page has to know, all of which anyone may."""
     limits = configuration.limits
     return {
-        "issuers": [entry.model_dump(mode="json") for entry in configuration.sign_in],
-        "smart": [entry.model_dump(mode="json") for entry in configuration.smart],
+        "issuers": [entry.model_dump(mode="json", exclude_none=True) for entry in configuration.sign_in],
+        "smart": [entry.model_dump(mode="json", exclude_none=True) for entry in configuration.smart],
         "languages": list(LANGUAGES),
         "api_keys": True,
         "require_notice": configuration.require_notice,
@@ -194,11 +218,7 @@ def _validators(if_none_match: str | None) -> set[str]:
 
 
 def _answer(request: Request, name: str) -> Response:
-    state = request.app.state
-    if not hasattr(state, "page"):
-        service = service_of(request)
-        state.page = Page(service.configuration, service.site)
-    page: Page = state.page
+    page: Page = request.app.state.page
     return page.response(name, request.headers.get("if-none-match"))
 
 

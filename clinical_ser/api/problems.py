@@ -27,11 +27,13 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         For people: what was wrong and what would have been right, without a word of what was sent.
     headers
         Further headers, as Retry-After.
+    denial
+        What it is in the trail and in the metrics, where whoever asked must not hear that: what is another site's is not there.
     """
 
-    def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: dict[str, str] | None = None, *, denial: str | None = None) -> None:
         super().__init__(kind)
-        self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
+        self.status, self.kind, self.detail, self.headers, self.denial = status, kind, detail, headers or {}, denial or kind
 
     def response(self, request: Request) -> JSONResponse:
         """Return the answer."""

@@ -33,7 +33,7 @@ from clinical_ser.audit.answering import last_notice
 from clinical_ser.audit.events import RECORD, Actor, Review
 from clinical_ser.audit.events import Outcome as RecordedOutcome
 from clinical_ser.audit.log import Entry
-from clinical_ser.errors import ReportError, ServerError
+from clinical_ser.errors import InvalidValueError, ReportError, ServerError
 from clinical_ser.interop.fhir import Audited, SubjectReference, fhir_bytes, screening_bundle
 from clinical_ser.interop.fhir_words import Reviewed as FhirReview
 from clinical_ser.screening.result import ScreeningResult
@@ -375,16 +375,16 @@ def _shown(service: Service, principal: Principal, screening: str, address: str 
     """Return a screening whose showing is recorded, if there is a result to show."""
     kept = service.store.get(screening, principal.tenant)
     if kept is None:
-        raise _not_found()
+        raise _not_found(elsewhere=service.store.is_anothers_tenant(screening, principal.tenant))
     if form is not None and kept.outcome.answer is not None:
         service.shown(kept, principal.actor(address), form)
     return kept
 
 
-def _not_found() -> Problem:
-    return Problem(
-        HTTPStatus.NOT_FOUND, "not-found", "There is no such screening: none was made under this id, or it was erased or is no longer kept."
-    )
+def _not_found(*, elsewhere: bool) -> Problem:
+    """Return one answer for what is not there and for what is another site's; the trail knows the difference."""
+    detail = "There is no such screening: none was made under this id, or it was erased or is no longer kept."
+    return Problem(HTTPStatus.NOT_FOUND, "not-found", detail, denial="another-tenants" if elsewhere else None)
 
 
 def _finished(kept: Kept) -> ScreeningResult:
@@ -441,10 +441,17 @@ async def read_report(request: Request, screening: Id) -> Response:
 async def read_fhir(request: Request, screening: Id, report: Annotated[bool, Query(description="With the report as PDF.")] = True) -> Response:
     """Return RiskAssessment (preliminary until reviewed), Observations, DiagnosticReport, DocumentReference, Device, Provenance and AuditEvent."""
     principal, service = principal_of(request), service_of(request)
-    kept = await service.in_thread(_shown, service, principal, screening, address_of(request), "fhir")
+    kept = await service.in_thread(_shown, service, principal, screening, None, None)
     result = _finished(kept)
-    pdf = await service.rendered(pdf_report, result, site=service.site, language=None) if report else None
-    bundle = await service.in_thread(_bundle, service, kept, result, pdf)
+    try:
+        pdf = await service.rendered(pdf_report, result, site=service.site, language=None) if report else None
+        bundle = await service.in_thread(_bundle, service, kept, result, pdf)
+    except InvalidValueError as error:
+        detail = f"The bundle cannot name this person as the site configured it (fhir.subject): {error.rule}."
+        raise Problem(HTTPStatus.CONFLICT, "subject", detail) from None
+    except ReportError as error:
+        raise unavailable("no-report", f"The report cannot be made here: {error}", 3600) from None
+    await service.in_thread(service.shown, kept, principal.actor(address_of(request)), "fhir")
     return Response(fhir_bytes(bundle), HTTPStatus.OK, media_type=FHIR)
 
 

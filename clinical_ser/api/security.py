@@ -19,7 +19,7 @@ from clinical_ser.api.api_keys import PREFIX, ApiKeys
 from clinical_ser.api.configuration import Issuer as IssuerEntry
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.limits import Rate, too_many, unavailable
-from clinical_ser.api.metrics import Denial
+from clinical_ser.api.metrics import Denial, Limit
 from clinical_ser.api.observing import Observing
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import CHALLENGE, CLOSE, address_of, address_told
@@ -48,8 +48,15 @@ _REASONS: dict[str, Reason] = {
     "forbidden": "forbidden",
     "another-tenants": "forbidden",
     "too-many": "rate_limited",
+    "too-many-at-once": "rate_limited",
 }
-_COUNTED = {"unauthenticated": Denial.UNAUTHENTICATED, "expired": Denial.EXPIRED, "replayed": Denial.REPLAYED, "forbidden": Denial.SCOPE}
+_COUNTED = {
+    "unauthenticated": Denial.UNAUTHENTICATED,
+    "expired": Denial.EXPIRED,
+    "replayed": Denial.REPLAYED,
+    "forbidden": Denial.SCOPE,
+    "another-tenants": Denial.TENANT,
+}
 _NOBODY = "unknown client"
 
 
@@ -88,11 +95,14 @@ class Authenticator:
 
     def __init__(self, configuration: ServerConfiguration) -> None:
         self._tokens = TokenVerifier(issuer_of(entry, configuration.tenants) for entry in configuration.issuers)
+        self._keys_file = configuration.keys_file
         self.keys = ApiKeys(configuration.keys_file, tenants=frozenset(configuration.tenants) or frozenset({""}))
 
     def load_keys(self) -> None:
-        """Look for the issuers' keys and the API keys before anyone asks; the log says what is missing."""
+        """Look for the issuers' keys, and the API keys, before anyone asks; the log says what is missing."""
         self._tokens.load_keys()
+        if self._keys_file.exists():
+            self.keys.load()
 
     async def principal(self, header: str) -> Principal:
         """Return whose it is; AuthenticationError where it is nobody's."""
@@ -188,6 +198,7 @@ class Authenticating:
         limits = service.configuration.limits
         self._now = 0
         self._failures = Rate(_FAILURES_PER_S, limits.failures)
+        self._record_systems = Rate(limits.requests_per_s, _REQUESTS_AT_ONCE * limits.requests_per_s)
         self._requests = Rate(limits.requests_per_s, _REQUESTS_AT_ONCE * limits.requests_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,10 +234,13 @@ class Authenticating:
 
     async def _principal(self, request: Request) -> Principal | None:
         headers = request.headers.getlist("authorization")
-        signed_for_the_route = request.scope["path"].startswith(CDS)
-        if not headers or signed_for_the_route:
-            return None
         address = address_of(request) or _NOBODY
+        if request.scope["path"].startswith(CDS):
+            if wait := self._record_systems.wait_s(address):
+                raise too_many(wait)
+            return None
+        if not headers:
+            return None
         if len(headers) > 1:
             raise _refused(AuthenticationError("There are two Authorization headers."))
         try:
@@ -242,11 +256,13 @@ class Authenticating:
 
     def denied(self, request: Request, problem: Problem) -> None:
         """Note a problem that is a denial."""
-        reason = _REASONS.get(problem.kind)
+        reason = _REASONS.get(problem.denial)
         if reason is None:
             return
-        if (counted := _COUNTED.get(reason)) is not None:
+        if (counted := _COUNTED.get(problem.denial)) is not None:
             self._observing.metrics.denied(counted)
+        elif reason == "rate_limited":
+            self._observing.metrics.limited(Limit.CONCURRENCY if problem.kind == "too-many-at-once" else Limit.RATE)
         principal = request.scope["state"].get("principal")
         address = address_of(request)
         actor = principal.actor(address) if isinstance(principal, Principal) else Actor(id=_NOBODY, role=Role.SERVICE, client=address)

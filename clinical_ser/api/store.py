@@ -59,8 +59,14 @@ Word = Annotated[str, Field(min_length=1, max_length=LONGEST_WORD), AfterValidat
 def _name(text: str) -> str:
     if not (text.strip() and text.isprintable()):
         raise ValueError("characters that print are expected")
-    subject_name(text)
-    return text
+    # As the trail looks it up, also where a site's name is put before it.
+    return subject_name(text)
+
+
+def _past(day: date) -> date:
+    if day > datetime.now(UTC).date() + timedelta(days=1):
+        raise ValueError("a day that has come is expected")
+    return day
 
 
 class Metadata(Strict):
@@ -77,7 +83,7 @@ class Metadata(Strict):
     task: Word | None = None
     device: Word | None = None
     language: Word | None = None
-    recorded_on: date | None = None
+    recorded_on: Annotated[date, AfterValidator(_past)] | None = None
     timeline: bool = False
     explained: Word | None = None
     notice: ShortText | None = None
@@ -172,6 +178,8 @@ class Reviewed(Strict):
     decision: Literal["agreed", "overridden", "undecided"]
     reason: str
     name: str | None
+    role: str
+    """Of whoever decided: a clinician, or a record system (`service`) that passed on what became of a card."""
     time: str
 
 
@@ -293,6 +301,7 @@ class Store:
     def __init__(self, log: AuditLog, readers: Readers) -> None:
         self._log = log
         self._readers = readers
+        self._taking_in = Lock()
 
     def prepare(self) -> None:
         """Make the tables, if they are not there."""
@@ -347,6 +356,11 @@ class Store:
                 "SELECT 1 FROM screenings WHERE result_of = ? AND tenant = ? AND subject <> (SELECT subject FROM screenings WHERE id = ?) LIMIT 1"
             )
             return bool(database.query(select, (vault.lookup(RECORD + kept.outcome.answer.digest), kept.tenant, kept.id)))
+
+    def is_anothers_tenant(self, screening: str, tenant: str) -> bool:
+        """Tell whether there is such a screening, of another tenant."""
+        with self._readers.lent() as (database, _):
+            return bool(database.query("SELECT 1 FROM screenings WHERE id = ? AND tenant <> ?", (screening, tenant)))
 
     def unfinished(self) -> list[Kept]:
         """Return accepted screenings that have no outcome, the oldest first."""
@@ -428,38 +442,60 @@ class Store:
         int
             How many screenings were reviewed.
         """
-        with self._readers.lent() as (database, vault):
-            [(seen,)] = database.query("SELECT size FROM reviewed")
-            with database.snapshot():
-                reader = DatabaseReader(database, self._log.verifiers, vault)
-                if reader.size <= seen:
-                    return 0
-                places = [at for at, leaf in enumerate(reader.leaves(seen, reader.size), start=seen) if _REVIEW in leaf]
-                changes = [change for at in places for change in self._review(reader, at, database, vault)]
-                size = reader.size
-        self._log.change([*changes, ("UPDATE reviewed SET size = ?", [(size,)])])
-        return len(changes)
+        # One after the other: each starts from what the last one noted.
+        with self._taking_in:
+            with self._readers.lent() as (database, vault):
+                [(seen,)] = database.query("SELECT size FROM reviewed")
+                with database.snapshot():
+                    reader = DatabaseReader(database, self._log.verifiers, vault)
+                    if reader.size <= seen:
+                        return 0
+                    places = [at for at, leaf in enumerate(reader.leaves(seen, reader.size), start=seen) if _REVIEW in leaf]
+                    noted = _Noted(database, vault)
+                    for at in places:
+                        noted.add(reader, at)
+                    size = reader.size
+            self._log.change([*noted.rows(), ("UPDATE reviewed SET size = ?", [(size,)])])
+            return len(noted)
 
-    def _review(self, reader: DatabaseReader, index: int, database: Database, vault: Vault) -> Rows:
+
+class _Reviews(Strict):
+    reviews: tuple[Reviewed, ...] = ()
+
+
+class _Noted:
+    """Reviews beside their screenings, several of one screening together."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._database, self._vault = database, vault
+        self._found: dict[str, tuple[SubjectKey, _Reviews]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, reader: DatabaseReader, index: int) -> None:
+        """Add a review to each screening of its person with its result."""
         record = reader.record(index)
         told = record.payload
         if not isinstance(told, Review):
-            return []
+            return
+        name = (told.signature.name if told.signature else None) or told.actor.name
+        role = told.actor.role.value
+        added = Reviewed(index=index, decision=told.decision, reason=told.reason, name=name, role=role, time=record.event.time)
         # A result's digest follows from the recording, which another person's screening, or another site's, may have too.
         [person] = reader.subjects_of([index])
-        name = (told.signature.name if told.signature else None) or told.actor.name
-        added = Reviewed(index=index, decision=told.decision, reason=told.reason, name=name, time=record.event.time)
-        changes = []
-        for screening, subject, sealed in database.query(
-            "SELECT id, subject, reviews FROM screenings WHERE result_of = ? AND subject = ?", (vault.lookup(RECORD + told.result), person)
-        ):
-            key = vault.by_id(bytes(subject))
+        select = "SELECT id, subject, reviews FROM screenings WHERE result_of = ? AND subject = ?"
+        for screening, subject, sealed in self._database.query(select, (self._vault.lookup(RECORD + told.result), person)):
+            key = self._vault.by_id(bytes(subject))
             if key is None:
                 continue
-            before = _Reviews.model_validate_json(_open(key, screening, "reviews", bytes(sealed))) if sealed else _Reviews()
-            after = _Reviews(reviews=(*(each for each in before.reviews if each.index != index), added))
-            changes.append(("UPDATE screenings SET reviews = ? WHERE id = ?", [(_seal(key, screening, "reviews", after), screening)]))
-        return changes
+            before = self._found[screening][1] if screening in self._found else _reviews_in(key, screening, sealed)
+            self._found[screening] = (key, _Reviews(reviews=(*(each for each in before.reviews if each.index != index), added)))
+
+    def rows(self) -> Rows:
+        """Return what is to be written."""
+        update = "UPDATE screenings SET reviews = ? WHERE id = ?"
+        return [(update, [(_seal(key, screening, "reviews", reviews), screening)]) for screening, (key, reviews) in self._found.items()]
 
 
 _INSERT = "INSERT INTO screenings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -467,10 +503,6 @@ _FINISH = (
     "UPDATE screenings SET state = ?, finished = ?, result_of = ?, record = ?, about = ?, outcome = ? "
     "WHERE id = ? AND state IN ('accepted', 'running')"
 )
-
-
-class _Reviews(Strict):
-    reviews: tuple[Reviewed, ...] = ()
 
 
 def same_as(tenant: str, subject: str, body: str, model_digest: str, metadata: Metadata) -> str:
@@ -495,6 +527,10 @@ def _open(key: SubjectKey, screening: str, what: str, sealed: bytes) -> bytes:
     return b"".join(key.open(f"screening {screening} {what}", sealed))
 
 
+def _reviews_in(key: SubjectKey, screening: str, sealed: bytes | None) -> _Reviews:
+    return _Reviews.model_validate_json(_open(key, screening, "reviews", bytes(sealed))) if sealed else _Reviews()
+
+
 def _opened(row: tuple[Any, ...], vault: Vault) -> Kept | None:
     """Open a row; None where its person's key was destroyed meanwhile."""
     screening, tenant, subject, state, attempts, accepted, finished, record, about, sealed, reviews = row
@@ -502,7 +538,7 @@ def _opened(row: tuple[Any, ...], vault: Vault) -> Kept | None:
     if key is None:
         return None
     outcome = Outcome.decode(_open(key, screening, "outcome", bytes(sealed))) if sealed else Outcome()
-    told = _Reviews.model_validate_json(_open(key, screening, "reviews", bytes(reviews))) if reviews else _Reviews()
+    told = _reviews_in(key, screening, reviews)
     return Kept(
         id=screening,
         tenant=tenant,

@@ -65,6 +65,9 @@ _LOOKED_BACK = 64
 """Tiles that are looked through for the latest time when a log is opened."""
 _LOOK_EVERY_S = 0.1
 """How often a writer who lends looks whether someone waits, and the least that it keeps the log between two loans."""
+_FOR_NOTHING_S = 0.9
+"""A loan that took so long and added nothing was taken by nobody (`turns` waits a second for a guest)."""
+_LONGEST_PAUSE_S = 10.0
 _SLICE_S = 1.0
 """How long a writer waits at a time to have its log back; in between it sees whether it was closed."""
 _LAST_PATIENCE_S = 10.0
@@ -281,7 +284,8 @@ class AuditLog:
         """What is open must not be used any more."""
         self._lent = False
         """It is broken because it was lent, and by no error."""
-        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        self._pause_s = _LOOK_EVERY_S
+        self._look_at = time.monotonic() + self._pause_s
         self._patient_until = math.inf
         self._closed = False
         self._committing = False
@@ -539,8 +543,15 @@ class AuditLog:
                     self._commit([request for request in taken if not request.abandoned])
                 self._committing = False
                 if self._lends and not self._closed and time.monotonic() >= self._look_at:
-                    self._lend_where_wanted()
-                    self._look_at = time.monotonic() + _LOOK_EVERY_S
+                    self._look()
+
+    def _look(self) -> None:
+        """Lend the log where it is wanted, and look again soon; less soon where whoever wanted it did not take it, as a process that was stopped."""
+        size, began = self._tree.size, time.monotonic()
+        self._lend_where_wanted()
+        for_nothing = self._tree.size == size and time.monotonic() - began >= _FOR_NOTHING_S
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S) if for_nothing else _LOOK_EVERY_S
+        self._look_at = time.monotonic() + self._pause_s
 
     def _commit(self, requests: list[_Request]) -> None:
         """Make one transaction of the requests; each is finished, one way or the other."""

@@ -118,9 +118,14 @@ def test_one_tenant_finds_nothing_of_another(tmp_path, bundle, recording):
         assert south.get(other.json["links"]["self"]).json["reviews"] == []
         assert len(north.get(done["links"]["self"]).json["reviews"]) == 1
         assert north.get(done["links"]["self"]).status == HTTPStatus.OK
+        south.screen(recording, subject=" MRN 1 ")
         with server.audit.read() as reader:
             assert len(reader.named("north/MRN 1")) >= 1
+            assert not reader.named("south/ MRN 1")
             assert not set(reader.named("north/MRN 1")) & set(reader.named("south/MRN 1"))
+    with server.audit.read() as reader:
+        denied = [record.payload for record in reader.records() if isinstance(record.payload, AccessDenied)]
+    assert [each.reason for each in denied] == ["forbidden"] * 4
 
 
 @pytest.mark.parametrize(

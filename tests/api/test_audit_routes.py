@@ -140,7 +140,7 @@ class _Known:
 @contextlib.contextmanager
 def site(configuration: LogConfiguration, **settings: Any) -> Iterator[Site]:
     with configuration.write() as log:
-        readers = Readers(configuration, log.verifiers)
+        readers = Readers(configuration, log)
         server = ServerConfiguration.checked({"listen": {"public_url": URL}} | settings)
         made = Site(House(configuration, log, server, readers))
         try:

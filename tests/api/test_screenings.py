@@ -175,6 +175,7 @@ def test_an_accepted_recording_that_is_no_audio_ends_with_a_reason(client, perso
         ({"explained": "no_class"}, "explained"),
         ({"prevalence": True}, "prevalence"),
         ({"recorded_on": "yesterday"}, "recorded_on"),
+        ({"recorded_on": "2999-01-01"}, "recorded_on"),
     ],
     ids=lambda value: value if isinstance(value, str) else json.dumps(value),
 )
@@ -224,6 +225,19 @@ def test_a_review_is_recorded_and_shown_from_then_on(client, server, recording, 
     bundle = client.get(done["links"]["fhir"]).json
     [risk] = [entry["resource"] for entry in bundle["entry"] if entry["resource"]["resourceType"] == "RiskAssessment"]
     assert risk["status"] != "preliminary"
+
+
+def test_reviews_that_are_taken_in_together_are_all_kept(client, server, recording, person):
+    done = client.screen(recording, subject=person).json
+    decisions = ("overridden", "undecided", "agreed")
+    with server.service.store._taking_in:
+        threads = [threading.Thread(target=client.post, args=(done["links"]["review"], {"decision": one, "reason": one})) for one in decisions]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    assert sorted(each["decision"] for each in client.get(done["links"]["self"]).json["reviews"]) == sorted(decisions)
 
 
 @pytest.mark.parametrize(

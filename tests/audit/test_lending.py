@@ -527,3 +527,17 @@ def test_a_copy_of_the_log_that_is_not_lent_leaves_no_files_of_loans(site: LogCo
     shutil.copy(database_file(site), tmp_path / "copy.sqlite")
     with closing(SqliteDatabase.connect(tmp_path / "copy.sqlite")) as copy:
         assert copy.query("SELECT size FROM head") == [(1,)]
+
+
+def test_a_guest_that_wants_the_log_and_does_not_take_it_is_asked_less_and_less_often(tmp_path):
+    configuration = make_log(tmp_path)
+    database = Path(configuration.database.removeprefix("sqlite:"))
+    with configuration.write(lends=True) as log:
+        wanted = FileLock(database.with_name(f"{database.name}.wanted"))
+        assert wanted.take()
+        deadline = time.monotonic() + 20
+        while log._pause_s < 0.4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert log._pause_s >= 0.4
+        wanted.release()
+        append(log, "after")

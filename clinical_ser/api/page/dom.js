@@ -77,6 +77,9 @@ export async function ask(title, text, buttons) {
   return answer;
 }
 
+/** Whether the dialogue is open. */
+export const isAsking = () => asking !== null;
+
 /** Close the dialogue, if one is open, as if nobody had answered. */
 export async function withdraw() {
   if (!asking) return;

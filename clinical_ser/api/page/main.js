@@ -6,7 +6,7 @@ import { exportView } from "./export.js";
 import { forget, isReturn, launch, SignInRefused, takeToken } from "./oidc.js";
 import { titleOf } from "./problems.js";
 import { openView, resultView, SCREENING } from "./result.js";
-import { screenView } from "./screen.js";
+import { keepOnlyFor, keepsRecording, screenView } from "./screen.js";
 import { isTold } from "./server.js";
 import { may, signIn, signOut, whenEnded, who } from "./session.js";
 import { refusalWords, signInView } from "./sign_in.js";
@@ -91,6 +91,7 @@ function sent(first, whom) {
 
 function enter(hash) {
   const me = who();
+  keepOnlyFor(me);
   fill(document.getElementById("who"), el("strong", {}, plain(me.name ?? me.id)), el("span", { class: "note" }, words(`role.${me.role}`), me.tenant && ` · ${plain(me.tenant)}`));
   document.getElementById("account").hidden = false;
   fill(nav, el("ul", {}, allowed().map(({ name }) => el("li", {}, el("a", { href: `#${name}`, "data-view": name }, words(`nav.${name}`))))));
@@ -115,6 +116,7 @@ function leave(why) {
 }
 
 let lastOwner = null;
+/** Who was signed in last: what was not sent may wait for them. */
 let told = null;
 /** What the next view has to say first. */
 function once() {
@@ -126,10 +128,21 @@ function once() {
 function askWho(why, back = location.hash) {
   const begin = async token => {
     await signIn(token);
-    lastOwner = who().id;
+    lastOwner = who();
     enter(null);
   };
-  show(signInView({ configuration, why, begin, back }), words("sign_in.title"));
+  show(signInView({ configuration, why, begin, back, mayGo }), words("sign_in.title"));
+}
+
+/** Whether the page may go to a sign-in service, and what it keeps with it. */
+async function mayGo() {
+  if (!keepsRecording()) return true;
+  const answer = await dialogue(words("unsent.title"), words("unsent.elsewhere"), [
+    { words: words("unsent.stay_here"), value: "stay", main: true },
+    { words: words("unsent.go"), value: "go" },
+  ]);
+  if (answer === "go") keepOnlyFor(null);
+  return answer === "go";
 }
 
 async function mayLeave() {
@@ -157,7 +170,7 @@ async function signInFromReturn() {
   const { token, kept, screening: meant, expiresIn } = await takeToken();
   if (kept.language && configuration.languages.includes(kept.language)) chooseLanguage(kept.language);
   await signIn(token, expiresIn);
-  lastOwner = who().id;
+  lastOwner = who();
   told = kept.smart && !meant ? words("sign_in.no_screening") : null;
   enter(kept.smart ? `#result/${meant ?? ""}` : kept.back);
 }
@@ -180,7 +193,7 @@ async function start() {
     main.querySelector("h1").focus();
   });
   addEventListener("hashchange", route);
-  addEventListener("beforeunload", event => screening?.holdsRecording() && event.preventDefault());
+  addEventListener("beforeunload", event => (screening?.holdsRecording() || keepsRecording()) && event.preventDefault());
   try {
     if (location.pathname === "/launch") await launch(configuration.smart, { language: spoken() });
     else if (isReturn()) await signInFromReturn();

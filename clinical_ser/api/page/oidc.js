@@ -18,6 +18,7 @@ export class SignInRefused extends Error {
 
 const base64url = bytes => btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 const secret = () => base64url(crypto.getRandomValues(new Uint8Array(32)));
+const bare = address => address.replace(/\/+$/, "");
 const redirectUri = () => `${location.origin}/`;
 
 /** Go to a sign-in service; `kept` comes back with the token. */
@@ -26,6 +27,8 @@ export async function leaveToSignIn(service, kept, extra = {}) {
     state: secret(),
     nonce: secret(),
     verifier: secret(),
+    issuer: service.issuer ?? null,
+    authorization_endpoint: service.authorization_endpoint,
     token_endpoint: service.token_endpoint,
     client_id: service.client_id,
     openid: service.scope.split(" ").includes("openid"),
@@ -53,7 +56,7 @@ export async function leaveToSignIn(service, kept, extra = {}) {
 export function launch(services, kept) {
   const asked = new URLSearchParams(location.search);
   const iss = asked.get("iss") ?? "";
-  const service = services.find(one => one.iss === iss.replace(/\/+$/, ""));
+  const service = services.find(one => bare(one.iss) === bare(iss));
   history.replaceState(null, "", "/launch");
   if (!service) throw new SignInRefused("unknown_record_system");
   const launched = asked.get("launch");
@@ -72,12 +75,19 @@ export async function takeToken() {
   const pending = raw && JSON.parse(raw);
   // Whoever made this browser come here with another code did not see this browser leave.
   if (!pending || answer.get("state") !== pending.state) throw new SignInRefused("state");
+  if (answer.has("iss") && !isOf(answer.get("iss"), pending)) throw new SignInRefused("issuer");
   if (answer.has("error") || !answer.get("code")) throw new SignInRefused(answer.get("error") === "access_denied" ? "denied" : "failed");
   const told = await exchange(pending, answer.get("code"));
   if (typeof told.access_token !== "string" || told.token_type?.toLowerCase() !== "bearer") throw new SignInRefused("failed");
   // The token came over TLS from the service itself (OpenID Connect Core 3.1.3.7): what is checked is that it answers this very sign-in.
   if ((pending.openid || told.id_token !== undefined) && claims(told.id_token).nonce !== pending.nonce) throw new SignInRefused("state");
   return { token: told.access_token, kept: pending.kept, screening: screeningIn(told.appContext), expiresIn: told.expires_in };
+}
+
+/** Whether the service that answers (RFC 9207) is the one that was asked: by its name, or, where the site did not say that, by its host. */
+function isOf(iss, { issuer, authorization_endpoint: endpoint }) {
+  if (issuer !== null) return bare(iss) === bare(issuer);
+  return URL.canParse(iss) && new URL(iss).origin === new URL(endpoint).origin;
 }
 
 /** Forget a sign-in that was begun and not finished. */

@@ -12,6 +12,8 @@ import { joined, labelOf, moment, percents, plain, say, spoken, term, words } fr
 export const SCREENING = /^[0-9a-f]{32}$/;
 const POLL_S = 2;
 const LONGEST_POLL_S = 30;
+const LONGEST_HOLD_MS = 30 * 60_000;
+/** Waiting keeps the session so long at most, and only while the server answers: nobody may be there any more. */
 const NUMBERED = new Set(["flagged", "not_flagged", "classified"]);
 /** Answers that come with a number; the server's JSON has one for "cannot tell" too, which is for engineers. */
 const DECISIONS = ["agreed", "overridden", "undecided"];
@@ -63,11 +65,14 @@ function otherForm(onOther) {
 // --- Waiting ----------------------------------------------------------------------------------------------------------------------------
 
 async function follow(id, first, signal, { body, messages }) {
-  const release = hold();
+  const until = Date.now() + LONGEST_HOLD_MS;
+  let release = hold(until);
   try {
     let answer = first ? { body: first, header: () => null } : null;
     for (let told = false; ; told = true) {
-      answer ??= await asked(id, signal, messages);
+      answer ??= await asked(id, signal, messages, () => release());
+      release();
+      release = hold(until);
       const { body: screening, header } = answer;
       if (screening.state === "done" || screening.state === "failed") {
         fill(messages);
@@ -92,7 +97,7 @@ async function follow(id, first, signal, { body, messages }) {
 }
 
 /** Ask until there is an answer: a network that comes back, or a server that is busy, is waited for. */
-async function asked(id, signal, messages) {
+async function asked(id, signal, messages, onSilence) {
   for (;;) {
     try {
       const answer = await ask(`/v1/screenings/${id}`, { signal });
@@ -101,6 +106,7 @@ async function asked(id, signal, messages) {
     } catch (error) {
       const passes = error instanceof Unreachable || (error instanceof Problem && (error.status === 429 || error.status === 503));
       if (!passes) throw error;
+      onSilence();
       show(messages, error);
       await pause(Math.min(LONGEST_POLL_S, error.retryAfter || 2 * POLL_S), signal);
     }

@@ -23,6 +23,15 @@ const MICROPHONE_FAULTS = new Set(["NotAllowedError", "NotFoundError", "NotReada
 let kept = null;
 /** A recording that was not sent when the session ended against the person's will: {owner, draft}. */
 
+/** Whether there is a recording whose maker has to sign in again. */
+export const keepsRecording = () => kept !== null;
+
+/** Let go of it, unless it is of this person. */
+export function keepOnlyFor(me) {
+  // One tenant's account is nobody to another, whatever it is called.
+  if (kept && (kept.owner.id !== me?.id || kept.owner.tenant !== me.tenant)) kept = null;
+}
+
 /** The view. `sent(view, subject)` is called with the server's first answer. */
 export function screenView({ limits, requireNotice, sent }) {
   const subject = el("input", { id: "subject", type: "text", required: true, autocomplete: "off", spellcheck: "false", maxlength: 500 });
@@ -46,6 +55,7 @@ export function screenView({ limits, requireNotice, sent }) {
   let release = () => {};
   let gate = null;
   let busy = false;
+  let ended = false;
 
   const form = el("form", { novalidate: true, autocomplete: "off" },
     el("fieldset", {},
@@ -128,6 +138,11 @@ export function screenView({ limits, requireNotice, sent }) {
     } finally {
       busy = false;
     }
+    // The browser's question may outlast the session; nothing is recorded that nobody sees.
+    if (ended) {
+      forget();
+      return;
+    }
     release = hold();
     showRecording(meter);
     gate = new AbortController();
@@ -195,6 +210,8 @@ export function screenView({ limits, requireNotice, sent }) {
     gate.abort();
     const { seconds } = recorder;
     const blob = await recorder.stop();
+    // The session has taken it, or let it go.
+    if (ended) return;
     recorder = null;
     busy = false;
     release();
@@ -335,6 +352,8 @@ export function screenView({ limits, requireNotice, sent }) {
       };
       const headers = { "Content-Type": REQUEST_TYPE, "Idempotency-Key": request.key };
       const { body } = await upload("/v1/screenings", new Blob([line, "\n", draft.blob]), { headers, onProgress });
+      // Whoever is there now does not learn whom it was of.
+      if (ended) return;
       forget();
       clear();
       offer();
@@ -354,7 +373,7 @@ export function screenView({ limits, requireNotice, sent }) {
 
   /** What is of one person is not left standing for the next. */
   function clear() {
-    for (const control of [subject, sex, age, task, day]) control.value = "";
+    for (const control of [subject, sex, age, task, day, notice]) control.value = "";
     timeline.checked = false;
   }
 
@@ -370,14 +389,16 @@ export function screenView({ limits, requireNotice, sent }) {
 
   offer();
   if (may("models:read")) loadModels();
-  if (kept?.owner === who().id) take(kept.draft);
+  keepOnlyFor(who());
+  if (kept) take(kept.draft);
   kept = null;
   return {
     element: view,
     /** Whether something would be lost if the page went away now. */
     holdsRecording: () => Boolean(recorder || draft),
-    /** The session is over: `keep` where the person may come back to what was not sent. */
+    /** The session is over: `keep` where the person, {id, tenant}, may come back to what was not sent. */
     end: async (keep, owner) => {
+      ended = true;
       const seconds = recorder?.seconds;
       const blob = recorder && keep ? await recorder.stop() : draft?.blob;
       kept = keep && blob ? { owner, draft: { blob, seconds: seconds ?? draft?.seconds ?? null, name: draft ? draft.name : null } } : null;

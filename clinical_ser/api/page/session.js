@@ -1,7 +1,7 @@
 // Who is signed in, what they may do, and when that ends.
 // The one idea: everything of a session lives in this page's memory, so that signing out is forgetting it.
 
-import { announce, ask as dialogue, withdraw } from "./dom.js";
+import { announce, ask as dialogue, isAsking, withdraw } from "./dom.js";
 import { ask, authorise, whenRefused } from "./server.js";
 import { clock } from "./numbers.js";
 import { words } from "./words.js";
@@ -16,7 +16,8 @@ let ended = () => {};
 let lastActive = 0;
 let expires = Infinity;
 let warned = false;
-let holds = 0;
+const holds = new Set();
+/** Until when each piece of work in progress keeps the session, by the clock. */
 
 /** Who is signed in: {id, name, tenant, role, scopes}, or null. */
 export const who = () => me;
@@ -47,30 +48,37 @@ export function whenEnded(call) {
   ended = call;
 }
 
-/** Keep the session from ending by itself while work is in progress (a recording, an answer that is waited for); returns what ends that. */
-export function hold() {
-  let held = true;
-  holds += 1;
+/** Keep the session from ending by itself while work is in progress (a recording, an answer that is waited for), at most until then; returns what ends that. */
+export function hold(until = Infinity) {
+  const held = { until };
+  holds.add(held);
   return () => {
-    holds -= held ? 1 : 0;
-    held = false;
-    lastActive = Date.now();
+    const now = Date.now();
+    // What was let go of before, or held no longer, is no activity.
+    if (holds.delete(held) && until > now) lastActive = now;
   };
 }
 
 function look() {
   if (!me) return;
-  if (holds > 0) lastActive = Date.now();
-  const left = lastActive + IDLE_MS - Date.now();
+  const now = Date.now();
+  // A page that slept past the end of a hold was kept until then, and no longer.
+  for (const { until } of holds) lastActive = Math.max(lastActive, Math.min(until, now));
+  const left = lastActive + IDLE_MS - now;
   if (left <= 0) signOut("idle");
   else if (left <= WARNING_MS && !warned) warn();
-  else if (expires - Date.now() <= WARNING_MS && !warned) tellOfExpiry();
+  else if (expires - now <= WARNING_MS && !warned && !isAsking()) tellOfExpiry();
 }
 
 /** The sign-in service said how long its token lasts; nothing here can make that longer. */
 async function tellOfExpiry() {
-  expires = Infinity;
-  await dialogue(words("idle.expiry_title"), words("idle.expiry_text"), [{ words: words("page.understood"), value: "read", main: true }]);
+  const end = expires;
+  const text = words("idle.expiry_text", { left: () => clock(Math.max(0, Math.ceil((end - Date.now()) / 1000))) });
+  const timer = setInterval(() => (document.getElementById("dialog-text").textContent = text()), 1000);
+  await dialogue(words("idle.expiry_title"), text, [{ words: words("page.understood"), value: "read", main: true }]);
+  clearInterval(timer);
+  // Put aside for the other warning, it is told again after that.
+  if (!warned && expires === end) expires = Infinity;
 }
 
 async function warn() {

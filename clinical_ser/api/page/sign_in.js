@@ -6,8 +6,8 @@ import { problemBox, wordsBox } from "./problems.js";
 import { isTold, Problem } from "./server.js";
 import { plain, spoken, words } from "./words.js";
 
-/** The view. `why` is words for what ended the last session, or kept one from beginning; `begin(token)` signs in. */
-export function signInView({ configuration, why, begin, back }) {
+/** The view. `why` is words for what ended the last session, or kept one from beginning; `begin(token)` signs in; `mayGo()` says whether this page may be left for it. */
+export function signInView({ configuration, why, begin, back, mayGo }) {
   const messages = el("div", {});
   const key = el("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", maxlength: 4096 });
   const submit = el("button", { type: "submit", class: configuration.issuers.length ? "" : "main" }, words("sign_in.with_key"));
@@ -16,7 +16,7 @@ export function signInView({ configuration, why, begin, back }) {
     field(key, words("sign_in.key"), words("sign_in.key_hint")),
     el("p", { class: "actions" }, submit));
   const services = configuration.issuers.map(service =>
-    el("button", { type: "button", class: "main", onclick: () => leaveToSignIn(service, { back, language: spoken() }) },
+    el("button", { type: "button", class: "main", onclick: async () => (await mayGo()) && leaveToSignIn(service, { back, language: spoken() }) },
       words("sign_in.with", { name: plain(service.name) })));
   const view = el("div", { class: "view narrow" },
     el("h1", { id: "sign-in-title", tabindex: -1 }, words("sign_in.title")),

@@ -20,9 +20,9 @@ export function tilePath(level, n, width = TILE) {
  * Verify a log.
  *
  * `read(path)` gives the bytes under /v1/audit/, null where there are none; `trusted` are key lines that someone vouches for; `remembered` is what
- * this browser saw last, {origin, keys, checkpoint}, or null; `progress(done, of)` is called along the way.
+ * this browser saw last, {origin, keys, checkpoint, confirmed}, or null; `progress(done, of)` is called along the way.
  *
- * Returns {findings, checkpoint, note, keys}: findings are {state: "good" | "bad" | "open", key, values}, words under `verify.`.
+ * Returns {findings, checkpoint, note, keys, confirmed}: `confirmed` where somebody vouched for the keys, and not the server alone; findings are {state: "good" | "bad" | "open", key, values}, words under `verify.`.
  */
 export async function verifyLog({ read, trusted, remembered, progress = () => {} }) {
   const findings = [];
@@ -35,18 +35,21 @@ export async function verifyLog({ read, trusted, remembered, progress = () => {}
   } catch (error) {
     if (!(error instanceof FormatError)) throw error;
     say("bad", "checkpoint_unreadable");
-    return { findings, checkpoint: null, note: note ?? "", keys: [] };
+    return { findings, checkpoint: null, note: note ?? "", keys: [], confirmed: false };
   }
   const known = await readKeys(trusted, say, "key_unreadable");
   const before = remembered && (await whatWasSeen(remembered, checkpoint, say));
   const vouched = known.length ? known : before?.keys ?? [];
-  keys = await checkSignature({ checkpoint, signatures, text, vouched, pasted: known.length > 0, read, say });
+  const pasted = known.length > 0;
+  // That this browser has seen a key before makes it no better than where it came from.
+  const confirmed = pasted || (vouched.length > 0 && remembered.confirmed === true);
+  keys = await checkSignature({ checkpoint, signatures, text, vouched, pasted, confirmed, read, say });
   if (!remembered) say("open", "first_time");
   await checkTree({ read, checkpoint, before: before?.checkpoint ?? null, progress, say });
   const cosigned = signatures.filter(one => one.name !== checkpoint.origin).length;
   if (cosigned) say("open", "cosignatures", { n: cosigned });
   say("open", "payloads");
-  return { findings, checkpoint, note, keys: keys.map(key => key.line) };
+  return { findings, checkpoint, note, keys: keys.map(key => key.line), confirmed };
 }
 
 function utf8(raw) {
@@ -73,8 +76,15 @@ async function readKeys(lines, say, fault) {
 
 /** Compare with what this browser saw last: another log, a smaller one, another key. */
 async function whatWasSeen(remembered, checkpoint, say) {
-  const seen = parseCheckpoint(parseNote(remembered.checkpoint).text);
   const keys = await readKeys(remembered.keys, say, "key_unreadable");
+  let seen;
+  try {
+    seen = parseCheckpoint(parseNote(remembered.checkpoint).text);
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    say("bad", "seen_unreadable");
+    return { checkpoint: null, keys };
+  }
   if (remembered.origin !== checkpoint.origin) {
     say("bad", "other_log");
     return { checkpoint: null, keys };
@@ -84,7 +94,7 @@ async function whatWasSeen(remembered, checkpoint, say) {
 }
 
 /** Return the keys that signed: of those that someone vouches for, or else of those that the server itself gives. */
-async function checkSignature({ checkpoint, signatures, text, vouched, pasted, read, say }) {
+async function checkSignature({ checkpoint, signatures, text, vouched, pasted, confirmed, read, say }) {
   const own = vouched.length ? vouched : await readKeys(await offered(read), say, "server_key_unreadable");
   const fitting = [];
   let unable = false;
@@ -101,8 +111,8 @@ async function checkSignature({ checkpoint, signatures, text, vouched, pasted, r
   else if (fitting.length) say("good", vouched.length ? (pasted ? "signature_pasted" : "signature_remembered") : "signature_server");
   else if (unable) say("open", "signature_unable");
   else say("bad", vouched.length ? "signature_other_key" : "signature_missing");
-  if (!vouched.length) say("open", "key_unconfirmed", { key: own.map(key => key.line).join("\n") });
-  else await compareWithServer(vouched, read, say);
+  if (!confirmed) say("open", "key_unconfirmed", { key: own.map(key => key.line).join("\n") });
+  if (vouched.length) await compareWithServer(vouched, read, say);
   return forged ? [] : fitting.length ? fitting : unable ? own : [];
 }
 

@@ -13,11 +13,11 @@ const KEPT = "clinical-ser.audit-log";
 const TRIES = 5;
 const MARKS = { good: "\u2713", bad: "\u2717", open: "\u25cb" };
 
-/** What this browser saw of the log last: {origin, keys, checkpoint}, or null. Nothing else is ever kept in it. */
+/** What this browser saw of the log last: {origin, keys, checkpoint, confirmed}, or null. Nothing else is ever kept in it. */
 function remembered() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT));
-    const fine = typeof kept?.origin === "string" && typeof kept.checkpoint === "string" && Array.isArray(kept.keys);
+    const fine = typeof kept?.origin === "string" && typeof kept.checkpoint === "string" && Array.isArray(kept.keys) && kept.keys.every(key => typeof key === "string");
     return fine ? kept : null;
   } catch {
     return null;
@@ -83,7 +83,10 @@ export function verifyView() {
       const found = await verifyLog({ read: reader(signal), trusted, remembered: before, progress });
       signal.throwIfAborted();
       const bad = found.findings.some(finding => finding.state === "bad");
-      if (!bad) localStorage.setItem(KEPT, JSON.stringify({ origin: found.checkpoint.origin, keys: found.keys, checkpoint: found.note }));
+      if (!bad) {
+        const { checkpoint, keys: signers, note, confirmed } = found;
+        localStorage.setItem(KEPT, JSON.stringify({ origin: checkpoint.origin, keys: signers, checkpoint: note, confirmed }));
+      }
       report(found, before, bad);
       tellKnown();
     } catch (error) {
