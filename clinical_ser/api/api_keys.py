@@ -24,7 +24,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from clinical_ser.api.access import Principal, Scope
 from clinical_ser.api.configuration import Tenant
-from clinical_ser.api.watched_file import WatchedFile
+from clinical_ser.api.watched_file import WatchedFile, What
 from clinical_ser.atomic_folder import sync_folder, write_new_file
 from clinical_ser.audit.events import Hex32, Role
 from clinical_ser.errors import AuthenticationError, ServerSetupError
@@ -184,9 +184,6 @@ class ApiKeys:
         Those of the installation, {""} where it has one site; keys of others are not good.
     clock
         Seconds since the epoch.
-    noticed
-        Called with all keys when the file is read, the first time too, by a thread that a client waits for: it has to return at once. It is how
-        a server that is the only writer of the audit log records there what `serve keys` did meanwhile.
     """
 
     def __init__(
@@ -195,9 +192,8 @@ class ApiKeys:
         *,
         tenants: frozenset[str] = frozenset({""}),
         clock: Callable[[], float] = time.time,
-        noticed: Callable[[tuple[ApiKey, ...]], None] | None = None,
     ) -> None:
-        self._tenants, self._clock, self._noticed = tenants, clock, noticed
+        self._tenants, self._clock = tenants, clock
         self._file = WatchedFile(path, self._parse, check=_check_owner, what=_WHAT, max_bytes=_MAX_FILE_BYTES)
 
     def verify(self, text: str) -> Principal:
@@ -220,13 +216,12 @@ class ApiKeys:
         return known.principal
 
     def load(self) -> int:
-        """Look whether the file can be used, and return how many keys it has; ServerSetupError where it cannot."""
+        """Look whether the file can be used, and return how many keys it has; ServerSetupError where it cannot, and the log says why."""
+        self._file.current()
         return len(self._file.load())
 
     def _parse(self, raw: bytes) -> dict[str, _Known]:
         keys = _KeyList.from_bytes(raw).keys
-        if self._noticed is not None:
-            self._noticed(keys)
         return {key.id: _Known(bytes.fromhex(key.sha256), _moment(key.expires).timestamp(), key.revoked is not None, key.principal) for key in keys}
 
 
@@ -392,7 +387,7 @@ def _text(moment: datetime) -> str:
 
 # --- The file -----------------------------------------------------------------------------------------------------------------------------
 
-_WHAT = "file of API keys"
+_WHAT = What.API_KEYS
 
 
 def _check_owner(status: os.stat_result) -> None:

@@ -87,19 +87,25 @@ class Application:
         left = await jobs.start()
         if left:
             await self.service.in_thread(self.service.recovered, left)
-        keeping = asyncio.get_running_loop().create_task(self.service.keep_house())
-        keeping.add_done_callback(self._housekeeping_ended)
+        self._keep_house()
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            self._keeping.remove_done_callback(self._housekeeping_ended)
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
             await jobs.stop()
             await self._denials.stop()
 
+    def _keep_house(self) -> None:
+        self._keeping = asyncio.get_running_loop().create_task(self.service.keep_house())
+        self._keeping.add_done_callback(self._housekeeping_ended)
+
     def _housekeeping_ended(self, task: "asyncio.Task[None]") -> None:
+        """Begin again after a fault of ours: reviews, retention and gauges depend on it."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._observing.logs.write("housekeeping-failed", level="error", error=error)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._keep_house)
 
     def _described(self) -> dict[str, Any]:
         if self._description is None:

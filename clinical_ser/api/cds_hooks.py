@@ -17,10 +17,12 @@ from clinical_ser.api.access import Open, named_in
 from clinical_ser.api.bodies import parsed
 from clinical_ser.api.cds_clients import CdsClients, Recognised
 from clinical_ser.api.documenting import json_body
+from clinical_ser.api.limits import unavailable
 from clinical_ser.api.problems import Problem
+from clinical_ser.api.replay import FULL_WAIT_S, ReplayMemoryFullError
 from clinical_ser.api.routing import CHALLENGE, Routes, address_of, body_of, service_of
 from clinical_ser.api.service import Service
-from clinical_ser.api.store import Kept, Reviewed
+from clinical_ser.api.store import Kept
 from clinical_ser.audit.events import Actor, ReportAction, Review, Role
 from clinical_ser.audit.log import Entry
 from clinical_ser.errors import AuditConflictError, AuthenticationError
@@ -28,7 +30,6 @@ from clinical_ser.interop.cds_hooks import (
     EARLIER,
     SERVICE_ID,
     Answer,
-    Decision,
     Discovery,
     Feedback,
     FeedbackRequest,
@@ -40,6 +41,7 @@ from clinical_ser.interop.cds_hooks import (
     discovery,
     screening_of,
 )
+from clinical_ser.interop.reviews import standing
 from reports.locale import REFERENCE
 
 routes = Routes("CDS Hooks")
@@ -142,6 +144,8 @@ async def _recognised(request: Request, path: str) -> Recognised:
         raise _unrecognised(AuthenticationError("There is no bearer token, or there are two."))
     try:
         return await service.in_thread(clients.recognise, token.strip(), service.configuration.public_url + path)
+    except ReplayMemoryFullError as full:
+        raise unavailable("busy", str(full), FULL_WAIT_S) from None
     except AuthenticationError as error:
         raise _unrecognised(error) from None
 
@@ -198,14 +202,12 @@ def _findings(found: Sequence[Kept]) -> list[tuple[Kept, Finding]]:
 def _finding(kept: Kept) -> Finding | None:
     if kept.result is None or kept.finished_at is None:
         return None
-    day = kept.result.context.recorded_on or kept.finished_at.date()
-    return Finding(kept.id, day, kept.result, _standing(kept.reviews))
-
-
-def _standing(reviews: Sequence[Reviewed]) -> Decision | None:
-    """Return the decision that stands: closing a card does not undo what somebody decided with the report."""
-    decisions = [review.decision for review in sorted(reviews, key=lambda review: review.index)]
-    return next((decision for decision in reversed(decisions) if decision != "undecided"), decisions[-1] if decisions else None)
+    finished = kept.finished_at.date()
+    day = kept.result.context.recorded_on or finished
+    # What was not recorded yet would stand before all else, and never grow old. East of Greenwich the day may be one ahead.
+    day = day if day <= finished + timedelta(days=1) else finished
+    stands = standing(sorted(kept.reviews, key=lambda review: review.index))
+    return Finding(kept.id, day, kept.result, stands.decision if stands else None)
 
 
 def _viewed(kept: Kept, finding: Finding, actor: Actor) -> Entry:

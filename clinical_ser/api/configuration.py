@@ -113,7 +113,7 @@ class Limits(Strict):
     failures: int = Field(default=20, ge=1)
     """Wrong tokens and keys of one address at once; then one a second."""
     screenings_per_s: float = Field(default=5.0, gt=0)
-    concurrent: int = Field(default=16, ge=1)
+    concurrent: int = Field(default=8, ge=1)
     """Screenings of one client at a time."""
     waiting: int = Field(default=16, ge=0)
     """Recordings that wait for a worker while their clients wait; more are told to come back."""
@@ -150,6 +150,8 @@ class Issuer(Strict):
     keys: Url | AbsolutePath
     """Its key set: a file, or an address; never one that a token names."""
     algorithms: tuple[str, ...] = ("RS256", "ES256")
+    client_ids: tuple[Name, ...] = ()
+    """To which of its clients tokens have to be issued (`azp`, `client_id`); needed where the audience is not this API alone, as with SMART."""
     tenant: Tenant | None = None
     tenant_claim: Name | None = None
     role: Role | None = None

@@ -66,12 +66,17 @@ def screening_headers() -> list[dict[str, Any]]:
     schema = Metadata.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
     told = "What is said of a recording that is sent bare: JSON in ASCII. A proxy may log it; the framed body is better for names."
-    key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
     return [
         {"name": HEADER, "in": "header", "description": told, "content": {"application/json": {"schema": schema, "example": _METADATA}}},
-        {"name": IDEMPOTENCY_KEY, "in": "header", "description": "Asked again with it, the answer is the same one.", "schema": key},
+        idempotency_header(),
         {"name": "Prefer", "in": "header", "description": "`respond-async` (RFC 7240) to be answered later.", "schema": {"type": "string"}},
     ]
+
+
+def idempotency_header() -> dict[str, Any]:
+    """Return the header by which a request that is sent again is known."""
+    key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
+    return {"name": IDEMPOTENCY_KEY, "in": "header", "description": "Asked again with it, the answer is the same one.", "schema": key}
 
 
 def json_body(model: type[BaseModel], media: str = "application/json") -> dict[str, Any]:

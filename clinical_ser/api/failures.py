@@ -36,7 +36,7 @@ def describe(error: BaseException) -> Described:
     for each in _chain(error):
         name = type(each).__qualname__
         types.append(name if _NAME.fullmatch(name) else "(unnamed)")
-        places += [place for place in _places(each.__traceback__)[-_MAX_PLACES_EACH:] if place not in places]
+        places += _places(each.__traceback__)[-_MAX_PLACES_EACH:]
     return Described(tuple(types), tuple(places[:_MAX_PLACES]))
 
 

@@ -14,7 +14,7 @@ from clinical_ser.api.service import Served, Service, failure_of
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Kept, Outcome
 from clinical_ser.api.workers import LOST, WorkerLostError
-from clinical_ser.errors import AuditError, ServerError
+from clinical_ser.errors import AuditBusyError, AuditError, AuditUnavailableError, ServerError
 
 P = ParamSpec("P")
 MOST_ATTEMPTS = 2
@@ -36,9 +36,23 @@ class Jobs:
         self._service = service
         self._next: asyncio.Queue[Kept] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
-        self.running = 0
-        self.taken = 0
-        """Accepted and without an outcome."""
+        self._in_hand: dict[str, Kept] = {}
+        self._running: set[str] = set()
+
+    @property
+    def running(self) -> int:
+        """How many are worked on."""
+        return len(self._running)
+
+    @property
+    def taken(self) -> int:
+        """How many are accepted and without an outcome."""
+        return len(self._in_hand)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more can be accepted."""
+        return self.taken >= self._service.configuration.limits.jobs
 
     async def start(self) -> int:
         """Take up what a server before this one left, and return how many these are."""
@@ -49,48 +63,45 @@ class Jobs:
         for kept in left:
             self.add(kept)
         for _ in range(max(1, service.configuration.work.workers - 1)):
-            self._begin()
+            self._tasks.append(asyncio.get_running_loop().create_task(self._work()))
         return len(left)
 
-    def _begin(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._work())
-        task.add_done_callback(self._ended)
-        self._tasks.append(task)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        """Let a fault of ours cost the recording that met it, which the next start takes up, and not all that wait."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._service.observing.logs.write("jobs-failed", level="error", error=error)
-            self._tasks.remove(task)
-            self._begin()
-
     async def stop(self) -> None:
-        """Stop; what is not finished stays in the table."""
+        """Stop; what is not finished stays in the table, and that it was worked on does not count against it."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        with suppress(AuditError):
+            await self._service.in_thread(self._service.store.give_back, sorted(self._running))
 
     def add(self, kept: Kept) -> None:
-        """Queue an accepted recording, whose row is on the disk."""
-        self.taken += 1
-        self._next.put_nowait(kept)
+        """Queue an accepted recording, whose row is on the disk; nothing happens where it is queued already."""
+        if kept.id not in self._in_hand:
+            self._in_hand[kept.id] = kept
+            self._next.put_nowait(kept)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more can be accepted."""
-        return self.taken >= self._service.configuration.limits.jobs
+    async def adopt(self) -> None:
+        """Queue those whose rows reached the disk after whoever sent them was told that this was not sure."""
+        for kept in await self._service.in_thread(self._service.store.unfinished):
+            if kept.state == "accepted":
+                self.add(kept)
 
     async def _work(self) -> None:
         while True:
             kept = await self._next.get()
-            self.running += 1
+            self._running.add(kept.id)
             try:
                 await self._one(kept)
-            finally:
-                self.running -= 1
-            self.taken -= 1
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001  # a fault of ours ends one recording, with a reason, and not all that wait
+                self._service.observing.logs.write("job-failed", level="error", screening=kept.id, error=error)
+                await self._durably(kept, self._service.finish_job, kept, failure_of("failed", "The server failed; its log has more."))
+                self._service.spool.remove(kept.id)
+            self._running.discard(kept.id)
+            self._in_hand.pop(kept.id, None)
 
     async def _one(self, kept: Kept) -> None:
         service = self._service
@@ -105,9 +116,11 @@ class Jobs:
         while True:
             try:
                 await self._service.in_thread(function, *arguments, **options)
-            except AuditError:
+            except (AuditUnavailableError, AuditBusyError) as error:
                 if await self._is_gone(kept):
                     return False
+                if not tries:
+                    self._service.observing.logs.write("job-waits-for-the-log", level="warning", screening=kept.id, error=error)
                 await asyncio.sleep(_RETRY_S[min(tries, len(_RETRY_S) - 1)])
                 tries += 1
             else:

@@ -23,7 +23,7 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from clinical_ser.api.watched_file import WatchedFile
+from clinical_ser.api.watched_file import WatchedFile, What
 from clinical_ser.audit.witness_http import check_address, get
 from clinical_ser.errors import ServerSetupError, WitnessError
 from clinical_ser.models.strict_json import JsonValue, StrictJsonError, parse_json
@@ -36,7 +36,9 @@ Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256
 MAX_SET_BYTES = 64 * 1024
 TIMEOUT_S = 5.0
 FRESH_S = 300.0
-"""A set from an address is fetched again after this, so that a key its issuer took back is believed no longer than that while it can be reached."""
+"""For so long a set from an address is believed, and so a key that its issuer took back, while the issuer can be reached."""
+REFRESH_S = 150.0
+"""After this it is fetched again beside whoever asks, so that nobody waits for it where somebody asks every few minutes."""
 RETRY_S = 60.0
 """Between two fetches, whatever comes meanwhile: tokens that name unknown keys must not turn this server against their issuer."""
 STALE_S = 24 * 3600.0
@@ -60,6 +62,14 @@ PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
 
 class PublishedSecretError(ServerSetupError):
     """A key set holds a private or symmetric key."""
+
+
+class _UnreachedError(ServerSetupError):
+    """There is no answer from the address of a key set, or none that HTTP and TLS allow."""
+
+
+class _StatusError(ServerSetupError):
+    """The address of a key set answers with something else than a success."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +228,7 @@ class FileKeys:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = WatchedFile(path, KeySet.parse, check=_check_writers, what="file of an issuer's keys", max_bytes=MAX_SET_BYTES)
+        self._file = WatchedFile(path, KeySet.parse, check=_check_writers, what=What.ISSUER_KEYS, max_bytes=MAX_SET_BYTES)
 
     def peek(self, kid: str, algorithm: Algorithm) -> VerificationKey | None:
         """Return a key; None where there is none."""
@@ -228,7 +238,8 @@ class FileKeys:
     find = peek
 
     def load(self) -> None:
-        """Look whether the file can be used; ServerSetupError where not."""
+        """Look whether the file can be used; ServerSetupError where not, and the log says why."""
+        self._file.current()
         self._file.load()
 
 
@@ -242,8 +253,9 @@ def _check_writers(status: os.stat_result) -> None:
 class AddressKeys:
     """Keys at an address, fetched over TLS and kept for a while.
 
-    They are fetched anew in the background once they are five minutes old, and at once when a token names a key that is not among them; never more
-    than once a minute. While the issuer cannot be reached they are believed for a day.
+    They are fetched anew in the background while they are in use. Once they are five minutes old nobody believes them before they were fetched again,
+    or that was tried; and they are fetched at once when a token names a key that is not among them; never more than once a minute. While the issuer
+    cannot be reached they are believed for a day.
 
     Parameters
     ----------
@@ -273,24 +285,38 @@ class AddressKeys:
         self._waiting = threading.BoundedSemaphore(_WAITING)
 
     def peek(self, kid: str, algorithm: Algorithm) -> VerificationKey | None:
-        """Return a key that is known now; None where there is none. Old keys are fetched anew meanwhile."""
+        """Return a key that is believed now; None where there is none. Keys that are not new are fetched anew meanwhile."""
         kept, now = self._kept, self._clock()
-        if kept is None or now - kept[1] > STALE_S:
+        if kept is None or not self._is_believed(now - kept[1], now):
             return None
-        if now - kept[1] > FRESH_S and self._may_try(now) and self._fetching.acquire(blocking=False):
+        if now - kept[1] > REFRESH_S and self._may_try(now) and self._fetching.acquire(blocking=False):
             self._refresh_in_background()
         return kept[0].find(kid, algorithm)
+
+    def _is_believed(self, age: float, now: float) -> bool:
+        """Tell whether keys of an age are: new ones, and older ones while it is known, and not from long ago, that the issuer cannot be reached."""
+        failed_lately = self._failing and self._tried is not None and now - self._tried <= 2 * RETRY_S
+        return age <= (STALE_S if failed_lately else FRESH_S)
 
     def find(self, kid: str, algorithm: Algorithm) -> VerificationKey | None:
         """Return a key; the set is fetched when it is not there, which takes at most twice `TIMEOUT_S`. None where there is none then."""
         found = self.peek(kid, algorithm)
-        if found is None and self._waiting.acquire(blocking=False):
+        if found is None and self._was_known(kid, algorithm):
+            # Whoever has a key that was good waits, however many they are: all of them come back after a quiet hour.
+            self._refresh()
+            found = self.peek(kid, algorithm)
+        elif found is None and self._waiting.acquire(blocking=False):
             try:
                 self._refresh()
             finally:
                 self._waiting.release()
             found = self.peek(kid, algorithm)
         return found
+
+    def _was_known(self, kid: str, algorithm: Algorithm) -> bool:
+        """Tell whether a key is in the set that is too old to be believed."""
+        kept, now = self._kept, self._clock()
+        return kept is not None and FRESH_S < now - kept[1] <= STALE_S and kept[0].find(kid, algorithm) is not None
 
     def load(self) -> None:
         """Fetch the keys unless they are there; ServerSetupError where that fails."""
@@ -324,18 +350,26 @@ class AddressKeys:
         if not self._may_try(self._clock()):
             return
         self._tried = self._clock()
+        # Constant sentences, of which the server's log writes nothing else (library_logs.py).
         try:
             self._kept = KeySet.parse(_fetch(self._url, self._tls)), self._clock()
-        except PublishedSecretError as error:
+        except PublishedSecretError:
             # The keys of yesterday may be the same ones: nobody knows who signs with them.
             self._kept = None
-            _log.error("%s Until then its tokens are refused.", error)
+            _log.error("The key set of an issuer holds a private or symmetric key, with which anyone could sign. Its tokens are refused.")
+        except _UnreachedError as error:
+            self._failed("The address of an issuer's keys does not answer as it should; known ones are believed for a day at most. (%s)", error)
+        except _StatusError as error:
+            self._failed("The address of an issuer's keys answers with an error; known ones are believed for a day at most. (%s)", error)
         except ServerSetupError as error:
-            if not self._failing:
-                _log.warning("An issuer's keys cannot be fetched, and those that are known are believed for a day at most: %s", error)
-            self._failing = True
+            self._failed("The address of an issuer's keys has no key set that is good here; known ones are believed for a day at most. (%s)", error)
         else:
             self._failing = False
+
+    def _failed(self, said: str, error: ServerSetupError) -> None:
+        if not self._failing:
+            _log.warning(said, error)
+        self._failing = True
 
 
 def keys_at(place: Path | str) -> Keys:
@@ -348,7 +382,7 @@ def _fetch(url: str, tls: ssl.SSLContext | None) -> bytes:
     try:
         answer = get(url, accept="application/jwk-set+json, application/json", timeout_s=TIMEOUT_S, max_answer_bytes=MAX_SET_BYTES, tls=tls)
     except WitnessError as error:
-        raise ServerSetupError(str(error)) from None
+        raise _UnreachedError(str(error)) from None
     if answer.status != HTTPStatus.OK:
-        raise ServerSetupError(f"The answer has HTTP status {answer.status}.")
+        raise _StatusError(f"The answer has HTTP status {answer.status}.")
     return answer.body

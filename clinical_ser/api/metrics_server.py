@@ -35,7 +35,7 @@ class MetricsServer:
     metrics
         What is served.
     host
-        A loopback address. Another only where `beyond_loopback` says so: there is no TLS, and nobody is asked who they are.
+        A loopback address: there is no TLS, and nobody is asked who they are.
     port
         0 lets the system choose.
 
@@ -45,8 +45,8 @@ class MetricsServer:
         Another host; an address that cannot be listened on.
     """
 
-    def __init__(self, metrics: ServerMetrics, host: str = "127.0.0.1", port: int = 0, *, beyond_loopback: bool = False) -> None:
-        if not (beyond_loopback or is_loopback(host)):
+    def __init__(self, metrics: ServerMetrics, host: str = "127.0.0.1", port: int = 0) -> None:
+        if not is_loopback(host):
             raise ServerSetupError("Without TLS metrics are served on a loopback address only; listen on 127.0.0.1.")
         if not 0 <= port <= _MAX_PORT:
             raise ServerSetupError(f"A port is a number from 0 to {_MAX_PORT}.")

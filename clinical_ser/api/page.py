@@ -14,13 +14,13 @@ from http import HTTPStatus
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from clinical_ser.api.access import Open
-from clinical_ser.api.configuration import ServerConfiguration
+from clinical_ser.api.configuration import ServerConfiguration, SignIn, Smart
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import Routes
 from clinical_ser.errors import ServerSetupError
@@ -95,16 +95,14 @@ class Page:
     Raises
     ------
     ServerSetupError
-        The address of a sign-in service cannot be gone to, or cannot stand in a policy.
+        The address of a sign-in service cannot stand in a policy.
     """
 
     def __init__(self, configuration: ServerConfiguration, site: Site | None = None) -> None:
         self._files = dict(page_files(site))
         told = json.dumps(_told(configuration), ensure_ascii=False).encode()
         self._files[CONFIGURATION] = PageFile.of(CONFIGURATION, told)
-        services = (*configuration.sign_in, *configuration.smart)
-        for each in services:
-            _checked(each.authorization_endpoint, "authorization_endpoint")
+        services: tuple[SignIn | Smart, ...] = (*configuration.sign_in, *configuration.smart)
         self._headers = {
             "Content-Security-Policy": policy(each.token_endpoint for each in services),
             "Cross-Origin-Opener-Policy": "same-origin",
@@ -143,7 +141,7 @@ def page_of(configuration: ServerConfiguration, site: Site | None = None) -> Pag
     Raises
     ------
     ServerSetupError
-        The address of a sign-in service cannot be gone to, or cannot stand in a policy.
+        The address of a sign-in service cannot stand in a policy.
     """
     return Page(configuration, site)
 
@@ -177,22 +175,16 @@ def policy(services: Iterable[str]) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = _checked(url, "token_endpoint")
-    host, _, port = parts.netloc.rpartition(":") if parts.port is not None else (parts.netloc, "", "")
-    if parts.scheme not in {"http", "https"} or not _HOST.fullmatch(host):
-        raise ServerSetupError("The server's configuration does not fit: a token_endpoint has a host that is no plain host name.")
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
-
-
-def _checked(url: str, setting: str) -> SplitResult:
-    """Return an address in its parts, where a browser can go there."""
     try:
         parts = urlsplit(url)
         # It is read here, and refused where it is beyond 65535.
         _ = parts.port
     except ValueError:
-        raise ServerSetupError(f"The server's configuration does not fit: {setting} is no address, or has a port that is none.") from None
-    return parts
+        raise ServerSetupError("The server's configuration does not fit: a token_endpoint is no address, or has a port that is none.") from None
+    host, _, port = parts.netloc.rpartition(":") if parts.port is not None else (parts.netloc, "", "")
+    if parts.scheme not in {"http", "https"} or not _HOST.fullmatch(host):
+        raise ServerSetupError("The server's configuration does not fit: a token_endpoint has a host that is no plain host name.")
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}"
 
 
 def _report_style() -> str:

@@ -14,8 +14,14 @@ from clinical_ser.errors import AuthenticationError
 
 _log = logging.getLogger(__name__)
 
+FULL_WAIT_S = 60
+"""After so long some of what fills the memory has expired: a record system's tokens are good for five minutes."""
 CAPACITY = 50_000
 """Tokens of one issuer that are remembered at a time, some 14 MB. With lifetimes of five minutes that is 160 single uses a second without end."""
+
+
+class ReplayMemoryFullError(AuthenticationError):
+    """Nothing is wrong with the token; there is no room to remember that it was used."""
 
 
 class ReplayGuard:
@@ -54,13 +60,16 @@ class ReplayGuard:
         Raises
         ------
         AuthenticationError
-            It was used; or it may have been: before this process started, or before a leap of the clock had it forgotten; or the memory is full.
+            It was used, or may have been before a leap of the clock had it forgotten (`replayed`); or it is from before this process started, which
+            each restart brings about and is no sign of a replay (`expired`).
+        ReplayMemoryFullError
+            The memory is full.
         """
         name = _name(jti)
         with self._lock:
             # An issuer whose clock is ahead by the leeway could have had it used before we started, with a time that is after.
             if issued < self._oldest:
-                raise AuthenticationError("The token was issued before this server started, and may have been used then; issue another.", "replayed")
+                raise AuthenticationError("The token was issued before this server started, and may have been used then; issue another.", "expired")
             self._horizon = max(self._horizon, now)
             # Forgotten is what expired. After the clock went back it would be good again.
             if expires <= self._horizon:
@@ -70,7 +79,7 @@ class ReplayGuard:
                 raise AuthenticationError("The token was used already; it is good for one request.", "replayed")
             if len(self._once) >= self._capacity:
                 self._say_full()
-                raise AuthenticationError("Too many tokens are in use; try again in some minutes.")
+                raise ReplayMemoryFullError("Too many tokens are in use; try again in some minutes.")
             self._full = False
             self._once.add(name, token, expires)
 

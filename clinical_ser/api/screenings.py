@@ -5,6 +5,7 @@ answer that there is, and whoever gets it is in the trail.
 """
 
 import contextlib
+from dataclasses import replace
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -16,24 +17,24 @@ from starlette.responses import Response
 
 from clinical_ser.api.access import Principal, Scope
 from clinical_ser.api.bodies import Received, metadata_of, no_room, parsed, receive
-from clinical_ser.api.documenting import BINARY, IDEMPOTENCY_KEY, json_body, screening_body, screening_headers
+from clinical_ser.api.documenting import BINARY, IDEMPOTENCY_KEY, idempotency_header, json_body, screening_body, screening_headers
 from clinical_ser.api.frames import Work
 from clinical_ser.api.limits import unavailable
 from clinical_ser.api.metrics import Outcome
 from clinical_ser.api.negotiation import best_language, best_media
 from clinical_ser.api.problems import Problem
-from clinical_ser.api.routing import Routes, address_of, body_of, principal_of, service_of
-from clinical_ser.api.service import Served, Service, digest_of, new_id
+from clinical_ser.api.routing import CLOSE, Routes, address_of, body_of, principal_of, service_of
+from clinical_ser.api.service import Served, Service, digest_of, new_id, told_by
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Failure, Kept, Metadata, Order, Reviewed, same_as
 from clinical_ser.api.store import Outcome as KeptOutcome
 from clinical_ser.api.workers import LOST, BusyError, WorkerLostError
 from clinical_ser.audio import QualityReport
 from clinical_ser.audit.answering import last_notice
-from clinical_ser.audit.events import RECORD, Actor, Review
+from clinical_ser.audit.events import RECORD, Actor, Review, Role
 from clinical_ser.audit.events import Outcome as RecordedOutcome
 from clinical_ser.audit.log import Entry
-from clinical_ser.errors import InvalidValueError, ReportError, ServerError
+from clinical_ser.errors import AuditError, InvalidValueError, ReportError, ServerError
 from clinical_ser.interop.fhir import Audited, SubjectReference, fhir_bytes, screening_bundle
 from clinical_ser.interop.fhir_words import Reviewed as FhirReview
 from clinical_ser.screening.result import ScreeningResult
@@ -123,8 +124,9 @@ class ReviewReceipt(Strict):
     time: str
 
 
-def view(kept: Kept, status: HTTPStatus, notices: tuple[str, ...] = ()) -> Response:
-    """Return a screening as an answer."""
+def view(kept: Kept, status: HTTPStatus, notices: tuple[str, ...] = (), *, reviews: bool = True) -> Response:
+    """Return a screening as an answer, with or without its `reviews`, which a key that only sends recordings may not read."""
+    kept = kept if reviews else replace(kept, reviews=())
     headers = {"Location": f"/v1/screenings/{kept.id}"} if status is not HTTPStatus.OK else {}
     if kept.state in {"accepted", "running"}:
         headers["Retry-After"] = str(_JOB_WAIT_S)
@@ -182,13 +184,18 @@ class _Asked:
     @classmethod
     def by(cls, request: Request) -> "_Asked":
         """Read the headers; Problem 400 for a key that is none."""
-        key = request.headers.get(IDEMPOTENCY_KEY)
-        if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
-            detail = f"{IDEMPOTENCY_KEY} is 1 to {_MAX_KEY} visible ASCII characters."
-            raise Problem(HTTPStatus.BAD_REQUEST, "idempotency-key", detail, {"Connection": "close"})
+        key = _idempotency_key(request)
         preferred = ",".join(request.headers.getlist("prefer")).lower().split(",")
         later = "respond-async" in {each.partition(";")[0].strip() for each in preferred}
         return cls(key, later, principal_of(request).actor(address_of(request)))
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        detail = f"{IDEMPOTENCY_KEY} is 1 to {_MAX_KEY} visible ASCII characters."
+        raise Problem(HTTPStatus.BAD_REQUEST, "idempotency-key", detail, CLOSE)
+    return key
 
 
 async def _screened(asked: _Asked, service: Service, principal: Principal, request: Request) -> Response:
@@ -196,30 +203,23 @@ async def _screened(asked: _Asked, service: Service, principal: Principal, reque
     repeat = None if asked.key is None else f"repeat\n{principal.client}\n{asked.key}"
     async with service.bodies:
         received = await receive(request, service.configuration.limits, service.spool, screening)
-    kept = False
     try:
         with _alone(service, repeat):
             order, served = _order(received, service, asked)
             digest = digest_of(received.metadata, received.digest.encode())
             known = await service.in_thread(_known, service, principal, order, served, repeat, digest)
             if known.kept is not None:
-                return view(known.kept, HTTPStatus.ACCEPTED if known.kept.finished_at is None else HTTPStatus.OK, known.notices)
+                status = HTTPStatus.ACCEPTED if known.kept.finished_at is None else HTTPStatus.OK
+                return view(known.kept, status, known.notices, reviews=Scope.READ in principal.scopes)
             order = order.model_copy(update={"told_before": known.told_before})
             if service.configuration.require_notice and order.notice is None:
                 detail = "The person has to be told of the system first: say in `notice` which version of the text they were given."
                 raise Problem(HTTPStatus.FORBIDDEN, "no-notice", detail)
             work = _Screening(service, principal, screening, order, served, None if repeat is None else (repeat, digest), known.same)
-            if asked.later or received.spooled is not None:
-                response, kept = await work.accept(received), True
-                return response
-            answer = await work.at_once(received.parts)
-            if answer is None:
-                response, kept = await work.accept(received), True
-                return response
-            return answer
+            answer = None if asked.later or received.spooled is not None else await work.at_once(received.parts)
+            return answer or await work.accept(received)
     finally:
-        if not kept:
-            received.abandon()
+        received.abandon()
 
 
 @contextlib.contextmanager
@@ -267,7 +267,11 @@ def _known(service: Service, principal: Principal, order: Order, served: Served,
     kept = service.store.get(found, principal.tenant) if found else None
     if kept is not None:
         if kept.outcome.answer is not None:
-            service.shown(kept, order.actor, "json", purpose=order.metadata.purpose)
+            notices: list[Entry] = []
+            if order.metadata.notice is not None:
+                with service.reading() as reader:
+                    notices = told_by(order.model_copy(update={"told_before": last_notice(reader, subject)}), subject)
+            service.shown(kept, order.actor, "json", purpose=order.metadata.purpose, told=notices)
             service.observing.metrics.screening(Outcome.FROM_STORE)
         return _Known(kept, same, None, ("Answered from the store: the same recording was answered before.",))
     told = None
@@ -334,17 +338,16 @@ class _Screening:
             raise unavailable("queue-full", "Too many accepted recordings wait; nothing was kept of this one.", 60)
         if service.spool.free_bytes < received.size + _ROOM_BYTES:
             raise no_room()
-        service.jobs.taken += 1
-        try:
-            kept = await service.in_thread(self._accepted, received)
-        finally:
-            service.jobs.taken -= 1
+        kept = await service.in_thread(self._accepted, received)
         service.jobs.add(kept)
         service.observing.metrics.screening(Outcome.ACCEPTED)
         return view(kept, HTTPStatus.ACCEPTED)
 
     def _accepted(self, received: Received) -> Kept:
-        """See the recording on the disk, and then its row: a file without a row is swept up, a row without its file would be a lost job."""
+        """See the recording on the disk, and then its row: a file without a row is swept up, a row without its file would be a lost job.
+
+        From when the row is asked for, the file stays: that the log did not say in time that it has the row does not mean that it has not.
+        """
         writer = received.spooled
         try:
             if writer is None:
@@ -355,6 +358,7 @@ class _Screening:
         except SpoolError:
             raise no_room() from None
         order = self._order.model_copy(update={"spooled": writer.key.hex()})
+        received.spooled = None
         return self._service.keep_job(self._id, self._principal, order, repeat=self._repeat, same=self._same)
 
 
@@ -413,7 +417,8 @@ async def read_report(request: Request, screening: Id) -> Response:
     kept = await service.in_thread(_shown, service, principal, screening, None, None)
     result = _finished(kept)
     try:
-        content = await service.rendered(pdf_report if media == PDF else html_report, result, site=service.site, language=language)
+        with service.pages_at_once.taken(principal.client):
+            content = await service.rendered(pdf_report if media == PDF else html_report, result, site=service.site, language=language)
     except ReportError as error:
         raise unavailable("no-report", f"The report cannot be made here: {error}", 3600) from None
     await service.in_thread(service.shown, kept, principal.actor(address_of(request)), media.partition("/")[2])
@@ -444,7 +449,8 @@ async def read_fhir(request: Request, screening: Id, report: Annotated[bool, Que
     kept = await service.in_thread(_shown, service, principal, screening, None, None)
     result = _finished(kept)
     try:
-        pdf = await service.rendered(pdf_report, result, site=service.site, language=None) if report else None
+        with service.pages_at_once.taken(principal.client):
+            pdf = await service.rendered(pdf_report, result, site=service.site, language=None) if report else None
         bundle = await service.in_thread(_bundle, service, kept, result, pdf)
     except InvalidValueError as error:
         detail = f"The bundle cannot name this person as the site configured it (fhir.subject): {error.rule}."
@@ -469,13 +475,14 @@ async def read_fhir(request: Request, screening: Id, report: Annotated[bool, Que
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ),
     responses={201: {"description": "Recorded.", "model": ReviewReceipt}},
-    openapi_extra={"requestBody": json_body(ReviewRequest)},
+    openapi_extra={"requestBody": json_body(ReviewRequest), "parameters": [idempotency_header()]},
 )
 async def review(request: Request, screening: Id) -> Response:
     """Record a decision in the trail. It is with the screening from then on; one of another clinician, or a later one, is added to it."""
     principal, service = principal_of(request), service_of(request)
     told = parsed(ReviewRequest, await body_of(request, _MAX_REVIEW_BYTES), "The review")
-    receipt = await service.in_thread(_reviewed, service, principal, screening, address_of(request), told)
+    key = _idempotency_key(request)
+    receipt = await service.in_thread(_reviewed, service, principal, screening, address_of(request), told, key)
     return Response(receipt.model_dump_json(), HTTPStatus.CREATED, {"Location": f"/v1/screenings/{screening}"}, "application/json")
 
 
@@ -495,7 +502,8 @@ def _bundle(service: Service, kept: Kept, result: ScreeningResult, pdf: bytes | 
         recorded=kept.finished_at or kept.accepted_at,
         base=service.configuration.public_url,
         reviews=[
-            FhirReview(decision=each.decision, reason=each.reason, name=each.name, time=datetime.fromisoformat(each.time)) for each in kept.reviews
+            FhirReview(decision=each.decision, reason=each.reason, name=each.name, role=Role(each.role), time=datetime.fromisoformat(each.time))
+            for each in kept.reviews
         ],
         report_pdf=pdf,
         audit=audit,
@@ -503,12 +511,15 @@ def _bundle(service: Service, kept: Kept, result: ScreeningResult, pdf: bytes | 
     )
 
 
-def _reviewed(service: Service, principal: Principal, screening: str, address: str | None, told: ReviewRequest) -> ReviewReceipt:
+def _reviewed(service: Service, principal: Principal, screening: str, address: str | None, told: ReviewRequest, key: str | None) -> ReviewReceipt:
     kept = _shown(service, principal, screening, address, None)
     result = _finished(kept)
     payload = Review(actor=principal.actor(address), result=result.digest, decision=told.decision, reason=told.reason)
-    [receipt] = service.record([Entry(payload, like=kept.record, model=result.model.digest)])
-    service.store.take_in_reviews()
+    repeat = None if key is None else f"review {screening}\n{principal.client}\n{key}"
+    [receipt] = service.record([Entry(payload, like=kept.record, model=result.model.digest)], idempotency_key=repeat)
+    # It is recorded; that it cannot be shown yet is no reason to have it signed again.
+    with contextlib.suppress(AuditError):
+        service.store.take_in_reviews()
     return ReviewReceipt(index=receipt.index, time=receipt.time)
 
 
@@ -536,6 +547,7 @@ async def quality(
     if served is None:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
     limits = service.configuration.limits
+    service.screening_rate.take(principal.client)
     with service.screenings_at_once.taken(principal.client):
         body = await body_of(request, limits.at_once_bytes)
         if not body:

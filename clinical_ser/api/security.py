@@ -11,6 +11,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Literal, cast
 
+from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,7 +21,7 @@ from clinical_ser.api.configuration import Issuer as IssuerEntry
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.limits import Rate, too_many, unavailable
 from clinical_ser.api.metrics import Denial, Limit
-from clinical_ser.api.observing import Observing
+from clinical_ser.api.observing import PROBES, Observing
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import CHALLENGE, CLOSE, address_of, address_told
 from clinical_ser.api.service import Service
@@ -37,6 +38,7 @@ _REQUESTS_AT_ONCE = 20
 """Times the rate: what a page may ask for when it opens."""
 _RECORDED_PER_MINUTE = 60
 """Denials of one kind that get a record each; the rest of a flood gets one together, or it would fill the disk."""
+_FETCHING = 8
 _FLUSH_S = 0.5
 _MINUTE_S = 60.0
 
@@ -67,6 +69,7 @@ def issuer_of(entry: IssuerEntry, tenants: Iterable[str]) -> Issuer:
         audience=entry.audience,
         keys=entry.keys,
         algorithms=cast(frozenset[object], frozenset(entry.algorithms)),  # type: ignore[arg-type]  # checked there
+        client_ids=frozenset(entry.client_ids),
         tenant=TenantClaim(entry.tenant_claim, frozenset(tenants)) if entry.tenant_claim else entry.tenant or "",
         role=entry.role,
         roles=entry.roles,
@@ -95,6 +98,8 @@ class Authenticator:
 
     def __init__(self, configuration: ServerConfiguration) -> None:
         self._tokens = TokenVerifier(issuer_of(entry, configuration.tenants) for entry in configuration.issuers)
+        # Of their own: an issuer that cannot be reached holds these up, and not what waits for the disk.
+        self._waiting = CapacityLimiter(_FETCHING)
         self._keys_file = configuration.keys_file
         self.keys = ApiKeys(configuration.keys_file, tenants=frozenset(configuration.tenants) or frozenset({""}))
 
@@ -113,7 +118,7 @@ class Authenticator:
             return self.keys.verify(text)
         known = self._tokens.recall(text)
         # A token that is new here may need a key set that has to be fetched.
-        return known if known is not None else await asyncio.to_thread(self._tokens.verify, text)
+        return known if known is not None else await to_thread.run_sync(self._tokens.verify, text, limiter=self._waiting)
 
 
 class Denials:
@@ -209,7 +214,8 @@ class Authenticating:
         request = Request(scope, receive)
         scope["state"]["address"] = address_told(request, self._service.configuration.trusted_proxies)
         try:
-            self._check_room()
+            if scope["path"] not in PROBES:
+                self._check_room()
             self._check_size(scope)
             scope["state"]["principal"] = await self._principal(request)
         except Problem as problem:

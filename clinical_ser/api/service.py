@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -52,13 +52,17 @@ _ALONE = "serving.lock"
 _THREADS = 96
 """That wait for the disk together: the more, the more records share one sync."""
 _PAGES = 2
+_PAGES_OF_ONE = 4
+"""Reports of one client at a time: they take a core each."""
 _SCREENINGS_AT_ONCE = 10
 """Times the rate: a ward's recordings of a morning, sent together."""
 _FAILED_LATELY_S = 10.0
 _ROOM_BYTES = 64 << 20
 """What has to be left on the disk for the log, and for what it has to say."""
 _HOUSE_EVERY_S = 2.0
-_EXPIRE_EVERY_S = 3600.0
+_ADOPT_EVERY, _EXPIRE_EVERY = 15, 1800
+"""Rounds: half a minute, an hour."""
+_CLOCK_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Served:
         return self.bundle.manifest.task
 
 
-def _site_of(configuration: ServerConfiguration) -> Site:
+def site_of(configuration: ServerConfiguration) -> Site:
     """Return what the site configured for its reports."""
     found = find_site(configuration.site)
     check_filled_in(found)
@@ -143,7 +147,12 @@ class Service:
         observing: Observing,
     ) -> None:
         self.configuration, self.audit, self.log, self.models, self.site, self.observing = configuration, audit, log, models, site, observing
-        self.workers = Workers(configuration, lambda reason: observing.metrics.worker_restarted(Restart(reason)))
+        self.workers = Workers(
+            configuration,
+            {served.source: served.bundle.digest for served in models.values()},
+            on_lost=lambda reason: observing.metrics.worker_restarted(Restart(reason)),
+            on_trouble=lambda error: observing.logs.write("worker-does-not-start", level="error", error=error),
+        )
         self.spool = Spool(configuration.spool_folder)
         self.readers = Readers(audit, log)
         self.store = Store(log, self.readers)
@@ -151,10 +160,13 @@ class Service:
         self.actor = operator().model_copy(update={"role": Role.SERVICE})
         self.ready = False
         self._failed_at: float | None = None
+        self._troubled = False
+        self._started_at = (time.time(), time.monotonic())
         self.jobs: Jobs
         limits = configuration.limits
         self.screening_rate = Rate(limits.screenings_per_s, _SCREENINGS_AT_ONCE * limits.screenings_per_s)
         self.screenings_at_once = AtOnce(limits.concurrent)
+        self.pages_at_once = AtOnce(_PAGES_OF_ONE)
         self.bodies = CapacityLimiter(limits.bodies)
         self.in_flight: set[str] = set()
         """Idempotency keys whose first request is being worked on."""
@@ -174,7 +186,7 @@ class Service:
             A model or a worker cannot be started.
         """
         models = await to_thread.run_sync(served_models, configuration)
-        site = await to_thread.run_sync(_site_of, configuration)
+        site = await to_thread.run_sync(site_of, configuration)
         async with AsyncExitStack() as stack:
             alone = FileLock(audit.keys / _ALONE)
             if not alone.take():
@@ -259,20 +271,38 @@ class Service:
     async def keep_house(self) -> None:
         """Take in reviews that commands record, forget what is too old, and keep the gauges right, for as long as the server runs."""
         keep = self.configuration.keep
-        expired_at = -_EXPIRE_EVERY_S
+        turn = 0
         while True:
             metrics = self.observing.metrics
             metrics.queue(self.jobs.taken - self.jobs.running, self.jobs.running)
+            self.workers.tend()
             metrics.workers(self.workers.alive)
             metrics.log_size(self.log.size)
             self.is_ready()
-            # Whatever fails here is tried again; requests that need the log say for themselves that it fails.
-            with contextlib.suppress(AuditError):
-                await self.in_thread(self.store.take_in_reviews)
-                if time.monotonic() - expired_at >= _EXPIRE_EVERY_S:
-                    await self.in_thread(self.store.expire, timedelta(days=keep.results_days), timedelta(hours=keep.repeats_hours))
-                    expired_at = time.monotonic()
+            await self._quietly(partial(self.in_thread, self.store.take_in_reviews))
+            if turn % _ADOPT_EVERY == _ADOPT_EVERY - 1:
+                await self._quietly(self.jobs.adopt)
+            if turn % _EXPIRE_EVERY == 0 and self._clock_goes_on():
+                results, repeats = timedelta(days=keep.results_days), timedelta(hours=keep.repeats_hours)
+                await self._quietly(partial(self.in_thread, self.store.expire, results, repeats))
+            turn += 1
             await asyncio.sleep(_HOUSE_EVERY_S)
+
+    async def _quietly(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do what is done again soon: that it fails is told once; requests that need the log say for themselves that it fails."""
+        try:
+            await work()
+        except AuditError as error:
+            if not self._troubled:
+                self.observing.logs.write("housekeeping-failed", level="warning", error=error)
+            self._troubled = True
+        else:
+            self._troubled = False
+
+    def _clock_goes_on(self) -> bool:
+        """Tell whether the wall clock went as the monotonic one since the start: one that leapt ahead must not delete anything."""
+        wall, monotonic = self._started_at
+        return abs((time.time() - wall) - (time.monotonic() - monotonic)) < _CLOCK_S
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -293,7 +323,7 @@ class Service:
         also = self.store.answered(screening, principal.tenant, order, outcome, repeat, same=same)
         subject = principal.subject(order.metadata.subject)
         entry = answer_entry(result, order.actor, subject=subject, notice=order.notice, digest=answer.digest)
-        entries = [*_told(order, subject), replace(entry, purpose=order.metadata.purpose)]
+        entries = [*told_by(order, subject), replace(entry, purpose=order.metadata.purpose)]
         receipts = self.record(entries, also=also, idempotency_key=f"screening {screening}")
         moment = datetime.fromisoformat(receipts[-1].time)
         return Kept(screening, principal.tenant, "done", 1, moment, moment, order, outcome, receipts[-1].index, ())
@@ -302,7 +332,7 @@ class Service:
         """Record that a recording was accepted, and keep it, in one commit."""
         payload = Submission(actor=order.actor, screening=screening, action="accepted", body=order.body, model_name=order.model, reason=None)
         subject = principal.subject(order.metadata.subject)
-        entries = [*_told(order, subject), Entry(payload, subject=subject, purpose=order.metadata.purpose)]
+        entries = [*told_by(order, subject), Entry(payload, subject=subject, purpose=order.metadata.purpose)]
         also = self.store.accepted(screening, principal.tenant, order, repeat, same=same)
         receipt = self.record(entries, also=also, idempotency_key=f"accepted {screening}")[-1]
         moment = datetime.fromisoformat(receipt.time)
@@ -333,21 +363,22 @@ class Service:
             raise ServerError("A worker's answer is no result.") from None
         if result.model.digest != served.bundle.digest:
             raise ServerError("The model's files were replaced while it was served; restart the server.")
-        return Outcome.of(result, answer)
+        # Written anew: what a worker that was taken over wrote could be read in two ways.
+        return Outcome.of(result, result.model_dump_json().encode())
 
     def failed(self, screening: str, order: Order, code: str) -> Submission:
         """Return what is recorded of a recording that could not be answered."""
         return Submission(actor=order.actor, screening=screening, action="failed", body=order.body, model_name=order.model, reason=code)
 
-    def shown(self, kept: Kept, actor: Actor, form: str, *, purpose: Purpose = Purpose.TREATMENT, action: str = "viewed") -> Receipt:
-        """Record that a result is about to be shown."""
+    def shown(self, kept: Kept, actor: Actor, form: str, *, purpose: Purpose = Purpose.TREATMENT, told: Sequence[Entry] = ()) -> Receipt:
+        """Record that a result is about to be shown, and before it what else is `told`."""
         answer = kept.outcome.answer
         assert answer is not None
-        payload = ReportAction.model_validate({"actor": actor, "result": answer.digest, "action": action, "form": form})
-        return self.record([Entry(payload, like=kept.record, purpose=purpose, model=answer.model)])[0]
+        payload = ReportAction.model_validate({"actor": actor, "result": answer.digest, "action": "viewed", "form": form})
+        return self.record([*told, Entry(payload, like=kept.record, purpose=purpose, model=answer.model)])[-1]
 
 
-def _told(order: Order, subject: str) -> list[Entry]:
+def told_by(order: Order, subject: str) -> list[Entry]:
     """Return the record that the person was told of the system, where the request says so and the trail does not have it."""
     version = order.metadata.notice
     if version is None or version == order.told_before:

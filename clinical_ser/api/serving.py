@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
@@ -21,12 +21,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from clinical_ser.api.app import Application
+from clinical_ser.api.cds_clients import CdsClients
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.logs import configure_logs
 from clinical_ser.api.metrics import ServerMetrics
 from clinical_ser.api.metrics_server import MetricsServer
 from clinical_ser.api.observing import Observing
-from clinical_ser.api.service import Service
+from clinical_ser.api.security import Authenticator
+from clinical_ser.api.service import Service, served_models, site_of
 from clinical_ser.api.tracing import open_tracing
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.errors import ServerSetupError
@@ -47,11 +49,14 @@ class Running:
         What it serves.
     port, metrics_port
         Where.
+    task
+        Ends with it.
     """
 
     application: Application
     port: int
     metrics_port: int | None
+    task: "asyncio.Task[None]"
 
 
 def observing_of(configuration: ServerConfiguration, stream: Any = None) -> Observing:
@@ -91,13 +96,29 @@ async def listening(configuration: ServerConfiguration, audit: LogConfiguration,
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
         observing.logs.write("listening")
-        yield Running(application, port, metrics.port if metrics else None)
+        yield Running(application, port, metrics.port if metrics else None, task)
         service.ready = False
 
 
 async def _ended(server: uvicorn.Server, task: "asyncio.Task[None]") -> None:
     server.should_exit = True
     await task
+
+
+def check(configuration: ServerConfiguration) -> list[str]:
+    """See whether a server could be started with a configuration, and return the names of its models.
+
+    Raises
+    ------
+    ServerSetupError, SiteError, BundleError, InvalidValueError
+        It could not.
+    """
+    configuration.check_may_serve()
+    _uvicorn(configuration, _Door())
+    Authenticator(configuration)
+    CdsClients.of(configuration.cds.clients)
+    site_of(configuration)
+    return list(served_models(configuration))
 
 
 def serve(configuration: ServerConfiguration, audit: LogConfiguration, on_ready: Callable[[Running], None] = lambda _: None) -> None:
@@ -119,9 +140,23 @@ async def _until_told(configuration: ServerConfiguration, audit: LogConfiguratio
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    async with listening(configuration, audit, observing) as running:
-        on_ready(running)
-        await told.wait()
+    ready = False
+
+    async def run() -> None:
+        nonlocal ready
+        async with listening(configuration, audit, observing) as running:
+            ready = True
+            on_ready(running)
+            # A server that ended by itself ends the program, for whoever starts it again.
+            await asyncio.wait({running.task, asyncio.ensure_future(told.wait())}, return_when=asyncio.FIRST_COMPLETED)
+
+    serving, stopping = asyncio.ensure_future(run()), asyncio.ensure_future(told.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not ready and not serving.done():
+        serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
 
 
 def is_ready(configuration: ServerConfiguration) -> bool:
@@ -130,8 +165,9 @@ def is_ready(configuration: ServerConfiguration) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104
     tls = ssl.create_default_context(cafile=str(listen.certificate)) if listen.certificate else None
     if tls is not None:
-        # It is this machine that is asked, and not the name that the certificate is for.
+        # It is this machine that is asked, and not the name that the certificate is for; and the file need not hold the authority.
         tls.check_hostname = False
+        tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     connection = (
         http.client.HTTPSConnection(host, listen.port, timeout=_HEALTH_S, context=tls)
         if tls

@@ -415,6 +415,12 @@ class Store:
         """Let those that were worked on when the server ended be worked on again."""
         self._log.change([(f"UPDATE screenings SET state = 'accepted' WHERE state IN {_UNFINISHED}", [()])])  # noqa: S608
 
+    def give_back(self, screenings: Sequence[str]) -> None:
+        """Let those that an orderly stop interrupts be worked on again, as if they had not been."""
+        if screenings:
+            statement = "UPDATE screenings SET state = 'accepted', attempts = attempts - 1 WHERE id = ? AND state = 'running'"
+            self._log.change([(statement, [(each,) for each in screenings])])
+
     def expire(self, results: timedelta, repeats: timedelta) -> None:
         """Forget results and idempotency keys that are older."""
         now = datetime.now(UTC)
@@ -429,7 +435,10 @@ class Store:
         if repeat is None:
             return []
         key, digest = repeat
-        insert = "INSERT INTO repeats VALUES (?, ?, ?, ?) ON CONFLICT (lookup) DO UPDATE SET digest = excluded.digest, screening = excluded.screening"
+        insert = (
+            "INSERT INTO repeats VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (lookup) DO UPDATE SET digest = excluded.digest, screening = excluded.screening, at = excluded.at"
+        )
         return [(insert, [(self._log.lookup(key), self.bound(digest), screening, now)])]
 
     # ── reviews, whoever recorded them ──────────────────────────────────────────────────────────────────────────────────

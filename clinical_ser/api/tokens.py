@@ -8,6 +8,7 @@ import hashlib
 import re
 import threading
 import time
+import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -51,6 +52,9 @@ _TYPES = frozenset({_ACCESS_TYPE, "jwt"})
 # Keys and addresses of keys that a token brings along, extensions that would change what is verified, and tokens inside of tokens.
 _REFUSED_HEADERS = frozenset({"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc", "cty"})
 
+# OpenID Connect Core 1.0 section 2; RFC 9068 section 2.2.
+_CLIENT_CLAIMS = ("azp", "client_id")
+
 # No algorithm with a shared secret, and not `none`: they are not refused here but unknown.
 _SIGNATURES = PyJWS(algorithms=sorted(ALGORITHMS))
 
@@ -86,6 +90,9 @@ class Issuer:
         The file, or the address, of its key set.
     algorithms
         What it signs with.
+    client_ids
+        To which of the issuer's clients the tokens have to be issued (`azp`, or `client_id` of RFC 9068); any where empty. Needed where the audience
+        is not this API alone: a record system's tokens (SMART) are for its own FHIR server, whichever of its apps has them.
     tenant
         Whose data its tokens lead to; "" where the installation has one site.
     role
@@ -137,6 +144,7 @@ class Issuer:
     single_use: bool = False
     access_tokens_only: bool = False
     jku: str | None = None
+    client_ids: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.issuer or self.audience == "":
@@ -256,6 +264,7 @@ class TokenVerifier:
         times = _Times.checked(shown.claims, issuer, now)
         once = issuer.single_use or called is not None
         _check_audience(shown.claims.aud, issuer.audience if called is None else called, alone=once)
+        _check_client(shown.all_claims, issuer.client_ids)
         principal = _principal(shown, issuer, system=called is not None)
         digest = shown.digest
         # The last of all checks: what is refused for another reason has not been used.
@@ -390,6 +399,13 @@ def _check_audience(given: str | list[str], expected: str | None, *, alone: bool
         raise _refused("It is for another audience")
 
 
+def _check_client(claims: Mapping[str, JsonValue], expected: frozenset[str]) -> None:
+    # Both where both are there: what says two things is nobody's.
+    named = [claims[claim] for claim in _CLIENT_CLAIMS if claim in claims]
+    if expected and not (named and all(isinstance(client, str) and client in expected for client in named)):
+        raise _refused("It was issued to another client")
+
+
 # --- Whom it is of ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +451,9 @@ def _name(claims: Mapping[str, JsonValue], claim: str | None) -> str | None:
     name = None if claim is None else _claim(claims, claim)
     if name is None:
         return None
+    if isinstance(name, str):
+        # A space of another width (ideographic, no-break) is how some write names, and no reason to let nobody in.
+        name = "".join(" " if unicodedata.category(character) == "Zs" else character for character in name)
     if not isinstance(name, str) or not _is_line(name, _MAX_NAME_LENGTH):
         raise _refused("Its subject's name is not one that can be printed")
     return name

@@ -28,7 +28,7 @@ from clinical_ser.api.frames import Done, Work, encode, receive
 from clinical_ser.audio import load
 from clinical_ser.audio.loading import from_samples
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
-from clinical_ser.errors import AudioError, AudioTooLongError, ClinicalSerError, InvalidValueError
+from clinical_ser.errors import AudioError, AudioTooLongError, ClinicalSerError, InvalidValueError, ServerSetupError
 from clinical_ser.screening.screener import Screener
 
 MEMORY = "memory"
@@ -44,13 +44,15 @@ class Setup:
 
     Attributes
     ----------
-    models, encoders
+    models
+        Names or folders of the configuration, and the digests that the server has recorded as answering.
+    encoders
         As in the configuration.
     memory_mib
         Of address space; 0 for no limit.
     """
 
-    models: tuple[str, ...]
+    models: Mapping[str, str]
     encoders: tuple[str, ...]
     memory_mib: int
 
@@ -58,6 +60,9 @@ class Setup:
 def serve(connection: socket.socket, setup: Setup) -> None:
     """Load the models, then answer until the server hangs up."""
     screeners = {name: Screener.load(name, encoders=setup.encoders) for name in setup.models}
+    for name, screener in screeners.items():
+        if screener.digest != setup.models[name]:
+            raise ServerSetupError("The model's files were replaced while it was served; restart the server.")
     _warm(screeners)
     _answer(connection, Done(kind="ready"))
     while (frame := receive(connection, MAX_BODY_BYTES)) is not None:
@@ -171,7 +176,7 @@ def main(arguments: list[str]) -> None:
     _end_with(int(arguments[1]))
     _keep_quiet()
     told: dict[str, Any] = json.loads(arguments[2])
-    setup = Setup(tuple(told["models"]), tuple(told["encoders"]), told["memory_mib"])
+    setup = Setup(told["models"], tuple(told["encoders"]), told["memory_mib"])
     _confine(setup)
     try:
         serve(connection, setup)

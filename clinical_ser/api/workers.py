@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,12 +82,15 @@ class _Worker:
     done: int = 0
 
     def end(self) -> None:
-        """End it at once."""
+        """End it at once; a second time nothing happens."""
+        if self.life < 0:
+            return
         with suppress(OSError):
             self.process.kill()
         self.writer.close()
         with suppress(OSError):
             os.close(self.life)
+        self.life = -1
 
 
 @dataclass(eq=False)
@@ -105,16 +108,24 @@ class Workers:
     ----------
     configuration
         Its `work`, `models` and `encoders`.
+    digests
+        Of the models, by their names or folders: a worker that finds another one is refused.
     on_lost
         Called with the reason whenever a worker is lost.
+    on_trouble
+        Called once when a worker cannot be replaced, which is tried again and again.
     """
 
-    def __init__(self, configuration: ServerConfiguration, on_lost: Callable[[Lost], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        configuration: ServerConfiguration,
+        digests: Mapping[str, str],
+        on_lost: Callable[[Lost], None] = lambda _: None,
+        on_trouble: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
         self._work, self._limits = configuration.work, configuration.limits
-        self._arguments = json.dumps(
-            {"models": configuration.models, "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib}
-        )
-        self._on_lost = on_lost
+        self._arguments = json.dumps({"models": dict(digests), "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib})
+        self._on_lost, self._on_trouble = on_lost, on_trouble
         self._all: set[_Worker] = set()
         self._free: list[_Worker] = []
         self._waiting: dict[Lane, deque[asyncio.Future[_Worker]]] = {"at_once": deque(), "job": deque()}
@@ -127,7 +138,13 @@ class Workers:
     @property
     def alive(self) -> int:
         """Workers that are loaded and running."""
-        return len(self._all)
+        return sum(worker.process.poll() is None for worker in self._all)
+
+    def tend(self) -> None:
+        """Replace those that died with nothing to do."""
+        for worker in [each for each in self._free if each.process.poll() is not None]:
+            self._free.remove(worker)
+            self._replace(worker)
 
     @property
     def waiting(self) -> int:
@@ -239,7 +256,10 @@ class Workers:
         waiting: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(waiting)
         try:
-            return await waiting
+            async with asyncio.timeout(self._work.at_once_timeout_s if lane == "at_once" else None):
+                return await waiting
+        except TimeoutError:
+            raise BusyError(max(1, round(self._work.at_once_timeout_s))) from None
         except asyncio.CancelledError:
             # Given up in the moment that it was given a worker.
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
@@ -271,10 +291,14 @@ class Workers:
 
     async def _fresh(self, before: _Worker) -> None:
         await asyncio.to_thread(before.process.wait)
+        told = False
         while not self._closed:
             try:
                 worker = await self._spawn()
-            except (ServerError, OSError):
+            except (ServerError, OSError) as error:
+                if not told:
+                    self._on_trouble(error)
+                told = True
                 await asyncio.sleep(_RESTART_PAUSE_S)
                 continue
             self._all.add(worker)
@@ -284,38 +308,35 @@ class Workers:
     # ── one worker ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _spawn(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        life_theirs, life = os.pipe()
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "clinical_ser.api.worker", str(theirs.fileno()), str(life_theirs), self._arguments]
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | THREADS
-        try:
-            process = await asyncio.to_thread(
-                subprocess.Popen,
-                command,
-                pass_fds=(theirs.fileno(), life_theirs),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
-        finally:
-            theirs.close()
-            os.close(life_theirs)
-        ours.setblocking(False)
-        reader, writer = await asyncio.open_connection(sock=ours)
-        worker = _Worker(process, reader, writer, life)
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                done, _ = await _answered(reader)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            worker.end()
-            raise ServerSetupError("A worker process does not start; is there memory enough for it (work.memory_mib)?") from None
-        except asyncio.CancelledError:
-            worker.end()
-            raise
-        if done.kind != "ready":
-            worker.end()
-            raise ServerSetupError(done.detail)
-        return worker
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            life_theirs, life = os.pipe()
+            command = [sys.executable, "-P", "-W", "ignore", "-m", "clinical_ser.api.worker", str(theirs.fileno()), str(life_theirs), self._arguments]
+            environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | THREADS
+            nothing = subprocess.DEVNULL
+            try:
+                process = await asyncio.to_thread(
+                    subprocess.Popen, command, pass_fds=(theirs.fileno(), life_theirs), env=environment, stdin=nothing, stdout=nothing
+                )
+            except BaseException:
+                os.close(life)
+                raise
+            finally:
+                theirs.close()
+                os.close(life_theirs)
+            ours.setblocking(False)
+            worker = _Worker(process, *await asyncio.open_connection(sock=ours), life)
+            undo.callback(worker.end)
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    done, _ = await _answered(worker.reader)
+            except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                raise ServerSetupError("A worker process does not start; is there memory enough for it (work.memory_mib)?") from None
+            if done.kind != "ready":
+                raise ServerSetupError(done.detail)
+            undo.pop_all()
+            return worker
 
 
 async def _asked(worker: _Worker, work: Work, body: Sequence[bytes] | AsyncIterator[bytes], size: int) -> tuple[Done, bytes]:

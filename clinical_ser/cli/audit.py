@@ -55,17 +55,21 @@ MAX_DIGITS = 18
 def init(
     origin: Annotated[str, typer.Option(help="The log's name, for good: a URL without https://, as hospital.example/screening.")],
     url: Annotated[str | None, typer.Option(help="postgresql://… to keep records there; a SQLite file of this user otherwise.")] = None,
+    database: Annotated[Path | None, typer.Option(help="The SQLite file, if it is to lie elsewhere.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="The folder of keys and vault, if it is to lie elsewhere.")] = None,
     key_source: Annotated[
         str, typer.Option(help="Where the signing key is: file, env:VARIABLE, or exec:PROGRAM (docs/compliance.md).", metavar="SOURCE")
     ] = "file",
     ml_dsa: Annotated[bool, typer.Option("--ml-dsa", help="Sign with ML-DSA-44 (post-quantum) too.")] = False,
 ) -> None:
     """Set up the site's log. From then on every answer is recorded, or not given."""
+    if url is not None and database is not None:
+        raise InvalidValueError("--database", "given with --url", "one of the two")
     config, data = user_folder("config"), user_folder("data")
     if config is None or data is None:
         raise AuditSetupError("This process has no home folder; set CLINICAL_SER_HOME.")
-    database = url or f"sqlite:{(data / 'audit' / 'log.sqlite').absolute()}"
-    configuration = LogConfiguration(origin, database, config / "keys" / "audit")
+    where = url or f"sqlite:{(database or data / 'audit' / 'log.sqlite').absolute()}"
+    configuration = LogConfiguration(origin, where, (keys or config / "keys" / "audit").absolute())
     place = LogConfiguration.default_path()
     configuration.create(place, key_source=key_source, ml_dsa=ml_dsa)
     output.print(f"The log {literal(origin)} is set up: {literal(place)}. Its verifier key, to give to whoever shall verify:")

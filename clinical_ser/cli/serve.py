@@ -36,6 +36,7 @@ def serve(
     _need_libraries()
     from clinical_ser.api.configuration import ServerConfiguration
     from clinical_ser.api.serving import Running, serve
+    from clinical_ser.api.serving import check as check_configuration
     from clinical_ser.audit.configuration import LogConfiguration
 
     configuration = ServerConfiguration.find(config)
@@ -46,9 +47,7 @@ def serve(
     if not configuration.someone_can_sign_in:
         complain("Nobody can sign in yet", "make an API key (`clinical-ser serve keys add`), or configure an issuer (docs/hospital-it.md).")
     if check:
-        from clinical_ser.api.service import served_models
-
-        names = ", ".join(served_models(configuration))
+        names = ", ".join(check_configuration(configuration))
         output.print(f"The configuration can be used: {literal(configuration.public_url)}, {literal(names)}, log {literal(audit.origin)}.")
         return
 

@@ -22,7 +22,7 @@ from clinical_ser.errors import AuditBusyError, ServerSetupError
 app = typer.Typer(help="API keys, for machines and for people without an identity provider.", no_args_is_help=True)
 
 _MAX_DAYS = 5 * 365
-# A server that runs has the log for itself for as long as it does, and another command for a moment.
+# A server that runs lends the log between two commits; another command has it for a moment.
 _WAIT_S = 2.0
 
 File = Annotated[Path | None, typer.Option("--file", help="The file of the keys; otherwise where server.toml says, or beside it.")]
@@ -96,32 +96,32 @@ def revoke(key_id: KeyId, file: File = None, as_json: AsJson = False) -> None:
         print_line(json.dumps(_shown(ended, datetime.now(UTC))))
     else:
         output.print(f"Revoked: {ended.id} ({literal(_whose(ended))}).")
-    _record("API key was revoked", _told(ended), None)
+    try:
+        _record("API key was revoked", _told(ended), None)
+    except AuditBusyError:
+        complain(
+            "Not recorded", "the key is revoked, and another process kept the audit log from recording it; see `audit list`, and say so there later."
+        )
 
 
 def _place(file: Path | None, *, tenant: str | None = None) -> Path:
     """Return where the keys are; ServerSetupError for a tenant that the installation does not have, whose keys the server would refuse."""
-    if file is not None:
+    if file is not None and tenant is None:
         return file
     configuration = ServerConfiguration.find()
     if tenant is not None and tenant not in (configuration.tenants or ("",)):
         known = ", ".join(configuration.tenants)
         raise ServerSetupError(f"The tenant has to be one of {known}." if known else "This installation has one site: leave --tenant out.")
-    return configuration.keys_file
+    return file or configuration.keys_file
 
 
 def _record(setting: str, old: str | None, new: str | None) -> None:
-    """Record a change in the site's log, if it has one."""
+    """Record a change in the site's log, if it has one; AuditBusyError where another process keeps it."""
     configuration = LogConfiguration.find()
     if configuration is None:
         return
-    try:
-        with configuration.write(wait_s=_WAIT_S) as log:
-            log.append(Configuration(actor=operator(), setting=setting, old=old, new=new), purpose=Purpose.OPERATIONS)
-    except AuditBusyError:
-        complain(
-            "Not recorded", "the change is made, and another process kept the audit log from recording it; see `audit list`, and say so there later."
-        )
+    with configuration.write(wait_s=_WAIT_S) as log:
+        log.append(Configuration(actor=operator(), setting=setting, old=old, new=new), purpose=Purpose.OPERATIONS)
 
 
 def _told(key: ApiKey) -> str:

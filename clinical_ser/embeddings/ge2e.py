@@ -9,12 +9,16 @@ Wan L, Wang Q, Papir A, Lopez Moreno I (2018), Generalized End-to-End Loss for S
 Weights: Resemblyzer 0.1.4, Resemble AI / Corentin Jemine, Apache-2.0 (LibriSpeech, VoxCeleb 1 and 2).
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clinical_ser.embeddings.encoder import EncoderSpec, Padding, Pooling
-from clinical_ser.embeddings.graph import Graph, lstm
 from clinical_ser.embeddings.mel import mel_filters
+
+if TYPE_CHECKING:  # to write a graph needs onnx, which serving does without
+    from clinical_ser.embeddings.graph import Graph
 
 N_FFT, HOP, MELS, HIDDEN = 400, 160, 40, 256
 LAYERS = 2
@@ -57,12 +61,16 @@ def layers_of(content: bytes) -> list[Layer]:
 
 def graph_of(content: bytes, layers: int = LAYERS) -> bytes:
     """Return the ONNX model: samples to the hidden states of a layer, every 10 ms."""
+    from clinical_ser.embeddings.graph import Graph
+
     graph = Graph("ge2e")
     return graph.finish(graph.node("Transpose", hidden_states(graph, content, layers), perm=[1, 0, 2]), HIDDEN)
 
 
-def hidden_states(graph: Graph, content: bytes, layers: int) -> str:
+def hidden_states(graph: "Graph", content: bytes, layers: int) -> str:
     """Add the network from samples to the hidden states of a layer, (frames, windows, `HIDDEN`)."""
+    from clinical_ser.embeddings.graph import lstm
+
     mel = graph.mel(graph.power_spectrum(N_FFT, HOP, pad="constant"), mel_filters(MELS, N_FFT, 16_000))
     value = graph.node("Transpose", mel, perm=[2, 0, 1])
     for layer in layers_of(content)[:layers]:

@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
 
 from clinical_ser.evaluation.card import SIMULATED_STATEMENT
@@ -46,6 +46,18 @@ Reference = Annotated[str, Field(pattern=r"^[A-Z][A-Za-z]{0,63}/[A-Za-z0-9\-.]{1
 """[ResourceType]/[id], as context.userId is said to be."""
 Filled = Annotated[str, Field(min_length=1, max_length=_MAX_TEXT)]
 Code = Annotated[str, Field(min_length=1, max_length=_MAX_CODE)]
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+_AHEAD = timedelta(days=1)
+"""Feedback is of cards that were given here: not before there were any, nor later than a clock that is a day ahead would say."""
+
+
+def _plausible(moment: datetime) -> datetime:
+    if not _EARLIEST <= moment <= datetime.now(UTC) + _AHEAD:
+        raise ValueError("a time from 2000 on is expected, and none to come")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_plausible)]
 
 
 # ── what comes in ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +164,7 @@ class Feedback(_Sent):
 
     card: UUID
     outcome: Literal["accepted", "overridden"]
-    outcome_timestamp: AwareDatetime
+    outcome_timestamp: Moment
     accepted_suggestions: tuple[AcceptedSuggestion, ...] = Field(default=(), max_length=MAX_FEEDBACK)
     override_reason: OverrideReason | None = None
 
@@ -380,7 +392,7 @@ class Finding:
     result
         What was found.
     decision
-        Of the latest review; None where there was none.
+        Of the review that stands (`reviews.standing`); None where there was none.
     """
 
     screening: str

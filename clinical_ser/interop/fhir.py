@@ -117,7 +117,7 @@ def screening_bundle(
     base
         The address at which the site's service answers people (`https://screening.hospital.example`).
     reviews
-        In their order; the last one counts.
+        In their order. The last that decided stands (`reviews.standing`); what a record system reported changes no status.
     report_pdf
         The report; left out, the DocumentReference says where the service has it.
     audit
@@ -259,7 +259,8 @@ def _led(event: Json, addresses: dict[str, str], screening: Screening) -> Json:
 
     def entity(one: Json) -> Json:
         details = [detail for detail in one.get("detail", []) if detail["type"] not in _CARRIED]
-        return {**one, "what": reference(one["what"]), **({"detail": details} if details else {})}
+        rest = {name: value for name, value in one.items() if name != "detail"}
+        return {**rest, "what": reference(one["what"]), **({"detail": details} if details else {})}
 
     source = event["source"]
     return {

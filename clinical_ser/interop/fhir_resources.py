@@ -23,6 +23,7 @@ from clinical_ser.interop import fhir_terms as terms
 from clinical_ser.interop import fhir_words as words
 from clinical_ser.interop.fhir_terms import SCREENING, coding, concept, quantity, text_of
 from clinical_ser.interop.fhir_words import Reviewed
+from clinical_ser.interop.reviews import standing
 from clinical_ser.screening.measures import Measure
 from clinical_ser.screening.result import ClassProbability, ScreeningResult, Status
 
@@ -32,7 +33,8 @@ _NAMESPACE = uuid5(NAMESPACE_URL, terms.TERMS)
 _DEPRESSION = "depression"
 """The task whose outcome SNOMED CT has a code for; an acted emotion is no finding."""
 _STATUS: Mapping[str | None, str] = {None: "preliminary", "undecided": "preliminary", "agreed": "final", "overridden": "amended"}
-"""By the last review: nothing is final that no clinician agreed with. Statuses of observations, reports and documents all have these three."""
+"""By the clinician's review that stands: nothing is final that no clinician agreed with, and nothing amended on a system's word alone. Statuses of
+observations, reports and documents all have these three."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,14 @@ class Screening:
 
     @property
     def review(self) -> Reviewed | None:
-        """The last one, which counts."""
-        return self.reviews[-1] if self.reviews else None
+        """Of the clinicians' reviews the one that stands."""
+        return standing([review for review in self.reviews if not review.by_system])
+
+    @property
+    def told(self) -> Sequence[Reviewed]:
+        """What a conclusion says first: the review that stands, and, where that is only what the record system reported, the clinicians' after it."""
+        stands = standing(self.reviews)
+        return [review for review in dict.fromkeys((stands, self.review)) if review is not None]
 
     @property
     def status(self) -> str:
@@ -215,7 +223,7 @@ def risk(screening: Screening) -> Json:
     return {
         "resourceType": "RiskAssessment",
         "meta": _labels("AIAST"),
-        "text": _narrative(words.conclusion(result, screening.review)),
+        "text": _narrative(words.conclusion(result, screening.told)),
         "identifier": [screening.identifier("risk")],
         "status": screening.status,
         "method": {"text": words.method(result)},
@@ -283,9 +291,9 @@ def report(screening: Screening) -> Json:
     """Return the DiagnosticReport: the conclusion in words. A recording that is not usable has one too, cancelled, that says why."""
     result, review = screening.result, screening.review
     decided = screening.is_answered and review is not None and review.decision != "undecided"
-    who = [text_of(one.name) for one in screening.reviews if one.name]
+    who = [text_of(one.name) for one in screening.reviews if one.name and not one.by_system]
     said = "overridden" if decided and review and review.decision == "overridden" else result.status.value
-    told = words.conclusion(result, review)
+    told = words.conclusion(result, screening.told)
     return {
         "resourceType": "DiagnosticReport",
         "meta": _labels(*(["AIAST"] if screening.is_answered else ["DEVAST"]), *(["CLINAST"] if decided else [])),
@@ -306,13 +314,19 @@ def report(screening: Screening) -> Json:
 
 def document(screening: Screening, pdf: bytes | None) -> Json:
     """Return the DocumentReference: the report as PDF, inline, or where the site's service has it for those who may see it."""
-    attachment: Json = {"contentType": "application/pdf", "title": "Speech screening report"}
+    attachment: Json = {"title": "Speech screening report"}
     if pdf is None:
+        # Without its media type: at this address it is a page or a PDF, by what the reader accepts.
         attachment["url"] = f"{screening.address}/report"
     else:
         # FHIR asks for SHA-1 here, against damage; the identifier has SHA-256.
         hashed = hashlib.sha1(pdf, usedforsecurity=False).digest()
-        attachment |= {"data": base64.b64encode(pdf).decode(), "size": len(pdf), "hash": base64.b64encode(hashed).decode()}
+        attachment |= {
+            "contentType": "application/pdf",
+            "data": base64.b64encode(pdf).decode(),
+            "size": len(pdf),
+            "hash": base64.b64encode(hashed).decode(),
+        }
     related = [screening.reference(role) for role in (*(["risk"] if screening.is_answered else []), "report")]
     return {
         "resourceType": "DocumentReference",
@@ -352,16 +366,18 @@ def provenance(screening: Screening) -> Json:
 
 
 def review_provenance(screening: Screening, number: int) -> Json:
-    """Return who revised answer and report by a review: the clinician is the author of that, whatever was decided."""
+    """Return who revised answer and report by a review: the clinician is the author of that, or the record system that reported it."""
     review = screening.reviews[number]
     roles = (*(["risk"] if screening.is_answered else []), "report", "document")
+    did = "Reported by the record system" if review.by_system else "Reviewed by a clinician"
+    nobody = "The record system" if review.by_system else "A clinician of this site"
     return {
         "resourceType": "Provenance",
         "id": screening.uuid(f"review/{number}"),
         "target": [screening.reference(role) for role in roles],
         "recorded": time_text(review.time),
-        "activity": concept(terms.DATA_OPERATION, "UPDATE", f"Reviewed by a clinician: {review.decision}"),
-        "agent": [_agent("author", {"display": text_of(review.name or "A clinician of this site")})],
+        "activity": concept(terms.DATA_OPERATION, "UPDATE", f"{did}: {review.decision}"),
+        "agent": [_agent("author", {"display": text_of(review.name or nobody)})],
     }
 
 

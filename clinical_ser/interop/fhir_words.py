@@ -3,10 +3,12 @@
 The one idea: words and numbers of one resource are written from the same fields, and where a result has no number for its reader, no word gives it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from clinical_ser.audit.events import Role
 from clinical_ser.explain.explanation import Explanation
 from clinical_ser.interop.fhir_terms import number, text_of
 from clinical_ser.screening.measures import Measure
@@ -22,12 +24,21 @@ _LOWEST, _HIGHEST = 5.0, 95.0
 
 @dataclass(frozen=True)
 class Reviewed:
-    """A clinician's review: what was decided, why, when, and under which printed name."""
+    """A review: what was decided, why, when, under which printed name, and in which role whoever told it acted.
+
+    With the role `SERVICE` it is what a record system reported (feedback on a card, say), which does not tell who decided.
+    """
 
     decision: Literal["agreed", "overridden", "undecided"]
     reason: str = field(repr=False)
     time: datetime
     name: str | None = field(default=None, repr=False)
+    role: Role = Role.CLINICIAN
+
+    @property
+    def by_system(self) -> bool:
+        """Whether it is a system's word, and nobody's signature."""
+        return self.role is Role.SERVICE
 
 
 def percent(probability: float) -> str:
@@ -41,6 +52,19 @@ def percent(probability: float) -> str:
     if probability < _LEAST_SAID:
         return "under 1 %"
     return "over 99 %" if probability > _MOST_SAID else f"{100 * probability:.0f} %"
+
+
+def share(prevalence: float) -> str:
+    """Return a prevalence in words, which is known and no model's guess: two significant digits, as the reports have it.
+
+    Examples
+    --------
+    >>> share(0.1), share(0.009), share(0.00052), share(0.995)
+    ('10 %', '0.9 %', '0.052 %', '99.5 %')
+    """
+    # Of a large share two digits of what is missing, so that it does not become 100 %.
+    shown = float(f"{prevalence:.2g}") if prevalence <= _MOST_SAID else 1 - float(f"{1 - prevalence:.2g}")
+    return f"{number(100 * shown):g} %"
 
 
 def class_name(label: str) -> str:
@@ -87,7 +111,7 @@ def stated(probability: ClassProbability) -> str:
     interval = probability.interval
     return (
         f"{percent(probability.value)} ({percent(interval.low)} to {percent(interval.high)}, {100 * interval.level:g} % interval of the model's "
-        f"sampling error, no range for this person's risk), where {percent(probability.prevalence)} of those screened are "
+        f"sampling error, no range for this person's risk), where {share(probability.prevalence)} of those screened are "
         f"{class_name(probability.label)!r}"
     )
 
@@ -112,10 +136,10 @@ def _families(told: Explanation) -> list[str]:
     return [f"What surely moved it, against {told.reference.group}: {said}. No cause is named."]
 
 
-def conclusion(result: ScreeningResult, review: Reviewed | None) -> str:
-    """Return the report's conclusion: a clinician's decision first, then the answer, then what it is for."""
+def conclusion(result: ScreeningResult, reviews: Sequence[Reviewed]) -> str:
+    """Return the report's conclusion: the decisions that stand first, then the answer, then what it is for."""
     told = [
-        reviewed(review) if review else "",
+        *map(reviewed, reviews),
         SIMULATED if result.model.simulated else "",
         result.summary,
         f"Probability of {outcome(result, result.probability.label)!r}: {stated(result.probability)}."
@@ -123,15 +147,15 @@ def conclusion(result: ScreeningResult, review: Reviewed | None) -> str:
         else "",
         *result.notices,
         result.intended_use,
-        "" if review or result.status is Status.NOT_USABLE else "No clinician has reviewed it yet.",
+        "" if any(not review.by_system for review in reviews) or result.status is Status.NOT_USABLE else "No clinician has reviewed it yet.",
     ]
     return text_of("\n\n".join(part for part in told if part))
 
 
 def reviewed(review: Reviewed) -> str:
-    """Return what a clinician decided."""
+    """Return what a clinician decided, or what a record system says that somebody did."""
     did = {"agreed": "agreed with this answer", "overridden": "overrode this answer", "undecided": "looked at this answer and left it open"}
-    by = f"A clinician ({review.name})" if review.name else "A clinician"
+    by = "The record system reported that somebody" if review.by_system else f"A clinician ({review.name})" if review.name else "A clinician"
     return text_of(f"{by} {did[review.decision]}: {review.reason.strip() or 'no reason given'}")
 
 

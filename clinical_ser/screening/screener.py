@@ -129,6 +129,11 @@ class Screener:
         return cls(read_bundle(find_model(model)), interpretable=interpretable, encoders=encoders)
 
     @property
+    def digest(self) -> str:
+        """The bundle's: the identity of the model."""
+        return self._bundle.digest
+
+    @property
     def limits(self) -> GateLimits:
         """The gate of this model's task."""
         return self.model.task.limits

@@ -61,6 +61,8 @@ class SignInService:
     forges_state: bool = False
     forges_nonce: bool = False
     lifetime_s: int = 3600
+    named: str | None = None
+    """Who it says it is beside the code (RFC 9207); None where it says nothing."""
     asked: list[dict[str, str]] = field(default_factory=list)
     exchanged: list[dict[str, str]] = field(default_factory=list)
     port: int = 0
@@ -79,7 +81,7 @@ class SignInService:
     def behave(self) -> None:
         """Be as at the start."""
         fresh = SignInService(self.key)
-        for name in ("scope", "screening", "refuses", "forges_state", "forges_nonce", "lifetime_s", "asked", "exchanged"):
+        for name in ("scope", "screening", "refuses", "forges_state", "forges_nonce", "lifetime_s", "named", "asked", "exchanged"):
             setattr(self, name, getattr(fresh, name))
 
     def settings(self, folder: Path) -> dict[str, object]:
@@ -105,7 +107,7 @@ class SignInService:
             return f"{asked['redirect_uri']}?{urlencode({'error': 'access_denied', 'state': state})}"
         code = secrets.token_urlsafe()
         self._codes[code] = asked
-        return f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': state})}"
+        return f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': state} | ({} if self.named is None else {'iss': self.named}))}"
 
     def exchange(self, sent: dict[str, str]) -> dict[str, object] | None:
         """Return tokens for a code, once, and only to whoever began (RFC 7636)."""

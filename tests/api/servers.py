@@ -86,6 +86,7 @@ class Server:
     audit: LogConfiguration
     configuration: ServerConfiguration
     logs: io.StringIO
+    loop: asyncio.AbstractEventLoop
     keys: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -138,11 +139,13 @@ def serving(folder: Path, models: tuple[str, ...], **settings: Any) -> Iterator[
     observing = Observing(logs, ServerMetrics("test", lost_lines=lambda: logs.lost))
     ready, stop = threading.Event(), threading.Event()
     found: list[Running] = []
+    loops: list[asyncio.AbstractEventLoop] = []
     failed: list[BaseException] = []
 
     async def run() -> None:
         async with listening(configuration, audit, observing) as running:
             found.append(running)
+            loops.append(asyncio.get_running_loop())
             ready.set()
             while not stop.is_set():
                 await asyncio.sleep(0.02)
@@ -161,7 +164,7 @@ def serving(folder: Path, models: tuple[str, ...], **settings: Any) -> Iterator[
         assert ready.wait(START_S)
         if failed:
             raise failed[0]
-        yield Server(found[0], audit, configuration, stream, keys)
+        yield Server(found[0], audit, configuration, stream, loops[0], keys)
     finally:
         stop.set()
         thread.join(START_S)

@@ -16,8 +16,9 @@ from clinical_ser.api.access import Principal
 from clinical_ser.api.cds_clients import CdsClient, CdsClients
 from clinical_ser.api.cds_hooks import FEEDBACK_PATH, MAX_BODY_BYTES, SERVICE_PATH
 from clinical_ser.api.key_sets import FileKeys
+from clinical_ser.api.replay import ReplayGuard, ReplayMemoryFullError
 from clinical_ser.api.service import new_id
-from clinical_ser.api.store import Metadata, Order
+from clinical_ser.api.store import Metadata, Order, Outcome
 from clinical_ser.audit.events import Role
 from clinical_ser.errors import AuditUnavailableError, AuthenticationError, ServerSetupError
 from clinical_ser.interop.cds_hooks import FeedbackRequest, HookRequest
@@ -67,7 +68,8 @@ class Site:
         principal = Principal("Dr. Ada", tenant, Role.CLINICIAN, frozenset())
         order = Order(metadata=Metadata(subject=patient), model="m", actor=principal.actor(None), body="5e" * 32, size=1)
         screening = new_id()
-        self.server.service.keep_answer(screening, principal, order, of, repeat=None, same=screening)
+        outcome = Outcome.of(of, of.model_dump_json().encode())
+        self.server.service.keep_answer(screening, principal, order, outcome, repeat=None, same=screening)
         return screening
 
     def records(self, kind=None):
@@ -227,6 +229,16 @@ def test_an_archive_that_was_sent_in_does_not_hide_what_was_recorded_last(site, 
     assert uuid.UUID(card["uuid"]).hex == newest
 
 
+def test_a_day_to_come_is_not_believed_and_grows_old_like_any_other(site, ehr, patient):
+    site.screened(patient, days_ago=-3650)
+    [card] = ehr.open_chart(site.url, patient)
+    assert f"Speech screening {TODAY}" in card["summary"]
+    # East of Greenwich it may be tomorrow already.
+    site.screened(patient, days_ago=-1)
+    [card] = ehr.open_chart(site.url, patient)
+    assert f"Speech screening {TODAY + timedelta(days=1)}" in card["summary"]
+
+
 def test_all_that_is_shown_and_nothing_else_is_recorded(site, ehr, patient):
     shown = [site.screened(patient, days_ago=day) for day in range(4)]
     site.screened(patient, days_ago=5)
@@ -373,8 +385,20 @@ def test_whatever_a_record_system_calls_itself_it_is_its_issuer_and_may_do_nothi
 
 
 def test_a_token_from_before_the_server_started_is_refused(tmp_path):
-    with pytest.raises(AuthenticationError, match="before this server started"):
+    with pytest.raises(AuthenticationError, match="before this server started") as refused:
         clients(tmp_path).recognise(shown_at(1_000_009).token(CALLED), CALLED)
+    # Every restart has some, so that whoever watches for replays is not called for them.
+    assert refused.value.reason == "expired"
+
+
+def test_when_no_more_tokens_can_be_remembered_the_record_system_is_told_to_come_back(site, ehr, patient, monkeypatch):
+    def full(*_args, **_named):
+        raise ReplayMemoryFullError("Too many tokens are in use; try again in some minutes.")
+
+    monkeypatch.setattr(ReplayGuard, "use_once", full)
+    answered = ehr.post(site.url, ehr.request(patient))
+    assert answered.status_code == 503
+    assert answered.headers["retry-after"] == "60"
 
 
 def test_two_record_systems_of_one_issuer_are_refused(tmp_path):
@@ -444,6 +468,28 @@ def test_closing_a_card_overrides_nothing_and_does_not_undo_a_decision(site, ehr
     assert ehr.open_chart(site.url, patient)[0]["summary"].endswith("reviewed: agreed")
     ehr.dismiss(site.url, card)
     assert ehr.open_chart(site.url, patient)[0]["summary"].endswith("reviewed: agreed")
+    # The record system's own resources say the same.
+    assert statuses(site, screening) == {"final"}
+
+
+def resources(site, screening):
+    bundle = site.server.client().get(f"/v1/screenings/{screening}/fhir?report=false").json
+    return [entry["resource"] for entry in bundle["entry"]]
+
+
+def statuses(site, screening):
+    return {one["status"] for one in resources(site, screening) if one["resourceType"] in {"RiskAssessment", "DiagnosticReport"}}
+
+
+def test_what_a_card_is_put_aside_for_is_in_the_record_system_as_its_own_word(site, ehr, patient):
+    site.screened(patient)
+    [card] = ehr.open_chart(site.url, patient)
+    ehr.dismiss(site.url, card, card["overrideReasons"][1])
+    screening = uuid.UUID(card["uuid"]).hex
+    assert statuses(site, screening) == {"preliminary"}
+    text = json.dumps(resources(site, screening))
+    assert "The record system reported that somebody overrode this answer: Put aside in the record system" in text
+    assert "CLINAST" not in text
 
 
 def test_accepting_a_card_is_not_agreeing(site, ehr, patient):

@@ -18,8 +18,12 @@ def test_the_example_configuration_fits_with_its_comments_and_without():
     ServerConfiguration.checked(tomllib.loads(text))
     uncommented = re.sub(r"^# (?=\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
     found = ServerConfiguration.checked(tomllib.loads(uncommented))
-    assert [issuer_of(entry, found.tenants).role_claim for entry in found.issuers] == ["realm_access.roles"]
+    assert [issuer_of(entry, found.tenants).role_claim for entry in found.issuers] == ["realm_access.roles", None]
     assert len(found.sign_in) == 1
+    [smart] = found.smart
+    # Whoever opens the report from the record system is believed by its tokens, and only by those of our page.
+    [record_system] = [entry for entry in found.issuers if entry.issuer == smart.iss]
+    assert issuer_of(record_system, found.tenants).client_ids == {smart.client_id}
 
 
 def test_the_proxy_takes_bodies_as_long_as_the_server_does():

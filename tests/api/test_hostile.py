@@ -206,7 +206,9 @@ def test_no_name_is_in_logs_metrics_problems_or_addresses(tmp_path, bundle, reco
         while client.get(later.headers["location"]).json["state"] != "failed":
             time.sleep(0.05)
         text = everything_said(server, problems)
-        database = b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file() and "api_keys" not in path.name)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {"audit.sqlite", "vault.sqlite"} <= {path.name for path in files}
+        database = b"".join(path.read_bytes() for path in files)
     assert CANARY not in text
     assert "1970-01-01" not in text
     assert CANARY.encode() not in database

@@ -29,6 +29,7 @@ from clinical_ser.api import key_sets
 from clinical_ser.api.key_sets import (
     FRESH_S,
     MAX_SET_BYTES,
+    REFRESH_S,
     RETRY_S,
     STALE_S,
     AddressKeys,
@@ -38,6 +39,7 @@ from clinical_ser.api.key_sets import (
     keys_at,
 )
 from clinical_ser.errors import ServerSetupError
+from tests.api.observed import logging_to
 from tests.api.tokens_made import WITHOUT, Clock, Signer, b64, key_set, private_key, write_key_set
 
 EC = Signer("ES256", "ec")
@@ -243,6 +245,28 @@ def test_a_file_that_cannot_be_used_leaves_no_keys_until_it_can(
     keys.load()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (Path.unlink, "The file of an issuer's keys cannot be read"),
+        (lambda place: place.chmod(0o666), "Others may write the file of an issuer's keys"),
+        (lambda place: place.write_bytes(b"{}"), "The file of an issuer's keys is no key set"),
+        (lambda place: place.write_bytes(b" " * (MAX_SET_BYTES + 1)), "The file of an issuer's keys is too long"),
+    ],
+    ids=["gone", "writable", "no key set", "long"],
+)
+def test_the_servers_log_says_which_file_and_why_when_keys_are_loaded(
+    place: Path, tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    spoil(place)
+    with logging_to(tmp_path / "log") as (_, written), pytest.raises(ServerSetupError):
+        FileKeys(place).load()
+    [line] = written.lines("library")
+    assert (line["level"], line["logger"]) == ("error", "clinical_ser.api.watched_file")
+    assert line["text"].startswith(said)
+    assert "jane" not in written.text
+
+
 def test_a_folder_in_the_files_place_takes_no_descriptors(tmp_path: Path) -> None:
     keys = FileKeys(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
@@ -397,10 +421,48 @@ def test_an_unknown_key_has_the_set_fetched_again_once_a_minute(keys: AddressKey
     assert len(site.asked) == 2
 
 
+def test_a_key_that_was_taken_back_is_not_found_once_more_after_a_quiet_night(keys: AddressKeys, site: Site, clock: Clock) -> None:
+    keys.load()
+    site.answer = saying(200, key_set(OTHER))
+    clock.now += FRESH_S + 1
+    assert keys.peek("ec", "ES256") is None
+    assert keys.find("ec", "ES256") is None
+    assert len(site.asked) == 2
+    clock.now += 8 * 3600
+    assert keys.peek("other", "ES256") is None
+    assert keys.find("other", "ES256")
+    assert len(site.asked) == 3
+
+
+def test_a_key_that_was_taken_back_while_its_issuer_was_away_is_not_found_once_more(keys: AddressKeys, site: Site, clock: Clock) -> None:
+    keys.load()
+    site.answer = saying(503, b"")
+    clock.now += FRESH_S + 1
+    assert keys.find("ec", "ES256")
+    site.answer = saying(200, key_set(OTHER))
+    clock.now += 8 * 3600
+    assert keys.find("ec", "ES256") is None
+    assert keys.find("other", "ES256")
+
+
+def test_all_who_come_back_after_a_quiet_night_wait_for_one_fetch(keys: AddressKeys, site: Site, clock: Clock) -> None:
+    keys.load()
+    release = threading.Event()
+    site.answer = lambda sock: release.wait(10) and saying(200, GOOD)(sock)
+    clock.now += 8 * 3600
+    with ThreadPoolExecutor(12) as pool:
+        asking = [pool.submit(keys.find, "ec", "ES256") for _ in range(12)]
+        until(lambda: len(site.asked) == 2)
+        assert not any(one.done() for one in asking)
+        release.set()
+        assert all(one.result() for one in asking)
+    assert len(site.asked) == 2
+
+
 def test_a_key_that_was_taken_back_is_believed_for_five_minutes_at_most_and_nobody_waits(keys: AddressKeys, site: Site, clock: Clock) -> None:
     keys.load()
     site.answer = saying(200, key_set(OTHER))
-    clock.now += FRESH_S
+    clock.now += REFRESH_S
     assert keys.peek("ec", "ES256")
     assert len(site.asked) == 1
     clock.now += 1
@@ -414,7 +476,7 @@ def test_a_slow_issuer_keeps_nobody_waiting_whose_key_is_known(keys: AddressKeys
     keys.load()
     release = threading.Event()
     site.answer = lambda sock: release.wait(10) and saying(200, key_set(OTHER))(sock)
-    clock.now += FRESH_S + 1
+    clock.now += REFRESH_S + 1
     began = time.monotonic()
     for _ in range(100):
         assert keys.find("ec", "ES256")
@@ -534,6 +596,21 @@ def test_a_port_where_nobody_listens_gives_no_keys(clock: Clock, caplog: pytest.
     keys = AddressKeys(f"http://127.0.0.1:{port}/", clock=clock)
     assert keys.find("ec", "ES256") is None
     assert "refused" in caplog.text.lower()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [(503, b"", "answers with an error"), (200, b"<html>", "has no key set that is good here"), (None, b"", "does not answer as it should")],
+    ids=["error", "no key set", "no answer"],
+)
+def test_the_servers_log_says_why_the_keys_at_an_address_cannot_be_fetched(
+    keys: AddressKeys, site: Site, tmp_path: Path, status: int | None, body: bytes, said: str
+) -> None:
+    site.answer = saying(status, body) if status else lambda sock: None
+    with logging_to(tmp_path / "log") as (_, written):
+        assert keys.find("ec", "ES256") is None
+    [line] = written.lines("library")
+    assert line["text"].startswith(f"The address of an issuer's keys {said}")
 
 
 def test_a_rush_fetches_once_and_only_a_few_wait(keys: AddressKeys, site: Site) -> None:

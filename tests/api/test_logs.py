@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -199,10 +199,11 @@ def test_what_cannot_be_kept_is_counted_and_the_log_says_so_when_it_can(error: t
     assert 0 < logs.lost < 10_000
     kept = 10_000 - logs.lost
     gathered.fails = None
+    logs.write("next")
     logs.write("last")
     lines = gathered.lines()
     assert [line["count"] for line in lines[:kept]] == list(range(kept))
-    assert [(line["event"], line.get("count")) for line in lines[kept:]] == [("log.lost", logs.lost), ("last", None)]
+    assert [(line["event"], line.get("count")) for line in lines[kept:]] == [("log.lost", logs.lost), ("next", None), ("last", None)]
     assert len(gathered.data) <= MAX_WAITING_BYTES + 500
 
 
@@ -290,17 +291,18 @@ def test_a_stream_without_a_descriptor_gets_the_lines() -> None:
 
 
 def test_the_log_does_not_follow_a_descriptors_number_to_another_file(tmp_path: Path) -> None:
-    database = tmp_path / "database"
-    with (tmp_path / "log").open("w", encoding="ascii") as stream:
+    with ExitStack() as opened, (tmp_path / "log").open("w", encoding="ascii") as stream:
         number = stream.fileno()
         logs = configure_logs(stream)
         stream.close()
-        with database.open("w", encoding="ascii") as other:
-            assert other.fileno() == number
-            logs.write("x")
-            logs.close()
-            logs.write("after the end")
-    assert database.read_text() == ""
+        databases = [opened.enter_context((tmp_path / "first").open("w", encoding="ascii"))]
+        assert databases[0].fileno() == number
+        logs.write("x")
+        logs.close()
+        # One of them gets the number under which the log's own descriptor was.
+        databases += [opened.enter_context((tmp_path / str(each)).open("w", encoding="ascii")) for each in range(20)]
+        logs.write("after the end")
+        assert [os.fstat(each.fileno()).st_size for each in databases] == [0] * 21
     assert [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()] == ["x"]
 
 

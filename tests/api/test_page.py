@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from clinical_ser.api.configuration import ServerConfiguration
-from clinical_ser.api.page import LANGUAGES, REPORT, Page, page_files, page_texts, policy
+from clinical_ser.api.page import LANGUAGES, REPORT, Page, page_files, page_of, page_texts, policy
 from clinical_ser.api.problems import Problem
 from clinical_ser.audio.advice import ADVICE
 from clinical_ser.audit.events import PAYLOADS, Flag, Outcome, Purpose, Role
@@ -133,6 +133,20 @@ def test_the_one_style_that_is_no_file_is_that_of_the_report():
 def test_a_host_that_would_write_into_the_policy_is_refused(host):
     with pytest.raises(ServerSetupError, match="token_endpoint"):
         policy([f"https://{host}/token"])
+
+
+@pytest.mark.parametrize("address", ["https://id.example:99999/token", "https://[::1/token"])
+def test_an_address_that_is_none_is_refused(address):
+    with pytest.raises(ServerSetupError, match="token_endpoint"):
+        policy([address])
+
+
+@pytest.mark.parametrize("kind", ["sign_in", "smart"])
+def test_a_host_that_no_policy_can_name_is_refused_when_the_page_is_made(kind):
+    entry = {"sign_in": SIGN_IN, "smart": SMART}[kind]
+    assert page_of(configured(**{kind: (entry,)})).response("index.html").status_code == 200
+    with pytest.raises(ServerSetupError, match="token_endpoint"):
+        page_of(configured(**{kind: (entry | {"token_endpoint": "https://id_1.example/token"},)}))
 
 
 def test_a_host_may_be_an_ip_address():

@@ -331,6 +331,37 @@ def test_a_refusal_of_the_sign_in_service_is_told(window, site):
     window.waits_for("The sign-in service did not let you in.")
 
 
+def naming_its_issuer(window, issuer):
+    """Have the page told what the sign-in service is called."""
+
+    def named(route):
+        told = route.fetch().json()
+        told["issuers"][0]["issuer"] = issuer
+        route.fulfill(json=told)
+
+    window.page.route("**/page/configuration.json", named)
+
+
+@pytest.mark.parametrize(("configured", "answers"), [(None, "{host}/realm"), ("{host}/realm", "{host}/realm"), ("{host}/realm/", "{host}/realm")])
+def test_an_answer_that_names_the_service_that_was_asked_is_taken(window, site, configured, answers):
+    naming_its_issuer(window, configured and configured.format(host=site.sign_in.address))
+    site.sign_in.named = answers.format(host=site.sign_in.address)
+    by_service(window)
+    assert window.page.locator("#who").inner_text().startswith("Dr. Ada Example")
+
+
+@pytest.mark.parametrize(
+    ("configured", "answers"), [(None, "https://other.example"), (None, ""), (None, "no address"), ("{host}/realm", "{host}/other"), ("{host}", "")]
+)
+def test_an_answer_that_names_another_service_is_refused_before_its_code_is_sent_anywhere(window, site, configured, answers):
+    naming_its_issuer(window, configured and configured.format(host=site.sign_in.address))
+    site.sign_in.named = answers.format(host=site.sign_in.address)
+    by_service(window)
+    window.waits_for("the answer came from another sign-in service than the one that was asked")
+    assert site.sign_in.exchanged == []
+    assert (storage(window.page), window.page.url) == ({}, site.address)
+
+
 @pytest.mark.parametrize("form", ["id", "text", "object"])
 def test_a_known_record_systems_link_opens_the_report_that_it_means(window, site, screened, form):
     site.sign_in.screening = {"id": screened, "text": json.dumps({"screening": screened}), "object": {"screening": screened}}[form]
@@ -415,6 +446,49 @@ def test_a_token_that_ends_soon_is_told_of(window, site):
     site.sign_in.lifetime_s = 110
     by_service(window)
     window.page.get_by_role("dialog", name="Your sign-in ends soon").wait_for()
+    assert re.search(r"lets this sign-in last 1:[345]\d more", window.page.locator("dialog").inner_text())
+
+
+def test_a_token_that_ends_while_something_else_is_asked_is_told_of_afterwards(window, site):
+    site.sign_in.lifetime_s = 200
+    window.page.clock.install()
+    by_service(window)
+    choose(window, wav(speech(3)))
+    window.button("Discard").click()
+    window.page.clock.fast_forward("02:00")
+    window.page.get_by_role("dialog", name="Discard the recording?").wait_for()
+    window.button("Keep it").click()
+    window.page.clock.fast_forward("00:02")
+    window.page.get_by_role("dialog", name="Your sign-in ends soon").wait_for()
+    assert re.search(r"lets this sign-in last (0:\d\d|1:[01]\d) more", window.page.locator("dialog").inner_text())
+
+
+def waiting_for(window, screened, api):
+    """Have someone wait for a result that does not come."""
+    view = api.get(f"/v1/screenings/{screened}").json | {"state": "running", "result": None, "audit": None, "finished_at": None}
+    window.page.route(f"**/v1/screenings/{screened}", lambda route: route.fulfill(json=view, headers={"Retry-After": "30"}))
+    window.page.clock.install()
+    window.open().sign_in("clinician").go(f"result/{screened}")
+    return window.waits_for("The recording is being screened.")
+
+
+def test_waiting_for_a_result_keeps_a_session_for_half_an_hour_and_no_longer(window, screened, api):
+    waiting_for(window, screened, api)
+    for _ in range(4):
+        window.page.clock.fast_forward("10:00")
+        window.page.wait_for_timeout(100)
+    assert not window.page.locator("dialog").is_visible()
+    window.page.clock.fast_forward("03:10")
+    window.page.get_by_role("dialog", name="Are you still there?").wait_for()
+
+
+def test_a_server_that_does_not_answer_keeps_no_session(failing, screened, api):
+    waiting_for(failing, screened, api)
+    failing.page.route(f"**/v1/screenings/{screened}", lambda route: route.abort())
+    failing.page.clock.fast_forward("00:31")
+    failing.waits_for("The server did not answer.")
+    failing.page.clock.fast_forward("13:10")
+    failing.page.get_by_role("dialog", name="Are you still there?").wait_for()
 
 
 def choose(window, content, name="visit.wav"):
@@ -444,6 +518,56 @@ def test_a_recording_outlives_a_sign_in_that_ended_but_only_for_who_made_it(fail
     failing.waits_for("Your sign-in is no longer good.")
     failing.sign_in("clinician")
     assert failing.page.locator("audio").count() == 0
+
+
+def refused_with_a_recording(window):
+    """Have the session end while there is a recording that was not sent."""
+    window.open().sign_in("both")
+    choose(window, wav(speech(3)))
+    fill_in(window)
+    window.page.route("**/v1/screenings", refuse(401))
+    window.button("Send for screening").click()
+    return window.waits_for("Your sign-in is no longer good.")
+
+
+def test_a_recording_that_outlived_its_session_is_not_lost_without_asking(failing, site):
+    refused_with_a_recording(failing)
+    asked = []
+    failing.page.on("dialog", lambda one: (asked.append(one.type), one.dismiss()))
+    failing.page.close(run_before_unload=True)
+    failing.button("Sign in with Example Hospital").click()
+    failing.page.get_by_role("dialog", name="There is a recording that was not sent").wait_for()
+    assert asked == ["beforeunload"]
+    failing.button("Stay here").click()
+    assert site.sign_in.asked == []
+    failing.sign_in("both").waits_for("Quality of the whole recording")
+
+
+def test_a_recording_that_someone_gave_up_does_not_hold_them_back(failing, site):
+    refused_with_a_recording(failing).button("Sign in with Example Hospital").click()
+    failing.button("Sign in there").click()
+    failing.page.locator("#account").wait_for()
+    assert failing.page.locator("audio").count() == 0
+
+
+def test_a_recording_is_not_given_to_an_account_of_the_same_name_in_another_tenant(failing):
+    refused_with_a_recording(failing)
+    failing.page.route("**/v1/me", lambda route: route.fulfill(json=route.fetch().json() | {"tenant": "other"}))
+    failing.sign_in("both").field("Whom it is of").wait_for()
+    assert failing.page.locator("audio").count() == 0
+
+
+def test_a_microphone_that_is_allowed_after_the_session_ended_records_nothing(window):
+    window.page.add_init_script("""
+        const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        const allowed = new Promise(allow => { window.allow = allow; });
+        navigator.mediaDevices.getUserMedia = async asked => { await allowed; return (window.stream = await open(asked)); };
+    """)
+    window.open().sign_in("clinician").button("Record with the microphone").click()
+    window.button("Sign out").click()
+    window.waits_for("You are signed out.")
+    window.page.evaluate("window.allow()")
+    window.until("window.stream?.getTracks().every(track => track.readyState === 'ended')")
 
 
 def test_signing_out_with_a_recording_that_was_not_sent_is_asked_about(window):
@@ -541,6 +665,7 @@ def test_what_the_microphone_heard_is_sent_as_mono_16_bit_at_the_devices_rate(wi
     window.field("Version of the notice given").fill("2026-1")
     record(window, 3)
     window.button("Stop").click()
+    window.page.locator("audio").wait_for()
     told = window.page.locator("#recording strong").first.inner_text()
     window.button("Send for screening").click()
     window.page.get_by_role("heading", name="Result", exact=True).wait_for()
@@ -687,11 +812,12 @@ def test_what_is_of_one_person_is_not_left_standing_for_the_next(window):
     choose(window, wav(speech(3)))
     fill_in(window)
     window.page.locator("#sex").select_option("female")
+    window.page.locator("#notice").fill("2026-1")
     window.button("Send for screening").click()
     window.page.get_by_role("heading", name="Result", exact=True).wait_for()
     window.go("screen")
     window.field("Whom it is of").wait_for()
-    assert window.field("Whom it is of").input_value() == window.page.locator("#sex").input_value() == ""
+    assert [window.page.locator(name).input_value() for name in ("#subject", "#sex", "#notice")] == ["", "", ""]
     assert window.page.locator("audio").count() == 0
 
 
@@ -1095,9 +1221,10 @@ def test_a_log_that_is_in_order_is_verified_and_what_was_not_is_said(window, sit
     assert "sealed beside the tree" in found
     kept = storage(window.page)
     assert kept.keys() == {"clinical-ser.audit-log"}
-    assert json.loads(kept["clinical-ser.audit-log"]).keys() == {"origin", "keys", "checkpoint"}
+    assert json.loads(kept["clinical-ser.audit-log"]).keys() == {"origin", "keys", "checkpoint", "confirmed"}
     again = verify(window)
     assert "signed with the key that this browser remembers" in again
+    assert "Whether this key is the log's own" not in again
     assert re.search(r"The first \d+ records are the same that this browser saw the last time\.", again)
 
 
@@ -1106,6 +1233,26 @@ def test_a_key_that_only_the_server_vouches_for_is_said_to_be_that(window, site)
     assert "signed with a key that the server gives out" in found
     assert "Whether this key is the log's own" in found
     assert site.verifier in found
+    again = verify(window)
+    assert "signed with the key that this browser remembers" in again
+    assert "Whether this key is the log's own" in again
+    verify(window, site.verifier)
+    assert "Whether this key is the log's own" not in verify(window)
+
+
+@pytest.mark.parametrize("change", [{"checkpoint": "spoiled"}, {"checkpoint": ""}, {"keys": ["spoiled"]}])
+def test_what_the_browser_remembers_and_cannot_read_any_more_is_a_finding_and_is_not_replaced(window, site, change):
+    window.open().sign_in("compliance")
+    verify(window, site.verifier)
+    window.page.evaluate(
+        "change => (key => { localStorage[key] = JSON.stringify({...JSON.parse(localStorage[key]), ...change}); })('clinical-ser.audit-log')",
+        change,
+    )
+    before = storage(window.page)
+    found = verify(window)
+    assert found.startswith("Do not rely on this log")
+    assert re.search("What this browser remembers of the log cannot be read|or that this browser remembers, is not spelled as one is", found)
+    assert storage(window.page) == before
 
 
 def test_another_key_than_the_one_that_was_given_is_loud(window, site):

@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import soundfile
 from clinical_ser.audit.events import RECORD, Inference, ReportAction, Review, Submission
 from clinical_ser.screening import load_model
 from clinical_ser.screening.result import ScreeningResult
-from tests.api.servers import SUBJECT, command
+from tests.api.servers import SUBJECT, command, serving
 
 PERSON = iter(range(1_000_000))
 
@@ -279,3 +280,58 @@ def test_the_gate_alone_is_asked_without_a_record(client, server, recording):
 def test_an_unknown_screening_is_not_found(client):
     for path in ("0" * 32, "x", "..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "0" * 31, "A" * 32):
         assert client.get(f"/v1/screenings/{path}").status == 404
+
+
+def test_a_person_has_to_be_told_first_where_the_site_asks_for_it(tmp_path, bundle, recording):
+    with serving(tmp_path, (str(bundle),), require_notice=True) as server:
+        client = server.client()
+        assert client.screen(recording).json["type"] == "urn:clinical-ser:problem:no-notice"
+        assert client.screen(recording, notice="v1").status == 201
+        assert client.screen(recording, age=40).status == 201
+        assert client.screen(recording, notice="v2").status == 200
+    with server.audit.read() as reader:
+        told = [record.payload for record in reader.records() if record.event.kind in {"notice", "inference"}]
+    assert [getattr(each, "text_version", None) or each.notice for each in told] == ["v1", "v1", "v1", "v2"]
+
+
+def test_a_recording_that_decodes_to_more_than_is_answered_at_once_is_accepted(tmp_path, bundle, recording):
+    with serving(tmp_path, (str(bundle),), limits={"at_once_s": 20.0}) as server:
+        accepted = server.client().screen(recording)
+        assert accepted.status == 202
+        assert finished(server.client(), accepted.headers["location"])["state"] == "done"
+
+
+def test_results_are_forgotten_after_their_time_and_not_because_a_clock_leapt(tmp_path, bundle, recording):
+    with serving(tmp_path, (str(bundle),)) as server:
+        done = server.client().screen(recording).json
+        service = server.service
+        service.store.expire(timedelta(days=1), timedelta(days=1))
+        assert server.client().get(done["links"]["self"]).status == 200
+        service.store.expire(timedelta(0), timedelta(0))
+        assert server.client().get(done["links"]["self"]).status == 404
+        assert service._clock_goes_on()
+        service._started_at = (service._started_at[0] - 7200, service._started_at[1])
+        assert not service._clock_goes_on()
+
+
+def test_a_key_that_only_sends_recordings_reads_no_reviews(client, server, recording, person):
+    done = client.screen(recording, subject=person).json
+    client.post(done["links"]["review"], {"decision": "agreed", "reason": "private"})
+    again = server.client("screenings:write").screen(recording, subject=person)
+    assert (again.status, again.json["id"], again.json["reviews"]) == (200, done["id"], [])
+
+
+def test_a_review_that_is_sent_again_is_recorded_once(client, server, recording, person):
+    done = client.screen(recording, subject=person).json
+    key = {"Idempotency-Key": "once"}
+    first, again = (client.post(done["links"]["review"], {"decision": "agreed", "reason": "x"}, **key) for _ in range(2))
+    assert first.json == again.json
+    assert len(client.get(done["links"]["self"]).json["reviews"]) == 1
+
+
+def test_a_bundle_that_cannot_name_the_person_is_refused_and_not_recorded_as_shown(tmp_path, bundle, recording):
+    with serving(tmp_path, (str(bundle),), fhir={"subject": "reference"}) as server:
+        done = server.client().screen(recording, subject="MRN 42/7").json
+        answer = server.client().get(done["links"]["fhir"])
+        assert (answer.status, answer.json["type"]) == (409, "urn:clinical-ser:problem:subject")
+        assert "report" not in server.kinds

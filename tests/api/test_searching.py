@@ -450,6 +450,25 @@ def test_a_moment_is_as_long_as_it_is_precise() -> None:
     assert {text: (Moments.parse(text).low, Moments.parse(text).high) for text in spans} == spans
 
 
+@pytest.mark.parametrize(
+    ("prefix", "minutes"),
+    [
+        ("", [5]),
+        ("eq", [5]),
+        ("ne", [0, 1, 2, 3, 4, 6, 7, 8, 9]),
+        ("gt", [6, 7, 8, 9]),
+        ("sa", [6, 7, 8, 9]),
+        ("ge", [5, 6, 7, 8, 9]),
+        ("lt", [0, 1, 2, 3, 4]),
+        ("eb", [0, 1, 2, 3, 4]),
+        ("le", [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_before_and_after_are_of_the_whole_stretch_that_is_named(prefix: str, minutes: list[int]) -> None:
+    asked = Moments.parse(f"{prefix}2026-09-01T08:35")
+    assert [minute for minute in range(10) if asked.hold(f"2026-09-01T08:3{minute}:30.000000Z")] == minutes
+
+
 def test_an_events_own_time_finds_it(every_kind: LogConfiguration) -> None:
     for record in records_of(every_kind)[::5]:
         assert search(every_kind, ("date", record.event.time)) == [record.index]

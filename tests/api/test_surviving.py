@@ -1,7 +1,9 @@
 """What is lost when something dies: nothing that was accepted, and nothing twice."""
 
+import asyncio
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +20,8 @@ import soundfile
 
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Inference, Service, Submission
-from clinical_ser.errors import ServerSetupError
-from tests.api.servers import Client, make_keys, serving
+from clinical_ser.errors import AuditUnavailableError, ServerSetupError
+from tests.api.servers import Client, command, make_keys, serving
 from tests.api.test_screenings import finished
 from tests.audit.log_maker import make_log
 
@@ -163,11 +165,9 @@ def test_a_recording_that_takes_too_long_is_ended(tmp_path, bundle, recording):
 
 def test_a_recording_that_needs_too_much_memory_is_ended_and_the_next_is_answered(tmp_path, bundle, recording):
     with serving(tmp_path, (str(bundle),), work={"workers": 1, "memory_mib": 1536}) as server:
-        silence = io.BytesIO()
-        soundfile.write(silence, np.zeros(16_000 * 7000, dtype="int16"), 16_000, format="FLAC")
-        location = server.client().screen(silence.getvalue(), {"Prefer": "respond-async"}, subject="long").headers["location"]
+        location = server.client().screen(interview(recording, 110), {"Prefer": "respond-async"}, subject="long").headers["location"]
         done = finished(server.client(), location, 120)
-        assert done["state"] == "failed" or done["result"]["status"] == "not_usable"
+        assert (done["state"], done["failure"]["code"]) in {("failed", "memory"), ("failed", "crash")}
         assert server.client().screen(recording).status == 201
 
 
@@ -279,9 +279,79 @@ def test_a_fault_of_ours_costs_the_recording_that_met_it_and_not_those_that_wait
         monkeypatch.setattr(spool, "read", fail_once)
         locations = [client.screen(recording, {"Prefer": "respond-async"}, subject=f"person {n}").headers["location"] for n in range(2)]
         assert finished(client, locations[1])["state"] == "done"
+        assert finished(client, locations[0])["failure"]["code"] == "failed"
         assert "ZeroDivisionError" in server.logs.getvalue()
+        assert server.service.jobs.taken == 0
+
+
+def test_a_job_whose_commit_was_not_known_in_time_is_worked_on_all_the_same(tmp_path, bundle, recording, monkeypatch):
+    with serving(tmp_path, (str(bundle),)) as server:
+        client, service = server.client(), server.service
+        keep_job = service.keep_job
+
+        def outlived(*arguments, **options):
+            keep_job(*arguments, **options)
+            raise AuditUnavailableError("The audit log did not commit within 30 s; ask again with the same idempotency key.")
+
+        monkeypatch.setattr(service, "keep_job", outlived)
+        told = {"Prefer": "respond-async", "Idempotency-Key": "one"}
+        assert client.screen(recording, told).status == 503
+        monkeypatch.undo()
+        again = client.screen(recording, told)
+        assert again.status == 202
+        asyncio.run_coroutine_threadsafe(service.jobs.adopt(), server.loop).result(30)
+        assert finished(client, again.headers["location"])["state"] == "done"
+
+
+def test_two_orderly_restarts_during_one_recording_do_not_count_against_it(tmp_path, bundle, recording):
+    location = ""
+    for _ in range(3):
+        with serving(tmp_path, (str(bundle),)) as server:
+            if not location:
+                location = server.client().screen(interview(recording, 5), {"Prefer": "respond-async"}).headers["location"]
+            kept = server.service.store.get(location.rpartition("/")[2], "")
+            deadline = time.monotonic() + 30
+            while not server.service.jobs.running and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert kept is not None
+            assert kept.attempts <= 1
     with serving(tmp_path, (str(bundle),)) as server:
         deadline = time.monotonic() + 60
         while server.service.jobs.taken and time.monotonic() < deadline:
             time.sleep(0.1)
-    assert len(payloads(tmp_path, Inference)) == 2
+    assert len(payloads(tmp_path, Inference)) == 1
+
+
+def test_a_model_whose_files_were_replaced_answers_nothing_and_costs_no_accepted_recording(tmp_path, bundle, recording):
+    own = tmp_path / "model"
+    shutil.copytree(bundle, own)
+    with serving(tmp_path, (str(own),)) as server:
+        client = server.client()
+        manifest = (own / "manifest.json").read_bytes()
+        (own / "manifest.json").write_bytes(manifest.replace(b'"version":"1"', b'"version":"2"'))
+        [worker] = [each.process for each in server.service.workers._all]
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        location = client.screen(recording, {"Prefer": "respond-async"}).headers["location"]
+        deadline = time.monotonic() + 60
+        while "worker-does-not-start" not in server.logs.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.get("/readyz").status == 503
+        (own / "manifest.json").write_bytes(manifest)
+        assert finished(client, location)["state"] == "done"
+
+
+def test_a_person_who_is_erased_while_their_recording_is_worked_on_stays_erased(tmp_path, bundle, recording):
+    with serving(tmp_path, (str(bundle),)) as server:
+        client = server.client()
+        location = client.screen(interview(recording, 4), {"Prefer": "respond-async"}, subject="gone").headers["location"]
+        wait_until_running(client, location)
+        ran = command(server, "audit", "erase", "--subject", "gone", "--reason", "asked", "--yes")
+        assert ran.returncode == 0, ran.stderr
+        deadline = time.monotonic() + 60
+        while server.service.jobs.taken and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.get(location).status == 404
+        assert not list((tmp_path / "spool").iterdir())
+    with server.audit.read() as reader:
+        assert reader.named("gone") == []

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from clinical_ser.api import tokens
 from clinical_ser.api.access import Principal, Scope
 from clinical_ser.api.key_sets import AddressKeys, FileKeys
-from clinical_ser.api.replay import ReplayGuard, _Memory
+from clinical_ser.api.replay import ReplayGuard, ReplayMemoryFullError, _Memory
 from clinical_ser.api.tokens import ALGORITHMS, MAX_TOKEN_BYTES, Issuer, TenantClaim, TokenVerifier
 from clinical_ser.audit.events import Role
 from clinical_ser.errors import AuthenticationError, ServerSetupError
@@ -504,6 +504,28 @@ def test_a_name_that_cannot_be_printed_is_refused(verifier: TokenVerifier, name:
     refused(verifier, EC.token(claims_of(name=name)), "name is not one that can be printed")
 
 
+@pytest.mark.parametrize("name", ["王\u3000小明", "J.\u00a0Doe", "J.\u202fDoe"], ids=ascii)
+def test_a_name_with_another_kind_of_space_is_a_name(verifier: TokenVerifier, name: str) -> None:
+    found = verifier.verify(EC.token(claims_of(name=name))).name
+    assert found in {"王 小明", "J. Doe"}
+
+
+@pytest.mark.parametrize("changes", [{"azp": "our-page"}, {"client_id": "our-page"}, {"azp": "our-page", "client_id": "other-page"}], ids=",".join)
+def test_a_token_of_one_of_the_clients_that_are_named_is_taken(issuer: Issuer, changes: dict) -> None:
+    narrow = believing(replace(issuer, client_ids=frozenset({"our-page", "other-page"})))
+    assert narrow.verify(EC.token(claims_of(**changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"azp": "some-app"}, {"client_id": "some-app"}, {"azp": "our-page", "client_id": "some-app"}, {"azp": ["our-page"]}, {"azp": None}],
+    ids=["none", "azp", "client_id", "two", "list", "null"],
+)
+def test_a_token_of_another_app_of_the_same_record_system_is_refused(issuer: Issuer, changes: dict) -> None:
+    """SMART: the audience of all its apps' tokens is the record system's FHIR server."""
+    refused(believing(replace(issuer, client_ids=frozenset({"our-page"}))), EC.token(claims_of(**changes)), "issued to another client")
+
+
 def test_the_account_may_stand_in_another_claim_which_then_has_to_be_there(issuer: Issuer) -> None:
     verifier = believing(replace(issuer, subject_claim="preferred_username", name_claim=None))
     principal = verifier.verify(EC.token(claims_of(preferred_username="wang", name="Dr. Wang")))
@@ -688,7 +710,7 @@ def test_an_id_is_free_again_when_its_token_has_expired(verifier: TokenVerifier,
 def test_what_may_have_been_used_before_a_restart_is_refused(issuer: Issuer, clock: Clock, early: int) -> None:
     # The issuer's clock may be ahead by the leeway: what says that it was issued nine seconds after the start may have been used before it.
     token = EC.token(claims_of(NOW + early, jti="one", aud=CALLED))
-    refused(believing(issuer, clock), token, "before this server started", reason="replayed", audience=CALLED)
+    refused(believing(issuer, clock), token, "before this server started", reason="expired", audience=CALLED)
     late = EC.token(claims_of(NOW + 10, jti="two", aud=CALLED))
     assert believing(issuer, clock).verify_single_use(late, CALLED)
 
@@ -735,7 +757,7 @@ def test_a_full_memory_refuses_rather_than_forgets(caplog: pytest.LogCaptureFixt
         guard.use_once(str(number), DIGEST, issued=1, expires=100 + number, now=1)
     with caplog.at_level(logging.ERROR):
         for jti in ("3", "4"):
-            with pytest.raises(AuthenticationError, match="Too many tokens"):
+            with pytest.raises(ReplayMemoryFullError, match="Too many tokens"):
                 guard.use_once(jti, DIGEST, issued=1, expires=200, now=99)
     assert len(caplog.records) == 1
     with pytest.raises(AuthenticationError, match="used already"):

@@ -143,6 +143,12 @@ def test_a_true_effect_is_stable_and_agreed_on():
     assert effects.rank_agreement[place] >= 0.8
 
 
+@pytest.mark.parametrize(("refits", "quantile"), [(2, 12.706), (3, 4.303), (40, 2.0227)])
+def test_an_interval_is_as_wide_as_student_has_it_for_so_few_refits(refits, quantile):
+    versions = np.random.default_rng(0).normal(size=(1 + refits, 3))
+    assert half_widths(versions) == pytest.approx(quantile * versions[1:].std(axis=0, ddof=1), rel=1e-4)
+
+
 def test_more_people_make_explanations_surer():
     """How wide an interval is beside the effect of what truly matters; a model from few people shrinks both."""
     x = table_of(5, seed=3).features[0].copy()

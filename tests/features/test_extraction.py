@@ -18,6 +18,7 @@ from clinical_ser.errors import AudioNotFoundError, FeatureError, InvalidValueEr
 from clinical_ser.features import batch, egemaps, extraction, praat, timing
 from clinical_ser.features.batch import extract_many, extract_row
 from clinical_ser.features.cache import FeatureCache
+from clinical_ser.features.compare_encoder import CompareEncoder
 from clinical_ser.features.extraction import DEFAULT_SETS, Source, apply_gate, extract, extract_file, feature_names, fingerprints
 from tests import signals
 
@@ -179,7 +180,7 @@ def held(monkeypatch):
     def functionals(recording, *, running=None):
         began.set()
         running()
-        assert let_go.wait(30)
+        assert let_go.wait(60)
         return measure(recording)
 
     monkeypatch.setattr(egemaps, "functionals", functionals)
@@ -187,11 +188,14 @@ def held(monkeypatch):
     let_go.set()
 
 
-def test_what_was_begun_ends_as_the_whole_would(recording):
+def test_what_was_begun_ends_as_the_whole_would_and_measures_once(recording, calls):
     analysis = audio.analyse(recording)
     for options in ({}, {"ahead": False}, {"threads": False}, {"sets": ("egemaps",)}, {"sets": ("timing", "egemaps")}):
+        expected = extract(recording, sets=options.get("sets", DEFAULT_SETS))
+        calls.clear()
         with extraction.begin(recording, **options) as begun:
-            assert same(begun.finish(analysis), extract(recording, sets=options.get("sets", DEFAULT_SETS)))
+            assert same(begun.finish(analysis), expected)
+        assert set(calls.values()) == {1}
 
 
 def test_openSMILE_measures_while_the_analysis_is_made(recording, held):
@@ -211,13 +215,25 @@ def test_nothing_begins_ahead_where_that_is_not_wanted_or_there_are_no_threads(r
 
 
 def test_what_is_abandoned_is_not_waited_for(recording, held):
-    let_go, began = held
+    started = time.monotonic()
     with extraction.begin(recording):
-        assert began.wait(30)
-    assert not let_go.is_set()
+        assert held[1].wait(30)
     with pytest.raises(ZeroDivisionError), extraction.begin(recording):  # an analysis that fails
         _ = 1 / 0
-    assert not let_go.is_set()
+    assert time.monotonic() - started < 30  # openSMILE is held for a minute
+
+
+def test_an_embedding_is_made_here_while_openSMILE_is_busy_in_the_other_thread(recording, held, monkeypatch):
+    run = CompareEncoder.run
+
+    def run_and_let_go(self, *batch):
+        held[0].set()
+        return run(self, *batch)
+
+    monkeypatch.setattr(CompareEncoder, "run", run_and_let_go)
+    vector = extract(recording, sets=("egemaps", "encoder:compare"))
+    assert np.isfinite(vector["embedding.compare.0"])
+    assert np.isfinite(vector["egemaps.loudness_sma3_amean"])
 
 
 def test_an_error_of_openSMILE_is_raised_by_finish_and_one_while_starting_delays_nothing(recording, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from clinical_ser.audit.answering import answer_entry
-from clinical_ser.audit.events import RECORD
+from clinical_ser.audit.events import RECORD, Role
 from clinical_ser.audit.exports.fhir_resources import MODEL, RESULT, SOFTWARE, Maker
 from clinical_ser.audit.exports.fhir_rules import BALP, check_resource
 from clinical_ser.audit.merkle import leaf_hash
@@ -43,6 +43,7 @@ PATIENT = SubjectReference(reference="Patient/17")
 AGREED = Reviewed("agreed", "fits what she told me", RECORDED + 10 * MINUTE, "Dr Osei")
 OVERRIDDEN = Reviewed("overridden", "grief, not illness", RECORDED + 20 * MINUTE, "Dr Lin")
 UNDECIDED = Reviewed("undecided", "will see her again", RECORDED + 30 * MINUTE)
+REPORTED = Reviewed("overridden", "Put aside: The recording is not of this person (wrong-person).", RECORDED + 40 * MINUTE, role=Role.SERVICE)
 PDF = b"%PDF-1.7 of a report"
 
 
@@ -348,11 +349,25 @@ def test_a_model_that_was_changed_is_another_device():
         ((OVERRIDDEN,), "amended"),
         ((OVERRIDDEN, AGREED), "final"),
         ((AGREED, OVERRIDDEN), "amended"),
-        ((AGREED, UNDECIDED), "preliminary"),
+        ((AGREED, UNDECIDED), "final"),
+        ((OVERRIDDEN, UNDECIDED), "amended"),
+        ((REPORTED,), "preliminary"),
+        ((AGREED, REPORTED), "final"),
     ],
-    ids=["new", "agreed", "undecided", "overridden", "then agreed", "then overridden", "then undecided"],
+    ids=[
+        "new",
+        "agreed",
+        "undecided",
+        "overridden",
+        "then agreed",
+        "then overridden",
+        "then undecided",
+        "overridden, then undecided",
+        "reported",
+        "agreed, then reported",
+    ],
 )
-def test_the_last_review_decides_the_status(reviews, status):
+def test_the_clinicians_last_decision_is_the_status_and_a_card_that_is_closed_undoes_none(reviews, status):
     made = bundle_of(RESULTS["flagged"], reviews=reviews)
     assert only(made, "RiskAssessment")["status"] == status
     assert only(made, "DiagnosticReport")["status"] == status
@@ -375,6 +390,37 @@ def test_without_an_override_the_report_is_coded_as_the_model_answered(review, c
     report = only(bundle_of(RESULTS["flagged"], reviews=[review] if review else []), "DiagnosticReport")
     assert [one["coding"][0]["code"] for one in report["conclusionCode"]] == [code]
     assert ("No clinician has reviewed it yet." in report["conclusion"]) is (review is None)
+
+
+def test_what_a_record_system_reports_is_nobodys_signature():
+    """Feedback on a card does not tell who gave it."""
+    made = bundle_of(RESULTS["flagged"], reviews=(REPORTED,))
+    report = only(made, "DiagnosticReport")
+    assert report["conclusion"].startswith("The record system reported that somebody overrode this answer: Put aside: The recording is not of this")
+    assert "No clinician has reviewed it yet." in report["conclusion"]
+    assert "A clinician" not in fhir_bytes(made).decode()
+    assert labels(report) == ["AIAST"]
+    assert report["conclusionCode"][0]["coding"][0]["code"] == "flagged"
+    assert "resultsInterpreter" not in report
+    told = of_kind(made, "Provenance")[1]
+    assert told["agent"][0]["who"] == {"display": "The record system"}
+    assert told["activity"]["text"] == "Reported by the record system: overridden"
+    named = Reviewed("overridden", "no", RECORDED, "ehr-gateway", Role.SERVICE)
+    assert "resultsInterpreter" not in only(bundle_of(RESULTS["flagged"], reviews=(named,)), "DiagnosticReport")
+
+
+def test_an_objection_that_was_only_reported_stands_before_the_clinicians_decision_and_does_not_replace_it():
+    conclusion = only(bundle_of(RESULTS["flagged"], reviews=(AGREED, REPORTED)), "DiagnosticReport")["conclusion"]
+    first, second, *_ = conclusion.split("\n\n")
+    assert first.startswith("The record system reported")
+    assert second.startswith("A clinician (Dr Osei) agreed")
+
+
+@pytest.mark.parametrize(("prevalence", "said"), [(0.0005, "0.05 %"), (0.009, "0.9 %"), (0.0434, "4.3 %"), (0.1, "10 %")])
+def test_a_prevalence_below_one_percent_is_told_as_it_is(prevalence, said):
+    result = RESULTS["flagged"]
+    stated = result.model_copy(update={"probability": result.probability.model_copy(update={"prevalence": prevalence})})
+    assert f"where {said} of those screened" in only(bundle_of(stated), "DiagnosticReport")["conclusion"]
 
 
 def test_a_probability_is_in_percent_with_its_interval_and_the_prevalence_it_is_stated_for():
@@ -610,6 +656,8 @@ def test_the_report_is_inline_with_what_tells_damage_and_what_tells_a_forgery():
 def test_without_the_report_it_says_where_the_service_has_it(base):
     document = only(bundle_of(RESULTS["flagged"], base=base), "DocumentReference")
     assert document["content"][0]["attachment"]["url"] == f"{BASE}/v1/screenings/{ID}/report"
+    # There it is a page unless somebody asks for the PDF.
+    assert "contentType" not in document["content"][0]["attachment"]
     assert "data" not in document["content"][0]["attachment"]
 
 
@@ -656,6 +704,20 @@ def test_the_audit_event_is_the_logs_own_led_to_this_patient_and_these_devices()
     assert (details["index"], details["leaf-hash"]) == ("7", leaf_hash(audit.record.leaf).hex())
     assert base64.b64decode(details["leaf"]) == audit.record.leaf
     assert not {"payload", "salt"} & set(details)
+
+
+def test_an_entity_with_nothing_but_what_stays_in_the_log_is_left_without_details(monkeypatch):
+    result, audit = RESULTS["flagged"], audited(RESULTS["flagged"])
+    own = Maker.event
+
+    def only_sealed(self, *args):
+        event = own(self, *args)
+        sealed = [{"type": "salt", "valueBase64Binary": "c2FsdA=="}, {"type": "payload", "valueBase64Binary": "cGF5bG9hZA=="}]
+        return {**event, "entity": [*event["entity"][:-1], {**event["entity"][-1], "detail": sealed}]}
+
+    monkeypatch.setattr(Maker, "event", only_sealed)
+    event = only(bundle_of(result, audit=audit), "AuditEvent")
+    assert "detail" not in event["entity"][-1]
 
 
 def test_a_device_that_only_the_record_names_is_added_once():

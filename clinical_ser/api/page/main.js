@@ -103,6 +103,7 @@ function enter(hash) {
 function leave(why) {
   const owner = screening && lastOwner;
   screening?.end(why === "refused", owner);
+  if (why !== "refused") keepOnlyFor(null);
   if (shown && shown !== screening) shown.end();
   screening = shown = null;
   recent = [];
@@ -146,7 +147,7 @@ async function mayGo() {
 }
 
 async function mayLeave() {
-  if (!screening?.holdsRecording()) return true;
+  if (!screening?.holdsRecording() && !keepsRecording()) return true;
   const answer = await dialogue(words("unsent.title"), words("unsent.text"), [
     { words: words("unsent.stay"), value: "stay", main: true },
     { words: words("page.sign_out"), value: "leave" },
