@@ -20,7 +20,7 @@ from clinical_ser.api.bodies import Received, metadata_of, no_room, parsed, rece
 from clinical_ser.api.documenting import BINARY, IDEMPOTENCY_KEY, idempotency_header, json_body, screening_body, screening_headers
 from clinical_ser.api.frames import Work
 from clinical_ser.api.limits import unavailable
-from clinical_ser.api.metrics import Outcome
+from clinical_ser.api.metrics import Outcome, Stage
 from clinical_ser.api.negotiation import best_language, best_media
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import CLOSE, Routes, address_of, body_of, principal_of, service_of
@@ -202,7 +202,8 @@ async def _screened(asked: _Asked, service: Service, principal: Principal, reque
     screening = new_id()
     repeat = None if asked.key is None else f"repeat\n{principal.client}\n{asked.key}"
     async with service.bodies:
-        received = await receive(request, service.configuration.limits, service.spool, screening)
+        with service.observing.stage(Stage.READ_BODY):
+            received = await receive(request, service.configuration.limits, service.spool, screening)
     try:
         with _alone(service, repeat):
             order, served = _order(received, service, asked)
@@ -311,7 +312,8 @@ class _Screening:
             outcome = service.checked(self._served, answer)
         except ServerError as error:
             raise await self._failed("failed", str(error)) from None
-        kept, notices = await service.in_thread(self._keep, outcome)
+        with service.observing.stage(Stage.RECORD):
+            kept, notices = await service.in_thread(self._keep, outcome)
         service.observing.metrics.screening(Outcome.ANSWERED)
         return view(kept, HTTPStatus.CREATED, notices)
 

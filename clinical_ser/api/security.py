@@ -137,6 +137,7 @@ class Denials:
         self._beyond: Counter[Reason] = Counter()
         self._minute = time.monotonic()
         self._task: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
 
     def note(self, actor: Actor, asked_for: str, reason: Reason) -> None:
         """Note a denial, to be recorded soon."""
@@ -153,16 +154,17 @@ class Denials:
 
     async def stop(self) -> None:
         """Record what waits, and end."""
+        # Not cancelled: what it has taken in hand it records.
+        self._ending.set()
         if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await self._task
         self._new_minute()
         await self._flush()
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_S)
+        while not self._ending.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), _FLUSH_S)
             if time.monotonic() - self._minute >= _MINUTE_S:
                 self._new_minute()
             await self._flush()

@@ -152,6 +152,7 @@ class Service:
             {served.source: served.bundle.digest for served in models.values()},
             on_lost=lambda reason: observing.metrics.worker_restarted(Restart(reason)),
             on_trouble=lambda error: observing.logs.write("worker-does-not-start", level="error", error=error),
+            on_spent=observing.metrics.stage,
         )
         self.spool = Spool(configuration.spool_folder)
         self.readers = Readers(audit, log)

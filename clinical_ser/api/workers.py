@@ -19,6 +19,7 @@ from typing import Literal
 
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.frames import MAX_ANSWER_BYTES, PREFIX_BYTES, Done, Work, done_of, encode, sizes_of
+from clinical_ser.api.metrics import Stage
 from clinical_ser.errors import ServerError, ServerSetupError
 from clinical_ser.features.workers import THREADS
 
@@ -114,6 +115,8 @@ class Workers:
         Called with the reason whenever a worker is lost.
     on_trouble
         Called once when a worker cannot be replaced, which is tried again and again.
+    on_spent
+        Called with the seconds that a recording waited for a worker, and that it was worked on.
     """
 
     def __init__(
@@ -122,10 +125,11 @@ class Workers:
         digests: Mapping[str, str],
         on_lost: Callable[[Lost], None] = lambda _: None,
         on_trouble: Callable[[Exception], None] = lambda _: None,
+        on_spent: Callable[[Stage, float], None] = lambda *_: None,
     ) -> None:
         self._work, self._limits = configuration.work, configuration.limits
         self._arguments = json.dumps({"models": dict(digests), "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib})
-        self._on_lost, self._on_trouble = on_lost, on_trouble
+        self._on_lost, self._on_trouble, self._on_spent = on_lost, on_trouble, on_spent
         self._all: set[_Worker] = set()
         self._free: list[_Worker] = []
         self._waiting: dict[Lane, deque[asyncio.Future[_Worker]]] = {"at_once": deque(), "job": deque()}
@@ -208,6 +212,7 @@ class Workers:
         WorkerLostError
             The worker died, or was ended because it took too long.
         """
+        asked = time.monotonic()
         worker = await self._taken(lane)
         while worker.process.poll() is not None:
             # It died while it had nothing to do, of which no recording is guilty.
@@ -216,6 +221,7 @@ class Workers:
             worker = await self._taken(lane)
         kept = False
         started = time.monotonic()
+        self._on_spent(Stage.WAIT, started - asked)
         try:
             async with asyncio.timeout(timeout_s):
                 done, answer = await _asked(worker, work, body, size)
@@ -227,6 +233,7 @@ class Workers:
         finally:
             # Also where the caller was cancelled: half a frame is in the connection.
             self._busy[lane] -= 1
+            self._on_spent(Stage.WORK, time.monotonic() - started)
             worker.done += 1
             if kept and worker.done < self._work.recordings:
                 self._give(worker)

@@ -208,8 +208,10 @@ export function screenView({ limits, requireNotice, sent }) {
     if (!recorder || busy) return;
     busy = true;
     gate.abort();
-    const { seconds } = recorder;
-    const blob = await recorder.stop();
+    const one = recorder;
+    const blob = await one.stop();
+    // With the last block, which came while it stopped.
+    const { seconds } = one;
     // The session has taken it, or let it go.
     if (ended) return;
     recorder = null;
