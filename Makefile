@@ -34,7 +34,7 @@ $(NEURAL_STAMP): $(STAMP)
 
 # Chromium has to be there (Debian: apt-get install chromium); without it these tests fail here and are skipped by `make test`.
 browser: $(BROWSER_STAMP)
-	CLINICAL_SER_BROWSER=required $(BIN)/python -m pytest tests/reports/test_in_browser.py
+	CLINICAL_SER_BROWSER=required $(BIN)/python -m pytest tests/reports/test_in_browser.py tests/api/test_page_in_browser.py
 
 $(BROWSER_STAMP): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'

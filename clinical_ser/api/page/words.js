@@ -12,9 +12,10 @@ export async function loadWords(languages) {
   const loaded = languages.map(async code => {
     const answer = await fetch(`/page/${code}.json`, { credentials: "omit" });
     if (!answer.ok) throw new Error("the page's texts cannot be loaded");
-    texts[code] = await answer.json();
+    return [code, await answer.json()];
   });
-  await Promise.all(loaded);
+  // In the order that was asked for, whichever came first.
+  Object.assign(texts, Object.fromEntries(await Promise.all(loaded)));
 }
 
 /** The languages there are, as [code, name in that language, tag]. */
