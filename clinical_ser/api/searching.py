@@ -494,7 +494,7 @@ def _about(reader: DatabaseReader, entity: str) -> set[int]:
     if entity.startswith((RECORD, MODEL)):
         return set(reader.about(entity))
     index = entity.removeprefix(f"{LOG}|{reader.origin}/")
-    return {int(index)} if _INDEX.fullmatch(index) and int(index) < reader.size else set()
+    return {int(index)} if _INDEX.fullmatch(index) else set()
 
 
 def read_event(reader: DatabaseReader, event_id: str, sight: Sight, ids: EventIds) -> Record | None:

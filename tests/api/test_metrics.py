@@ -279,6 +279,7 @@ def test_a_port_that_is_taken_or_none_is_refused(metrics: ServerMetrics, server:
 
 
 def test_closing_frees_the_port_and_leaves_no_thread(metrics: ServerMetrics) -> None:
+    before = set(threading.enumerate())
     server = MetricsServer(metrics)
     port = server.port
     with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
@@ -290,7 +291,7 @@ def test_closing_frees_the_port_and_leaves_no_thread(metrics: ServerMetrics) -> 
         assert idle.recv(1) == b""  # cut off
     with MetricsServer(metrics, port=port):
         pass
-    assert "metrics" not in {thread.name for thread in threading.enumerate()}
+    assert "metrics" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_whoever_holds_connections_open_is_cut_off_and_others_are_answered(
