@@ -1,6 +1,8 @@
 """The files that a hospital copies."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -47,3 +49,17 @@ def test_every_setting_is_described(section):
         if section is None and name in {"listen", "limits", "work", "keep", "cds", "fhir"}:
             continue
         assert f"`{name}`" in text or f".{name}`" in text, (section, name)
+
+
+def test_the_program_and_the_server_start_without_the_extras_that_serving_does_without():
+    missing = "('onnx', 'transformers', 'shap', 'ray', 'opentelemetry.sdk')"
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import clinical_ser.cli, clinical_ser.api.serving, clinical_ser.api.worker"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+
+
+def test_the_unit_refuses_no_call_that_libraries_make():
+    text = (DEPLOY / "clinical-ser.service").read_text()
+    denied = re.findall(r"^SystemCallFilter=~(.*)$", text, flags=re.MULTILINE)
+    assert "SystemCallErrorNumber=EPERM" in text
+    # numpy's OpenBLAS calls mbind, which is one of @resources.
+    assert all("@resources" not in line for line in denied)
