@@ -27,7 +27,8 @@ from tests.api.servers import Client, serving
 from tests.api.test_surviving import started
 
 MODEL = "emotion-emodb"
-EXPECTED = {201, 202, 413, 422}
+EXPECTED = {201, 202, 400, 413, 422}
+"""400: nothing was left of the file."""
 
 
 def speech(seconds: float = 3.0, rate: int = 16_000) -> np.ndarray:
