@@ -116,7 +116,7 @@ def seen_in(text: str) -> list[str]:
     return [spelling for spelling in SPELLINGS if spelling.lower() in text.lower()]
 
 
-@pytest.mark.parametrize("http_", ["h11", "httptools"])
+@pytest.mark.parametrize("http_", ["h11"])
 def test_a_name_that_is_sent_everywhere_is_nowhere_in_what_is_observed(tmp_path: Path, capfd: pytest.CaptureFixture[str], http_: str) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
