@@ -67,6 +67,8 @@ class Application:
         self.api.state.page = page.page_of(service.configuration, service.site)
         self.api.state.cds_clients = CdsClients.of(service.configuration.cds.clients)
         add_routes(self.api)
+        if service.witness is not None:
+            self.api.router.routes.extend(audit.witness_routes(service.witness).routes)
         check_guarded(self.api)
         self._denials = Denials(service)
         self._authenticator = Authenticator(service.configuration)

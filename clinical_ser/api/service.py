@@ -31,9 +31,11 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, Notice, Purpose, ReportAction, Role, Submission
 from clinical_ser.audit.events import Outcome as RecordedOutcome
 from clinical_ser.audit.events import Service as ServiceEvent
+from clinical_ser.audit.exports.packed import remove_leftovers
 from clinical_ser.audit.log import AuditLog, Entry, Receipt
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.turns import FileLock
+from clinical_ser.audit.witness import Witness, open_witness
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
@@ -163,6 +165,7 @@ class Service:
         self._failed_at: float | None = None
         self._troubled = False
         self._started_at = (time.time(), time.monotonic())
+        self.witness: Witness | None = None
         self.jobs: Jobs
         limits = configuration.limits
         self.screening_rate = Rate(limits.screenings_per_s, _SCREENINGS_AT_ONCE * limits.screenings_per_s)
@@ -202,6 +205,10 @@ class Service:
             stack.push_async_callback(service._stopped)
             await service.workers.start()
             stack.push_async_callback(service.workers.close)
+            if configuration.witness is not None:
+                service.witness = await to_thread.run_sync(open_witness, configuration.witness)
+                stack.callback(service.witness.close)
+            await to_thread.run_sync(remove_leftovers, audit.origin)
             for each in models.values():
                 observing.metrics.model_loaded(**each.identity)
             service.ready = True

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from http import HTTPStatus
 
 import pytest
@@ -14,6 +16,7 @@ from clinical_ser.api.routing import GuardedRoute
 from clinical_ser.audit.events import AccessDenied
 from clinical_ser.errors import ServerSetupError
 from tests.api.servers import serving
+from tests.audit.log_maker import make_log
 
 PUBLIC = {"/livez", "/readyz", "/cds-services", "/", "/launch", "/page/{name}", "/page/configuration.json", "/witness/add-checkpoint"}
 """What a stranger may ask for; a route that joins them has to be written down here."""
@@ -154,3 +157,24 @@ def test_beyond_the_loopback_address_someone_has_to_be_able_to_sign_in(tmp_path)
         configuration.check_may_serve()
     (tmp_path / "keys.json").touch()
     configuration.check_may_serve()
+
+
+def test_a_site_that_is_a_witness_cosigns_the_checkpoint_of_a_log_it_knows_and_no_other(tmp_path, bundle):
+    other = make_log(tmp_path / "other", records=3, origin="other.example/log")
+    key = str(next(iter(other.load_keys().active)))
+    logs = tmp_path / "logs.toml"
+    logs.write_text(f'[[log]]\norigin = "other.example/log"\nkeys = ["{key}"]\n')
+    witness = tmp_path / "witness"
+    words = ["audit", "witness", "init", str(witness), "--name", "witness.example/w", "--logs", str(logs)]
+    subprocess.run([sys.executable, "-m", "clinical_ser", *words], check=True, capture_output=True)
+    with other.read() as reader:
+        note = reader.checkpoint
+    site = tmp_path / "site"
+    site.mkdir()
+    with serving(site, (str(bundle),), witness=str(witness)) as server:
+        stranger = server.client(None)
+        answer = stranger.ask("POST", "/witness/add-checkpoint", f"old 0\n\n{note}".encode())
+        assert answer.status == HTTPStatus.OK
+        assert answer.body.decode().startswith("\N{EM DASH} witness.example/w ")
+        unknown = note.replace("other.example/log", "third.example/log")
+        assert stranger.ask("POST", "/witness/add-checkpoint", f"old 0\n\n{unknown}".encode()).status == HTTPStatus.NOT_FOUND
