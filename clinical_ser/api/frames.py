@@ -53,8 +53,6 @@ class Done(Strict):
         `ready` (after loading its models), `result`, `quality`, `longer`, or `refused`.
     code, detail
         Why it was refused.
-    digest
-        Of a result.
     seconds
         The time that it worked.
     """
@@ -62,7 +60,6 @@ class Done(Strict):
     kind: str
     code: str = ""
     detail: str = ""
-    digest: str = ""
     seconds: float = 0.0
 
 

@@ -24,7 +24,7 @@ from clinical_ser.api.metrics import Outcome, Stage
 from clinical_ser.api.negotiation import best_language, best_media
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import CLOSE, Routes, address_of, body_of, principal_of, service_of
-from clinical_ser.api.service import Served, Service, digest_of, new_id, told_by
+from clinical_ser.api.service import ROOM_BYTES, Served, Service, digest_of, new_id, told_by
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Failure, Kept, Metadata, Order, Reviewed, same_as
 from clinical_ser.api.store import Outcome as KeptOutcome
@@ -45,8 +45,6 @@ routes = Routes("screenings")
 
 HTML, PDF, FHIR = "text/html", "application/pdf", "application/fhir+json"
 _MAX_KEY = 255
-_ROOM_BYTES = 64 << 20
-"""What an accepted recording must leave on the disk: the log has to be able to say what became of it."""
 _JOB_WAIT_S = 5
 _UNDER_OTHERS = "The audit log has the same answer, of the same recording, under another person: is one of the names wrong?"
 """As `screen` says it on the command line."""
@@ -241,12 +239,18 @@ def _alone(service: Service, repeat: str | None) -> Any:
 
 def _order(received: Received, service: Service, asked: _Asked) -> tuple[Order, Served]:
     metadata: Metadata = metadata_of(received.metadata)
-    served = service.models.get(metadata.model) if metadata.model else next(iter(service.models.values()))
-    if served is None:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
+    served = _served(service, metadata.model)
     if metadata.end is not None and metadata.end <= (metadata.start or 0.0):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "does-not-fit", "The metadata does not fit: end: a time after the start is expected.")
     return Order(metadata=metadata, model=served.id, actor=asked.actor, body=received.digest, size=received.size), served
+
+
+def _served(service: Service, model: str | None) -> Served:
+    """Return the model that was asked for, the first where none was."""
+    served = service.models.get(model) if model else next(iter(service.models.values()))
+    if served is None:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
+    return served
 
 
 class _Known:
@@ -338,7 +342,7 @@ class _Screening:
         if service.jobs.is_full:
             service.observing.metrics.screening(Outcome.SHED)
             raise unavailable("queue-full", "Too many accepted recordings wait; nothing was kept of this one.", 60)
-        if service.spool.free_bytes < received.size + _ROOM_BYTES:
+        if service.spool.free_bytes < received.size + ROOM_BYTES:
             raise no_room()
         kept = await service.in_thread(self._accepted, received)
         service.jobs.add(kept)
@@ -423,9 +427,9 @@ async def read_report(request: Request, screening: Id) -> Response:
             content = await service.rendered(pdf_report if media == PDF else html_report, result, site=service.site, language=language)
     except ReportError as error:
         raise unavailable("no-report", f"The report cannot be made here: {error}", 3600) from None
-    await service.in_thread(service.shown, kept, principal.actor(address_of(request)), media.partition("/")[2])
-    raw = content.encode() if isinstance(content, str) else content
     form = media.partition("/")[2]
+    await service.in_thread(service.shown, kept, principal.actor(address_of(request)), form)
+    raw = content.encode() if isinstance(content, str) else content
     headers = {
         "Content-Language": language or "en",
         "Vary": "Accept, Accept-Language",
@@ -525,9 +529,6 @@ def _reviewed(service: Service, principal: Principal, screening: str, address: s
     return ReviewReceipt(index=receipt.index, time=receipt.time)
 
 
-_Model = Annotated[str | None, Query(max_length=200, description="The model whose gate it is; the default one's otherwise.")]
-
-
 # ── the gate alone ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -545,9 +546,7 @@ async def quality(
 ) -> Response:
     """Tell whether a recording, or what there is of it so far, would be usable. Nothing is screened, kept or recorded."""
     principal, service = principal_of(request), service_of(request)
-    served = service.models.get(model) if model else next(iter(service.models.values()))
-    if served is None:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
+    served = _served(service, model)
     limits = service.configuration.limits
     service.screening_rate.take(principal.client)
     with service.screenings_at_once.taken(principal.client):

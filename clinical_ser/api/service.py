@@ -36,7 +36,6 @@ from clinical_ser.audit.log import AuditLog, Entry, Receipt
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.turns import FileLock
 from clinical_ser.audit.witness import Witness, open_witness
-from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.registry import find_model
@@ -59,8 +58,8 @@ _PAGES_OF_ONE = 4
 _SCREENINGS_AT_ONCE = 10
 """Times the rate: a ward's recordings of a morning, sent together."""
 _FAILED_LATELY_S = 10.0
-_ROOM_BYTES = 64 << 20
-"""What has to be left on the disk for the log, and for what it has to say."""
+ROOM_BYTES = 64 << 20
+"""What has to be left on the disk, by accepted recordings too: the log has to be able to say what became of them."""
 _HOUSE_EVERY_S = 2.0
 _ADOPT_EVERY, _EXPIRE_EVERY = 15, 1800
 """Rounds: half a minute, an hour."""
@@ -91,11 +90,6 @@ class Served:
     def identity(self) -> dict[str, str]:
         """Name, digest and version."""
         return {"name": self.id, "digest": self.bundle.digest, "version": self.bundle.manifest.version}
-
-    @property
-    def task(self) -> Task:
-        """Its question."""
-        return self.bundle.manifest.task
 
 
 def site_of(configuration: ServerConfiguration) -> Site:
@@ -220,10 +214,7 @@ class Service:
         self.store.prepare()
         started = Entry(ServiceEvent(actor=self.actor, action="started", component=COMPONENT), purpose=Purpose.SYSTEM)
         with self.reading() as reader:
-            about = [(each.id, each.bundle.digest, each.bundle.manifest.version) for each in self.models.values()]
-            changes = [
-                change for name, digest, version in about for change in activation(reader, self.actor, name=name, digest=digest, version=version)
-            ]
+            changes = [change for served in self.models.values() for change in activation(reader, self.actor, **served.identity)]
         self.record([started, *changes])
         self.store.take_in_reviews()
 
@@ -263,7 +254,7 @@ class Service:
         """Tell whether a recording that came now would be answered and recorded."""
         lately = self._failed_at is not None and time.monotonic() - self._failed_at < _FAILED_LATELY_S
         try:
-            room = self.spool.free_bytes >= _ROOM_BYTES
+            room = self.spool.free_bytes >= ROOM_BYTES
         except OSError:
             room = False
         ready = self.ready and self.workers.alive > 0 and room and not lately

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.database import Database
+from clinical_ser.audit.database import Database, Statements
 from clinical_ser.audit.events import RECORD, Actor, Hex32, Purpose, Review, ShortText, canonical
-from clinical_ser.audit.log import AuditLog, Receipt
+from clinical_ser.audit.log import AuditLog, Beside, Receipt
 from clinical_ser.audit.reading import DatabaseReader, readable
 from clinical_ser.audit.vault import SubjectKey, Vault, subject_name
 from clinical_ser.models.reference import LONGEST_WORD
@@ -26,8 +26,6 @@ from clinical_ser.screening.result import ScreeningResult
 from clinical_ser.strict import Strict
 
 State = Literal["accepted", "running", "done", "failed"]
-Rows = Sequence[tuple[str, Sequence[Sequence[Any]]]]
-Also = Callable[[SubjectKey, Sequence[Receipt]], Rows]
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS screenings (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, subject {blob} NOT NULL, state TEXT NOT NULL, "
@@ -57,10 +55,8 @@ Word = Annotated[str, Field(min_length=1, max_length=LONGEST_WORD), AfterValidat
 
 
 def _name(text: str) -> str:
-    if not (text.strip() and text.isprintable()):
-        raise ValueError("characters that print are expected")
     # As the trail looks it up, also where a site's name is put before it.
-    return subject_name(text)
+    return subject_name(_word(text))
 
 
 def _past(day: date) -> date:
@@ -371,11 +367,11 @@ class Store:
 
     # ── writing: rows for the transaction that has the record ───────────────────────────────────────────────────────────
 
-    def answered(self, screening: str, tenant: str, order: Order, outcome: Outcome, repeat: tuple[str, bytes] | None, *, same: str) -> Also:
+    def answered(self, screening: str, tenant: str, order: Order, outcome: Outcome, repeat: tuple[str, bytes] | None, *, same: str) -> Beside:
         """Return the row of a screening that was answered at once."""
         now = _now()
 
-        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Rows:
+        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Statements:
             found = _outcome_columns(screening, key, outcome, receipts, self._log.lookup)
             sealed = _seal(key, screening, "about", order)
             state = "done" if outcome.answer else "failed"
@@ -384,11 +380,11 @@ class Store:
 
         return rows
 
-    def accepted(self, screening: str, tenant: str, order: Order, repeat: tuple[str, bytes] | None, *, same: str) -> Also:
+    def accepted(self, screening: str, tenant: str, order: Order, repeat: tuple[str, bytes] | None, *, same: str) -> Beside:
         """Return the row of a screening that is answered later."""
         now = _now()
 
-        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Rows:
+        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Statements:
             sealed = _seal(key, screening, "about", order)
             lookup = self._log.lookup(same)
             values = (screening, tenant, key.id, "accepted", 0, now, None, order.model, lookup, None, receipts[-1].index, sealed, None, None)
@@ -396,10 +392,10 @@ class Store:
 
         return rows
 
-    def finished(self, kept: Kept, outcome: Outcome) -> Also:
+    def finished(self, kept: Kept, outcome: Outcome) -> Beside:
         """Return the change of an accepted screening that now has its outcome; the recording's key is forgotten with it."""
 
-        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Rows:
+        def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Statements:
             result_of, record, sealed = _outcome_columns(kept.id, key, outcome, receipts, self._log.lookup)
             about = _seal(key, kept.id, "about", kept.order.model_copy(update={"spooled": None}))
             state = "done" if outcome.answer else "failed"
@@ -431,7 +427,7 @@ class Store:
             ]
         )
 
-    def _repeat(self, repeat: tuple[str, bytes] | None, screening: str, now: int) -> Rows:
+    def _repeat(self, repeat: tuple[str, bytes] | None, screening: str, now: int) -> Statements:
         if repeat is None:
             return []
         key, digest = repeat
@@ -501,7 +497,7 @@ class _Noted:
             before = self._found[screening][1] if screening in self._found else _reviews_in(key, screening, sealed)
             self._found[screening] = (key, _Reviews(reviews=(*(each for each in before.reviews if each.index != index), added)))
 
-    def rows(self) -> Rows:
+    def rows(self) -> Statements:
         """Return what is to be written."""
         update = "UPDATE screenings SET reviews = ? WHERE id = ?"
         return [(update, [(_seal(key, screening, "reviews", reviews), screening)]) for screening, (key, reviews) in self._found.items()]

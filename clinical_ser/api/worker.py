@@ -92,7 +92,7 @@ def _worked(screener: Screener, work: Work, body: bytearray) -> tuple[Done, byte
         result = screener.screen(recording, **options)
     except (ClinicalSerError, MemoryError) as error:
         return _refused(error), b""
-    return Done(kind="result", digest=result.digest), result.model_dump_json().encode()
+    return Done(kind="result"), result.model_dump_json().encode()
 
 
 def _refused(error: ClinicalSerError | MemoryError) -> Done:
