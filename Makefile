@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BROWSER_STAMP := $(VENV)/.browser
 NEURAL_STAMP := $(VENV)/.neural
+# Flower and the server want different versions of the same web libraries (docs/federated.md).
+FEDERATED := .venv-federated
+FEDERATED_STAMP := $(FEDERATED)/.installed
 # On an ordinary Linux machine the index gives torch with CUDA, gigabytes of it; TORCH_INDEX=URL names an index with the build without (docs/encoders.md).
 TORCH_INDEX ?=
 DEMO := demo
@@ -24,8 +27,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/clinical-ser demo --output $(DEMO)
 
-test: $(NEURAL_STAMP)
-	$(BIN)/python -m pytest -n auto
+test: $(NEURAL_STAMP) $(FEDERATED_STAMP)
+	$(BIN)/python -m pytest -n auto --ignore tests/federated
+	$(FEDERATED)/bin/python -m pytest -n auto tests/federated
+
+$(FEDERATED_STAMP): pyproject.toml constraints-federated.txt
+	@test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)
+	@echo "Installing into $(FEDERATED) (some minutes the first time) ..."
+	@$(FEDERATED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-federated.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[federated,adapter]' pytest pytest-xdist
+	@touch $@
 
 # torch is needed to export and train encoders, and so by their tests; the demo and everything that serves does without.
 $(NEURAL_STAMP): $(STAMP)
@@ -66,4 +76,4 @@ docs: setup
 	$(BIN)/python tools/report_pictures.py docs/pictures
 
 clean:
-	rm -rf $(DEMO) build dist wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(DEMO) $(FEDERATED) build dist wheelhouse .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

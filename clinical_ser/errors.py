@@ -210,3 +210,24 @@ class AuthenticationError(ServerError):
     def __init__(self, message: str, reason: Literal["unauthenticated", "expired", "replayed"] = "unauthenticated") -> None:
         super().__init__(message)
         self.reason: Literal["unauthenticated", "expired", "replayed"] = reason
+
+
+class FederationError(ClinicalSerError):
+    """Training across sites cannot go on; the message says at which step and why, and no value of a site is in it."""
+
+
+class SiteRefusalError(FederationError):
+    """A site does not answer what it was asked.
+
+    Attributes
+    ----------
+    site
+        Its name in the consortium.
+    reason
+        What the coordinator may know: one of a few words, such as `statistic_not_allowed`.
+    """
+
+    def __init__(self, site: str, reason: str) -> None:
+        super().__init__(f"Site {site!r} refuses: {reason.replace('_', ' ')}.")
+        self.site = site
+        self.reason = reason

@@ -108,7 +108,7 @@ def choose(
     scores, positive, subject = _checked(log_odds, y, groups)
     positives, negatives = _Sample(scores[positive], subject[positive]), _Sample(scores[~positive], subject[~positive])
     candidates = np.unique(positives.scores)[::-1]
-    bounds = _lower_bound(positives.share_at_or_above(candidates), positives.effective, confidence)
+    bounds = lower_bound(positives.share_at_or_above(candidates), positives.effective, confidence)
     attained = bool((bounds >= target_sensitivity).any())
     threshold = float(candidates[np.argmax(bounds >= target_sensitivity)] if attained else candidates[-1])
     specificity = 1.0 - float(negatives.share_at_or_above(np.array([threshold]))[0])
@@ -154,14 +154,14 @@ class _Sample:
     def rate(self, value: float, confidence: float) -> Rate:
         return Rate(
             value=value,
-            lower=float(_lower_bound(np.array([value]), self.effective, confidence)[0]),
-            upper=1.0 - float(_lower_bound(np.array([1.0 - value]), self.effective, confidence)[0]),
+            lower=float(lower_bound(np.array([value]), self.effective, confidence)[0]),
+            upper=1.0 - float(lower_bound(np.array([1.0 - value]), self.effective, confidence)[0]),
             subjects=self.subjects,
             effective=self.effective,
         )
 
 
-def _lower_bound(share: NDArray[np.float64], effective: float, confidence: float) -> NDArray[np.float64]:
+def lower_bound(share: NDArray[np.float64], effective: float, confidence: float) -> NDArray[np.float64]:
     """One-sided Clopper-Pearson lower bound of a share among `effective` observations."""
     caught = share * effective
     bound = beta.ppf(1.0 - confidence, np.maximum(caught, 1e-12), effective - caught + 1.0)

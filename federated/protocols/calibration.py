@@ -1,0 +1,121 @@
+"""The Platt map of out-of-fold margins, with the ridge of `MarginPlatt`: two parameters, Newton steps, many maps in one exchange.
+
+The one idea: a map starts its steps while the heads still take theirs. Both come to rest together, and the last exchange finds both at rest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.models.calibration import MIN_SCALE, RIDGE, MarginPlatt
+from federated.at_site import EVERYBODY, Array, Scales, logistic, numbers, places, times_drawn, weights
+from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
+
+IDENTITY = np.array([1.0, 0.0])
+
+
+@register
+class Calibration(Statistic):
+    """Derivatives of the log-loss of a·margin + b, every subject with weight 1.
+
+    Arrays: `mean`, `scale` (folds + 1, features); `beta` (systems, folds, features + 1), the fold heads of each system (one a strength); `theta`
+    (maps, 2); `system`, `left_out` and `draw` (maps,): whose margins, the fold that the map does not hear, its bootstrap sample.
+    """
+
+    name = "calibration"
+    bound = 1e9
+
+    def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
+        """Return `sums`, shape (maps, 6): loss, two first and three second derivatives."""
+        scales = Scales(rows, ask)
+        beta, theta = numbers(ask, "beta", ndim=3), numbers(ask, "theta", ndim=2)
+        if beta.shape[1] != scales.folds:
+            raise InvalidValueError("calibration.beta", f"shape {beta.shape}", f"(systems, {scales.folds}, features + 1)")
+        systems, left_out, draws = places(ask, "system", len(beta)), places(ask, "left_out", scales.folds), places(ask, "draw", 2**31)
+        margins = [scales.out_of_fold(heads) for heads in beta]
+        own = weights(rows)
+        drawn = {draw: own * times_drawn(rows, draw) for draw in np.unique(draws).tolist()}
+        found = []
+        for (scale, offset), system, fold, draw in zip(theta, systems, left_out, draws.tolist(), strict=True):
+            m = margins[system]
+            weight = drawn[draw] * (rows.fold != fold)
+            p, loss = logistic(scale * m + offset, rows.target)
+            miss, curve = weight * (p - rows.target), weight * p * (1 - p)
+            found.append([weight @ loss, miss @ m, miss.sum(), curve @ m**2, curve @ m, curve.sum()])
+        return {"sums": np.array(found)}
+
+
+@dataclass(eq=False)
+class Maps:
+    """Platt maps on their way to their minima.
+
+    Attributes
+    ----------
+    theta
+        Shape (maps, 2): scale and offset.
+    system, left_out, draw
+        Shape (maps,), as in `Calibration`.
+    decrement
+        Shape (maps,), as in `newton.Heads`.
+    """
+
+    theta: Array
+    system: NDArray[np.int64]
+    left_out: NDArray[np.int64]
+    draw: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        self.decrement = np.full(len(self.theta), np.inf)
+        self.hessian = np.tile(np.eye(2), (len(self.theta), 1, 1))
+
+    @classmethod
+    def of_systems(cls, systems: int, folds: int) -> "Maps":
+        """Return, for each system, the map of everybody and those without each fold, at the identity."""
+        left_out = np.tile(np.append(np.arange(folds), EVERYBODY), systems)
+        system = np.repeat(np.arange(systems), folds + 1)
+        return cls(np.tile(IDENTITY, (len(system), 1)), system, left_out, np.full(len(system), EVERYBODY))
+
+    def take(self, index: NDArray[np.intp]) -> "Maps":
+        """Return some of the maps, as far as they have come."""
+        some = Maps(self.theta[index].copy(), self.system[index], self.left_out[index], self.draw[index])
+        some.decrement, some.hessian = self.decrement[index].copy(), self.hessian[index].copy()
+        return some
+
+    def ask(self, mean: Array, scale: Array, beta: Array) -> Ask:
+        """Return the question for the next step; `beta` has shape (systems, folds, features + 1)."""
+        arrays = {
+            "mean": mean,
+            "scale": scale,
+            "beta": beta,
+            "theta": self.theta,
+            "system": self.system,
+            "left_out": self.left_out,
+            "draw": self.draw,
+        }
+        return Ask(Calibration.name, arrays)
+
+    def step(self, totals: Arrays) -> None:
+        """Take the Newton step that the totals at `theta` allow, held above `MIN_SCALE` as `MarginPlatt` is."""
+        for i, (_, g_a, g_b, h_aa, h_ab, h_bb) in enumerate(totals["sums"]):
+            gradient = np.array([g_a, g_b]) + RIDGE * (self.theta[i] - IDENTITY)
+            self.hessian[i] = np.array([[h_aa, h_ab], [h_ab, h_bb]]) + RIDGE * np.eye(2)
+            step = np.linalg.solve(self.hessian[i], gradient)
+            if self.theta[i, 0] - step[0] < MIN_SCALE:
+                # Convex in one bounded coordinate: if the free minimum lies beyond the bound, the bounded one lies on it.
+                back = self.theta[i, 0] - MIN_SCALE
+                step = np.array([back, (gradient[1] - self.hessian[i, 0, 1] * back) / self.hessian[i, 1, 1]])
+            length = float(np.sqrt(step @ self.hessian[i] @ step))
+            # Far steps may overshoot; shortened like this they never do (Sun & Tran-Dinh 2019, Mathematical Programming 178:145-213).
+            furthest = float(np.abs(step).max())
+            self.theta[i] -= step * (np.log1p(furthest) / furthest if furthest > 1 else 1.0)
+            self.decrement[i] = length
+
+    def platt(self, i: int) -> MarginPlatt:
+        """Return map `i` as a calibrator, with the covariance at the last totals."""
+        platt = MarginPlatt()
+        platt.scale_, platt.offset_ = map(float, self.theta[i])
+        inverse = np.linalg.inv(self.hessian[i])
+        platt.covariance_ = (inverse + inverse.T) / 2
+        return platt

@@ -1,0 +1,448 @@
+"""From totals over hospitals to a trained model: the run that a coordinator leads, exchange by exchange.
+
+The one idea: an exchange costs seconds whatever it asks. So everything that can take its next step takes it in the same exchange: every fold,
+every strength, every bootstrap sample, and the calibration of each while its head is still moving. Twelve exchanges train, calibrate and
+evaluate; a check in the last ones shows that all of it came to rest, and there are further ones where it did not.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.errors import InvalidValueError, TrainingError
+from clinical_ser.evaluation.subgroups import MINIMUM_OF_A_CLASS
+from clinical_ser.features import catalogue
+from clinical_ser.models.background import Backgrounds
+from clinical_ser.models.linear_head import LinearHead
+from clinical_ser.models.preprocessing import Preprocessor
+from clinical_ser.models.reference import MINIMUM_SUBJECTS, ReferenceGroups
+from clinical_ser.models.trained import Refit, TrainedModel
+from clinical_ser.models.training import MINIMUM_SUBJECTS_PER_CLASS
+from federated.at_site import EVERYBODY, Array
+from federated.protocols import calibration, cohort, evaluation, newton, reference, scores, standardisation
+from federated.statistics import Arrays, Ask, Scalar, Sums
+
+STRENGTHS = (3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0)
+"""Candidate ridge strengths, strongest first; see `clinical_ser.models.linear_head`."""
+LOSS_SETTLED = 1e-3
+"""Nats a row by which the held-out loss of every candidate may still move when one of them is chosen."""
+MOST_SEARCHES = 8
+MOST_REFINEMENTS = 12
+LEAST_REFINEMENTS = 3
+"""Newton steps that bootstrap samples take from the full solution; two leave 1e-4 of the way in the cohorts tried."""
+NEARLY = 1e-4
+"""Decrement at which the next step ends at rounding: Newton's method squares it."""
+AT_REST = 1e-6
+MINIMUM_FOLDS = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and how; everything that changes a number, and nothing that depends on where the rows are."""
+
+    task: Task
+    features: tuple[str, ...]
+    extractors: Mapping[str, str]
+    folds: int = 5
+    strengths: tuple[float, ...] = STRENGTHS
+    refits: int = 40
+    coverage: float = 0.90
+    seed: int = 0
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(cohort.GROUPS))
+    checks: tuple[str, ...] = ()
+    """Names of the gate's checks, for the account of what was refused."""
+
+    def __post_init__(self) -> None:
+        if self.task.kind is not TaskKind.BINARY:
+            raise InvalidValueError("task", self.task.name, "a task of two classes; several are trained at one site, with `clinical-ser train`")
+        if self.folds < MINIMUM_FOLDS:
+            raise InvalidValueError("folds", self.folds, f"at least {MINIMUM_FOLDS}")
+        if not self.strengths or not all(np.isfinite(value) and value > 0 for value in self.strengths):
+            raise InvalidValueError("strengths", list(self.strengths), "positive numbers, one at least")
+        if self.refits < 2:
+            raise InvalidValueError("refits", self.refits, "at least 2, or no interval can be given")
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Who took part, over all sites."""
+
+    recordings: Array
+    """Shape (folds, 2)."""
+    weight: Array
+    """Shape (folds, 2), subjects counting once."""
+    people: int
+    subjects: tuple[int, int]
+    """Of each class."""
+    flow: dict[str, int]
+    refused: int
+    refused_subjects: int
+    gate_failures: dict[str, int]
+    simulated: bool
+    groups: dict[str, Array]
+    """Column to (values, 3): recordings, subjects of each class."""
+
+    @classmethod
+    def of(cls, totals: Arrays, settings: Settings) -> "Cohort":
+        """Read the totals of `cohort.Cohort`; TrainingError if there are too few people of a class."""
+        whole = {name: np.round(values) for name, values in totals.items() if name != "weight"}
+        subjects = (int(whole["subjects"][0]), int(whole["subjects"][1]))
+        few = {label: n for label, n in zip(settings.task.classes, subjects, strict=True) if n < MINIMUM_SUBJECTS_PER_CLASS}
+        if few:
+            raise TrainingError(
+                f"Each class needs at least {MINIMUM_SUBJECTS_PER_CLASS} subjects at all sites together; these have fewer: {sorted(few)}."
+            )
+        if (whole["recordings"].sum(axis=0) - whole["recordings"] <= 0).any():
+            raise TrainingError("Without one of the folds a class has nobody left; ask for fewer folds.")
+        return cls(
+            recordings=whole["recordings"],
+            weight=totals["weight"],
+            people=int(whole["people"].sum()),
+            subjects=subjects,
+            flow=dict(zip(cohort.FLOW, whole["flow"].astype(int).tolist(), strict=True)),
+            refused=int(whole["refused"][0]),
+            refused_subjects=int(whole["refused"][1]),
+            gate_failures={check: int(n) for check, n in zip(settings.checks, whole["gate"], strict=True) if n},
+            simulated=bool(whole["simulated"][0] > 0),
+            groups={column: whole[f"group.{column}"] for column in settings.groups},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model trained across sites, and the totals that say how well it does."""
+
+    model: TrainedModel
+    settings: Settings
+    cohort: Cohort
+    standard_errors: Array
+    """Shape (features + 1,), of the coefficients on standardised features, intercept last."""
+    everybody: Array
+    """Shape `evaluation.CELLS`: subjects out of fold, one recording each."""
+    groups: dict[str, Array]
+    """Column to (values, *CELLS), of the groups that are large enough."""
+    shown: dict[str, tuple[str, ...]]
+    """Column to these groups' values."""
+    exchanges: int
+    at_rest: float
+    """Largest Newton decrement of heads and maps at the end, as checked after their last step."""
+
+
+def train_across(sums: Sums, settings: Settings, *, progress: Callable[[int, str], None] | None = None) -> Trained:
+    """Lead a run.
+
+    Parameters
+    ----------
+    sums
+        Where totals come from: hospitals, or tables in memory.
+    settings
+        See `Settings`.
+    progress
+        Called with the exchanges done and what the next one is for.
+
+    Returns
+    -------
+    Trained
+        The same totals give the same model, bit for bit.
+
+    Raises
+    ------
+    FederationError
+        A site refuses or is missing.
+    TrainingError
+        Too few people, or totals that no rows can have.
+    """
+    return _Run(sums, settings, progress or (lambda _done, _what: None)).train()
+
+
+@dataclass(eq=False)
+class _Moving:
+    """The heads of one strength, their maps, and the bootstrap samples that follow them."""
+
+    of: int
+    """The strength's place."""
+    heads: newton.Heads
+    maps: calibration.Maps
+    refits: newton.Heads
+    refit_maps: calibration.Maps
+    steps: int = 0
+    """How many the samples have taken."""
+
+    @classmethod
+    def behind(cls, grid: newton.Heads, maps: calibration.Maps, of: int, settings: Settings) -> "_Moving":
+        """Start bootstrap samples where the heads of strength `of` stand."""
+        count, folds = settings.refits, settings.folds
+        of_strength = np.arange(of * (folds + 1), (of + 1) * (folds + 1))
+        heads, everybody, draws = grid.take(of_strength), np.full(count, EVERYBODY), np.arange(count)
+        refits = newton.Heads(np.tile(heads.beta[folds], (count, 1)), everybody, draws, np.full(count, heads.strength[0]))
+        refit_maps = calibration.Maps(np.tile(maps.theta[of_strength[-1]], (count, 1)), np.full(count, of), everybody, draws)
+        return cls(of, heads, maps.take(of_strength), refits, refit_maps)
+
+    def alone(self, grid: newton.Heads, maps: calibration.Maps) -> "_Moving":
+        """Return these without the other strengths, the heads as far as the grid has brought them."""
+        of_strength = np.arange(self.of * len(self.heads.beta), (self.of + 1) * len(self.heads.beta))
+        self.heads, self.maps = grid.take(of_strength), maps.take(of_strength)
+        self.maps.system, self.refit_maps.system = np.zeros_like(self.maps.system), np.zeros_like(self.refit_maps.system)
+        return self
+
+    def asks(self, mean: Array, scale: Array) -> list[Ask]:
+        """Return the questions for everybody's next step."""
+        systems = self.heads.beta[None, :-1].copy()
+        return [
+            self.heads.ask(mean, scale),
+            self.maps.ask(mean, scale, systems),
+            self.refits.ask(mean, scale),
+            self.refit_maps.ask(mean, scale, systems),
+        ]
+
+    def follow(self, totals: Arrays, mapped: Arrays) -> None:
+        """Let the samples take a step."""
+        self.refits.step(totals)
+        self.refit_maps.step(mapped)
+        self.steps += 1
+
+    @property
+    def arrived(self) -> bool:
+        """Whether everything is at rest, or its last step ended at rounding."""
+        furthest = max(self.heads.decrement.max(), self.maps.decrement.max())
+        return bool(furthest <= NEARLY) and self.steps >= LEAST_REFINEMENTS
+
+
+class _Run:
+    """One run; the order of its methods is the order of its exchanges."""
+
+    def __init__(self, sums: Sums, settings: Settings, progress: Callable[[int, str], None]):
+        self._sums, self._settings, self._progress = sums, settings, progress
+        self._done = 0
+
+    def _total(self, step: str, asks: Sequence[Ask]) -> list[Arrays]:
+        self._progress(self._done, step)
+        found = self._sums.total(step, asks)
+        self._done += 1
+        return found
+
+    def train(self) -> Trained:
+        """Ask, step by step, and put the model together."""
+        settings = self._settings
+        people = self._who()
+        self._mean, self._scale = self._scales()
+        moving = self._search(people)
+        self._refine(moving)
+        heads, maps, refits, refit_maps = moving.heads, moving.maps, moving.refits, moving.refit_maps
+        binned, verified = self._scores(heads, maps)
+        sets = [scores.Binned.of(binned, without=fold).conformal(settings.coverage) for fold in range(settings.folds)]
+        points = [scores.Binned.of(binned, without=fold).operating_point(settings.task.target_sensitivity) for fold in range(settings.folds)]
+        shown = _large_enough(people, settings)
+        thresholds = np.array([point.threshold for point in points])
+        limits = np.array([evaluation.thresholds_of(one) for one in sets])
+        evaluated, *described = self._describe(heads, maps, refits, thresholds, limits, shown, people)
+        whole = scores.Binned.of(binned)
+        model = self._model(heads, refits, maps, refit_maps, whole, described, people)
+        return Trained(
+            model=model,
+            settings=settings,
+            cohort=people,
+            standard_errors=heads.take(np.array([settings.folds])).standard_errors()[0],
+            everybody=evaluated["everybody"],
+            groups={column: evaluated[f"group.{column}"] for column in shown},
+            shown=shown,
+            exchanges=self._done,
+            at_rest=verified,
+        )
+
+    def _who(self) -> Cohort:
+        settings = self._settings
+        options: dict[str, Scalar] = {
+            "folds": settings.folds,
+            "groups": json.dumps({k: list(v) for k, v in settings.groups.items()}),
+            "checks": json.dumps(settings.checks),
+        }
+        origin = np.zeros(len(settings.features))
+        first = Ask(standardisation.Moments.name, {"centre": origin}, {"folds": settings.folds})
+        who, self._first = self._total("cohort", [Ask(cohort.Cohort.name, {}, options), first])
+        self._people = Cohort.of(who, settings)
+        return self._people
+
+    def _scales(self) -> tuple[Array, Array]:
+        known = self._first["known"].sum(axis=0)
+        centre = np.divide(self._first["sum"].sum(axis=0), known, out=np.zeros_like(known), where=known > 0)
+        ask = Ask(standardisation.Moments.name, {"centre": centre}, {"folds": self._settings.folds, "squares": True})
+        return standardisation.scales(self._total("standardise", [ask])[0], centre, self._people.recordings.sum(axis=1))
+
+    def _search(self, people: Cohort) -> "_Moving":
+        """Let every strength come near its minimum, and keep the one with the least held-out loss.
+
+        Bootstrap samples set out from whichever strength leads, and set out again when another takes the lead. Out-of-fold figures are those of heads
+        whose one strength was chosen on the same folds; with a handful of candidates that flatters them by less than their intervals can show.
+        """
+        settings = self._settings
+        folds, strengths = settings.folds, settings.strengths
+        everybody = people.recordings.sum(axis=0)
+        heard = np.concatenate([everybody - people.recordings, everybody[None]])
+        start = np.zeros((folds + 1, len(settings.features) + 1))
+        start[:, -1] = np.log(heard[:, 1] / heard[:, 0])
+        left_out, all_drawn = np.append(np.arange(folds), EVERYBODY), np.full(folds + 1, EVERYBODY)
+        grid = newton.Heads(
+            beta=np.tile(start, (len(strengths), 1)),
+            left_out=np.tile(left_out, len(strengths)),
+            draw=np.tile(all_drawn, len(strengths)),
+            strength=np.repeat(strengths, folds + 1),
+        )
+        maps = calibration.Maps.of_systems(len(strengths), folds)
+        # All strengths start at the same place: one question serves them.
+        (totals,) = self._total("newton", [newton.Heads(start, left_out, all_drawn, np.ones(folds + 1)).ask(self._mean, self._scale)])
+        repeated = {name: np.tile(values, (len(strengths), *[1] * (values.ndim - 1))) for name, values in totals.items()}
+        losses = self._held_out(grid.step(repeated))
+        moving = _Moving.behind(grid, maps, 0, settings)
+        for searched in range(MOST_SEARCHES):
+            systems = grid.beta.reshape(len(strengths), folds + 1, -1)[:, :folds].copy()
+            asks = [grid.ask(self._mean, self._scale), maps.ask(self._mean, self._scale, systems)]
+            asks += [moving.refits.ask(self._mean, self._scale), moving.refit_maps.ask(self._mean, self._scale, systems)] if searched else []
+            totals, mapped, *again = self._total("newton", asks)
+            before, losses = losses, self._held_out(grid.step(totals))
+            maps.step(mapped)
+            if again and int(np.argmin(losses)) == moving.of:
+                moving.follow(*again)
+            else:
+                moving = _Moving.behind(grid, maps, int(np.argmin(losses)), settings)
+            if np.abs(losses - before).max() <= LOSS_SETTLED * everybody.sum():
+                break
+        return moving.alone(grid, maps)
+
+    def _held_out(self, losses: Array) -> Array:
+        return losses.reshape(len(self._settings.strengths), -1).sum(axis=1)
+
+    def _refine(self, moving: "_Moving") -> None:
+        """Bring the chosen heads to rest, and the bootstrap samples and all maps with them."""
+        for _ in range(MOST_REFINEMENTS):
+            if moving.arrived:
+                return
+            totals, mapped, *again = self._total("refine", moving.asks(self._mean, self._scale))
+            moving.heads.step(totals)
+            moving.maps.step(mapped)
+            moving.follow(*again)
+        raise TrainingError(f"Heads and calibration did not settle in {MOST_REFINEMENTS} exchanges; do the features separate the classes?")
+
+    def _scores(self, heads: newton.Heads, maps: calibration.Maps) -> tuple[Arrays, float]:
+        """Bin the scores, and look once more whether heads and maps are at rest where they stand."""
+        folds = self._settings.folds
+        asked = heads.beta[:folds], maps.theta[:folds].copy()
+        checked, mapped, binned = self._total(
+            "scores",
+            [
+                heads.ask(self._mean, self._scale),
+                maps.ask(self._mean, self._scale, asked[0][None]),
+                Ask(scores.Scores.name, {"mean": self._mean, "scale": self._scale, "beta": asked[0], "theta": asked[1]}),
+            ],
+        )
+        at, theta = heads.beta.copy(), maps.theta.copy()
+        heads.step(checked)
+        maps.step(mapped)
+        # The model is the one that was scored; what the last totals would still add is only looked at.
+        rest = max(float(heads.decrement.max()), float(maps.decrement.max()))
+        heads.beta, maps.theta = at, theta
+        if rest > AT_REST:
+            raise TrainingError("Heads and calibration were taken to be at rest, and are not; a site answered about other rows than before.")
+        return binned, rest
+
+    def _describe(
+        self,
+        heads: newton.Heads,
+        maps: calibration.Maps,
+        refits: newton.Heads,
+        thresholds: Array,
+        limits: Array,
+        shown: Mapping[str, tuple[str, ...]],
+        people: Cohort,
+    ) -> list[Arrays]:
+        """Evaluate, and describe the reference groups."""
+        folds = self._settings.folds
+        common = {"mean": self._mean, "scale": self._scale, "beta": heads.beta[:folds]}
+        judged = common | {"theta": maps.theta[:folds], "threshold": thresholds, "limits": limits}
+        asks = [Ask(evaluation.Evaluation.name, judged, {"groups": json.dumps({column: list(values) for column, values in shown.items()})})]
+        described = common | {"own": heads.beta[folds], "refits": refits.beta}
+        asks += [Ask(reference.Reference.name, described, {"sex": sex}) for sex in ("", *_sexes(people, self._settings))]
+        return self._total("evaluate", asks)
+
+    def _model(
+        self,
+        heads: newton.Heads,
+        refits: newton.Heads,
+        maps: calibration.Maps,
+        refit_maps: calibration.Maps,
+        binned: scores.Binned,
+        described: Sequence[Arrays],
+        people: Cohort,
+    ) -> TrainedModel:
+        settings, folds = self._settings, self._settings.folds
+        families = [catalogue.get(name).family for name in settings.features]
+        shares = people.weight.sum(axis=0)
+        stated = tuple((shares / shares.sum()).tolist())
+        title = settings.task.classes[0].replace("_", " ")
+        mean, scale = self._mean[-1], self._scale[-1]
+        sexes = ("", *_sexes(people, settings))
+        groups = [reference.ReferenceTotals(t, settings.features, sex, title, mean, scale) for t, sex in zip(described, sexes, strict=True)]
+        published = [group for group in groups if group.published]
+        model = TrainedModel(
+            task=settings.task,
+            features=settings.features,
+            extractors=dict(settings.extractors),
+            preprocessor=_preprocessor(settings.features, mean, scale),
+            head=_head(families, settings, heads.beta[folds], float(heads.strength[folds])),
+            calibrator=maps.platt(folds),
+            conformal=binned.conformal(settings.coverage),
+            operating_point=binned.operating_point(settings.task.target_sensitivity),
+            refits=tuple(
+                Refit(_head(families, settings, beta, float(heads.strength[folds])), refit_maps.platt(i), stated)
+                for i, beta in enumerate(refits.beta)
+            ),
+            reference=ReferenceGroups(groups=tuple(group.group() for group in published)),
+            class_shares=stated,
+            uses_baseline=False,
+            backgrounds=Backgrounds(groups=tuple(group.background(len(dict.fromkeys(families))) for group in published)),
+        )
+        model.check_fit()
+        return model
+
+
+def _preprocessor(names: tuple[str, ...], mean: Array, scale: Array) -> Preprocessor:
+    found = Preprocessor()
+    # What is missing is put at the mean: a median over sites is one more exchange, and its value may be a person's.
+    found.feature_names_, found.median_, found.mean_, found.scale_ = names, mean, mean, scale
+    return found
+
+
+def _head(families: Sequence[str], settings: Settings, beta: Array, strength: float) -> LinearHead:
+    head = LinearHead(families, settings.task.classes, strength=strength, seed=settings.seed)
+    head.classes_, head.strength_ = settings.task.classes, strength
+    head.coef_, head.intercept_ = np.ascontiguousarray(beta[:-1]), np.asarray(beta[-1])
+    return head
+
+
+def _sexes(people: Cohort, settings: Settings) -> tuple[str, ...]:
+    """Return the sexes that are a reference group of their own: both large enough, and nobody's value comes out when they are subtracted."""
+    if "sex" not in settings.groups:
+        return ()
+    negatives = {value: int(people.groups["sex"][i, 1]) for i, value in enumerate(settings.groups["sex"]) if value in reference.SEXES}
+    rest = people.subjects[0] - sum(negatives.values())
+    enough = all(n >= MINIMUM_SUBJECTS for n in negatives.values()) and len(negatives) == len(reference.SEXES)
+    return reference.SEXES if enough and (rest == 0 or rest >= MINIMUM_SUBJECTS) else ()
+
+
+def _large_enough(people: Cohort, settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return the groups with people enough for figures; nobody asks about the others."""
+    least = MINIMUM_OF_A_CLASS
+    chosen = {
+        column: tuple(value for value, (_, *subjects) in zip(values, people.groups[column], strict=True) if min(subjects) >= least)
+        for column, values in settings.groups.items()
+    }
+    return {column: values for column, values in chosen.items() if values}
+
+
+def commitment(parts: Sequence[str]) -> str:
+    """Return the digest that stands for the cohorts of all sites, from what each site committed itself to."""
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
