@@ -1,0 +1,154 @@
+"""What a run will do, written down before it starts: everything a site has to know to say yes or no.
+
+The one idea: a plan is its bytes. Its digest is what people approve, what keys are bound to and what every message names; who is in the sum, which
+statistics will be asked for and what is trained cannot change after that.
+"""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.errors import FederationError
+from clinical_ser.models.bundle import ModelName, Version
+from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
+from clinical_ser.strict import Strict
+from federated.protocols.cohort import GROUPS
+from federated.training import STRENGTHS, Settings
+
+SCHEMA: Literal["clinical-ser/federated-plan/1"] = "clinical-ser/federated-plan/1"
+MINIMUM_SITES = 3
+"""Of two sites, each works out the other's numbers by subtracting its own."""
+MOST_BYTES = 4 << 20
+LINEAR = ("cohort", "moments", "newton", "calibration", "scores", "evaluation", "reference")
+"""What a linear model is trained, evaluated and described with."""
+
+SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class Participant(Strict):
+    """One site."""
+
+    name: SiteName
+    identity: Hex32
+    """Ed25519 public key."""
+
+
+class Privacy(Strict):
+    """How much noise sites add; see `federated.privacy`."""
+
+    noise_multiplier: float = Field(gt=0, le=1000)
+    """SD of the noise in units of what one subject can change."""
+    clip: float = Field(gt=0, le=100)
+    """Largest norm of one subject's standardised features."""
+    steps: int = Field(default=4, ge=1, le=50)
+
+
+class Plan(Strict):
+    """A run."""
+
+    schema_id: Literal["clinical-ser/federated-plan/1"] = SCHEMA
+    run: SiteName
+    """Name of the run; a node knows no two of one name."""
+    name: ModelName
+    version: Version
+    task: Task
+    features: Annotated[tuple[Word, ...], Field(min_length=1, max_length=20_000)]
+    extractors: dict[Word, Word]
+    """Feature set to the fingerprint of the code that measured it: sites that measured with another refuse."""
+    head: Literal["linear", "boosted", "linear+local", "adapter", "private-linear"] = "linear"
+    folds: int = Field(default=5, ge=2, le=20)
+    fold_column: Word | None = None
+    """Column of the sites' tables that says in which fold a subject is; None: by the digest of seed and subject."""
+    strengths: Annotated[tuple[Annotated[float, Field(gt=0, le=1e9)], ...], Field(min_length=1, max_length=20)] = STRENGTHS
+    refits: int = Field(default=40, ge=2, le=200)
+    coverage: float = Field(default=0.90, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    groups: dict[Word, tuple[Word, ...]] = Field(default_factory=lambda: dict(GROUPS), max_length=20)
+    checks: tuple[Word, ...] = ()
+    privacy: Privacy | None = None
+    statistics: Annotated[tuple[Word, ...], Field(min_length=1, max_length=50)] = LINEAR
+    sites: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=1000)]
+    minimum_sites: int = Field(default=MINIMUM_SITES, ge=MINIMUM_SITES)
+    coordinator: Hex32
+    """Ed25519 public key."""
+    created: datetime
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        names, keys = [site.name for site in self.sites], [site.identity for site in self.sites]
+        if len(set(names)) != len(names) or len(set(keys)) != len(keys):
+            raise ValueError("each site and each key once")
+        if names != sorted(names):
+            raise ValueError("sites come in the order of their names")
+        if len(set(self.features)) != len(self.features):
+            raise ValueError("each feature once")
+        if len(self.sites) < self.minimum_sites:
+            raise ValueError(f"at least {self.minimum_sites} sites")
+        if self.task.kind is not TaskKind.BINARY:
+            raise ValueError("a task of two classes")
+        if self.created.tzinfo is None:
+            raise ValueError("a moment with its time zone")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """Return the plan's one spelling."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """Return sha256 of the plan's bytes, in hex."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> "Plan":
+        """Read a plan; FederationError where it is none, naming the fields that do not fit."""
+        if len(raw) > MOST_BYTES:
+            raise FederationError("The plan is too long to be one.")
+        try:
+            plan = cls.model_validate_json(raw)
+            parse_canonical_object(raw)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(str(part) for part in fault['loc']) or 'the whole'}: {fault['msg']}" for fault in error.errors()[:5])
+            raise FederationError(f"The plan does not follow its schema ({faults}).") from None
+        except StrictJsonError as error:
+            raise FederationError(f"The plan is not in canonical JSON: {error}.") from None
+        if plan.to_bytes() != raw:
+            raise FederationError("The plan is not in its one spelling.")
+        return plan
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites, in order."""
+        return tuple(site.name for site in self.sites)
+
+    @property
+    def settings(self) -> Settings:
+        """What is trained, as `train_across` takes it."""
+        return Settings(
+            task=self.task,
+            features=self.features,
+            extractors=self.extractors,
+            folds=self.folds,
+            strengths=self.strengths,
+            refits=self.refits,
+            coverage=self.coverage,
+            seed=self.seed,
+            groups=self.groups,
+            checks=self.checks,
+        )
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan's file; FederationError where it cannot be read or is none."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise FederationError(f"The plan cannot be read: {error.strerror}.") from None
+    return Plan.from_bytes(raw)
