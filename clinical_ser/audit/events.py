@@ -307,6 +307,16 @@ class FederatedRound(Payload):
     """Differential privacy spent so far, None where there is none."""
     subjects_bucket: ShortText
     """About how many subjects took part, as a range."""
+    action: Literal["joined", "released", "refused", "received"] = "released"
+    asked_for: ShortText | None = None
+    """The statistics' names."""
+    reason: ShortText | None = None
+    """The code of a refusal."""
+    witnessed: Hex32 | None = None
+    """Root of the other party's log as it showed it: the two logs witness each other."""
+    witnessed_size: int | None = Field(default=None, ge=0)
+    ledger: Hex32 | None = None
+    """Digest of the privacy ledger's line that paid for it."""
 
 
 class DriftAlarm(Payload):

@@ -43,7 +43,7 @@ class Reference(Statistic):
         sex = str(ask.options["sex"])
         alike = np.array([not sex or value == sex for value in values_of(rows.frame, "sex")], bool)
         of_group = (rows.target == 0) & alike
-        here = np.flatnonzero(of_group)
+        here: NDArray[np.intp] = np.flatnonzero(of_group)
         weight = subject_weights(rows.subjects[here], len(here))
         scales = Scales(rows, ask)
         columns = _family_columns(rows.names)
