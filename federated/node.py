@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, FederatedRound, Role
 from clinical_ser.audit.log import AuditLog
@@ -62,6 +63,7 @@ Reason = Literal[
     "step_out_of_order",
     "statistic_not_allowed",
     "statistic_unknown",
+    "group_not_in_the_plan",
     "features_differ",
     "too_few_subjects",
     "too_few_of_a_class",
@@ -75,6 +77,10 @@ Reason = Literal[
     "data_changed",
     "not_computed",
 ]
+
+
+_OF_A_BAD_ASK = (ClinicalSerError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What computing may end with where a question is not what a statistic expects; the texts may quote a row, and stay here."""
 
 
 class _Run(Strict):
@@ -130,6 +136,7 @@ class _Asked:
     content: bytes
     plan: Plan
     step: int
+    time: datetime
 
 
 class Node:
@@ -170,6 +177,7 @@ class Node:
                 policy = self._policy()
                 name = policy.name
                 asked = self._asked(policy, body, signature)
+                self._check(policy, asked)
                 reply = self._joined(policy, asked) if asked.step == 0 else self._summed(policy, asked)
             except _RefusedError as refusal:
                 reply = self._refusal(name, body, asked, refusal.reason)
@@ -217,11 +225,12 @@ class Node:
             raise _RefusedError("not_a_request") from None
         if type(step) is not int or step < 0 or time.tzinfo is None:
             raise _RefusedError("not_a_request")
-        asked = _Asked(message, content_of(message), plan, step)
-        self._check_plan(policy, plan)
-        if abs((self._clock() - time).total_seconds()) > CLOCKS_APART_S and not self._was_answered(asked):
+        return _Asked(message, content_of(message), plan, step, time)
+
+    def _check(self, policy: Policy, asked: _Asked) -> None:
+        self._check_plan(policy, asked.plan)
+        if abs((self._clock() - asked.time).total_seconds()) > CLOCKS_APART_S and not self._was_answered(asked):
             raise _RefusedError("clock")
-        return asked
 
     def _check_plan(self, policy: Policy, plan: Plan) -> None:
         if plan.digest not in policy.approved.plans or plan.coordinator != policy.coordinator:
@@ -239,14 +248,14 @@ class Node:
 
     def _joined(self, policy: Policy, asked: _Asked) -> Message:
         """Give this site's key for the run; the same one however often it is asked."""
-        rows, data = self._rows(policy, asked.plan)
-        self._check_set(policy, asked.plan, data.people)
+        rows, _ = self._rows(policy, asked.plan)
+        self._check_set(policy, asked.plan)
         run = self._run(asked.plan, make=True)
         assert run is not None
         public = X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key)).public_key().public_bytes_raw()
         signature = self._identity.sign(RUN_KEY, run_key_message(asked.plan.digest, policy.name, public))
         commitment = hashlib.sha256(self._secret() + cohort_digest(rows.frame["recording"], rows.target).encode()).hexdigest()
-        own = self._record(policy, asked, rows, "joined", None)
+        own = self._record(policy, asked, _people(rows), "joined", None)
         return _reply(policy.name, asked, "join", own, {"key": public.hex(), "key_signature": signature.hex(), "cohort": commitment})
 
     def _summed(self, policy: Policy, asked: _Asked) -> Message:
@@ -258,7 +267,9 @@ class Node:
             if known != asked.content.hex():
                 raise _RefusedError("step_answered_already")
             if (kept := self._kept(plan, asked.step)) is not None:
-                return kept
+                # The same words; the log has grown since, and shows itself as it is.
+                again = self._record(policy, asked, "not counted", "released", hashlib.sha256(kept.arrays["words"].tobytes()).hexdigest())
+                return Message({**kept.header, "head": again.model_dump(mode="json")}, kept.arrays)
             if asked.step < max(run.answered):
                 # Its answer left, and is not kept any more. Computed again it might differ, and two answers under one mask say by how much.
                 raise _RefusedError("step_answered_already")
@@ -271,10 +282,11 @@ class Node:
             raise _RefusedError("statistic_not_allowed")
         if not {ask.statistic for ask in asks} <= set(known_statistics()):
             raise _RefusedError("statistic_unknown")
+        _check_groups(plan, asks)
         rows, data = self._rows(policy, plan)
         if run.data not in {None, data.bytes}:
             raise _RefusedError("data_changed")
-        self._check_set(policy, plan, data.people)
+        self._check_set(policy, plan)
         paid = self._pay(policy, asked, asks)
         words, layout = self._words(rows, asks, len(plan.sites))
         context = context_of(plan.digest.encode(), asked.step, asked.content, layout_bytes(layout), keys)
@@ -286,7 +298,7 @@ class Node:
             self._run_file(plan), run.model_copy(update={"keys": {k: v.hex() for k, v in keys.items()}, "answered": answered, "data": data.bytes})
         )
         self._remember_set(plan, data.people)
-        own = self._record(policy, asked, rows, "released", hashlib.sha256(masked.tobytes()).hexdigest(), asks=asks, ledger=paid)
+        own = self._record(policy, asked, _people(rows), "released", hashlib.sha256(masked.tobytes()).hexdigest(), asks=asks, ledger=paid)
         reply = _reply(policy.name, asked, "sum", own, {"layout": [[name, list(shape)] for name, shape in layout]}, {"words": masked})
         self._keep(plan, asked.step, reply)
         return reply
@@ -296,9 +308,10 @@ class Node:
         parts: list[NDArray[np.uint64]] = []
         for place, ask in enumerate(asks):
             try:
-                found = contribution(rows, ask)
+                with np.errstate(all="ignore"):
+                    found = contribution(rows, ask)
                 wide = is_wide(known_statistics()[ask.statistic].bound, sites)
-            except (FederationError, InvalidValueError, KeyError, ValueError, TypeError, ArithmeticError, np.linalg.LinAlgError) as error:
+            except (FederationError, *_OF_A_BAD_ASK) as error:
                 raise _RefusedError("contribution_out_of_range" if isinstance(error, FederationError) else "not_computed") from None
             for name, values in sorted(found.items()):
                 layout.append((f"{place}/{name}", values.shape))
@@ -360,13 +373,14 @@ class Node:
             raise _RefusedError("keys_do_not_fit")
         return keys
 
-    def _check_set(self, policy: Policy, plan: Plan, data: str) -> None:
-        """Refuse a set of sites that, beside one that these rows were added up with before, isolates a few sites by subtraction."""
+    def _check_set(self, policy: Policy, plan: Plan) -> None:
+        """Refuse a set of sites that, beside one that this site was added up with before, isolates a few sites by subtraction."""
         wanted = set(plan.site_names)
         for before in self._memory().sets:
             apart = wanted ^ set(before.sites)
             allowed = tuple(sorted(wanted)) in {tuple(sorted(names)) for names in policy.release.sets}
-            if before.data == data and 0 < len(apart) < policy.release.minimum_sites and not allowed:
+            # Whatever became of the data since: most of the rows are the same, and what was added to one table is as good as known.
+            if 0 < len(apart) < policy.release.minimum_sites and not allowed:
                 raise _RefusedError("set_isolates_a_site")
 
     def _remember_set(self, plan: Plan, data: str) -> None:
@@ -379,10 +393,11 @@ class Node:
         from federated.privacy import Ledger, charge_of
 
         try:
+            # One statistic with noise beside one without would pay for itself alone.
+            if policy.privacy.required and not all(known_statistics()[ask.statistic].private for ask in asks):
+                raise _RefusedError("privacy_required")
             charge = charge_of(asks)
             if charge is None:
-                if policy.privacy.required:
-                    raise _RefusedError("privacy_required")
                 return None
             ledger = Ledger(self._state / "privacy.ledger")
             return ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=policy.privacy.epsilon, delta=policy.privacy.delta)
@@ -403,7 +418,7 @@ class Node:
             rows = site_rows(table, plan, self._secret(), self._state / "kept")
         except _RefusedError:
             raise
-        except (ClinicalSerError, OSError):
+        except (ClinicalSerError, OSError, LookupError, TypeError, ValueError):
             raise _RefusedError("data_not_readable") from None
         if len(np.unique(rows.subjects)) < policy.release.minimum_subjects:
             raise _RefusedError("too_few_subjects")
@@ -455,8 +470,7 @@ class Node:
 
     def _keep(self, plan: Plan, step: int, reply: Message) -> None:
         folder = self._run_file(plan).parent
-        with replaced(folder / f"step-{step:06}.reply") as unfinished:
-            unfinished.write_bytes(reply.to_bytes())
+        _write_private(folder / f"step-{step:06}.reply", reply.to_bytes())
         for old in folder.glob("step-*.reply"):
             if old.name != f"step-{step:06}.reply":
                 old.unlink()
@@ -466,8 +480,7 @@ class Node:
         return _read(_Memory, path) if path.exists() else _Memory()
 
     def _write(self, path: Path, content: Strict) -> None:
-        with replaced(path) as unfinished:
-            unfinished.write_text(content.model_dump_json())
+        _write_private(path, content.model_dump_json().encode())
 
     # ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -478,7 +491,7 @@ class Node:
         self,
         policy: Policy,
         asked: _Asked,
-        rows: SiteRows,
+        people: str,
         action: Literal["joined", "released"],
         update: str | None,
         *,
@@ -495,7 +508,6 @@ class Node:
         before = memory.heads.get("coordinator")
         if seen is not None and before is not None and not seen.may_follow(before):
             raise _RefusedError("log_shrank")
-        people = len(np.unique(rows.subjects))
         event = FederatedRound(
             actor=_actor(policy.name),
             federation=asked.plan.run,
@@ -503,7 +515,7 @@ class Node:
             node=policy.name,
             model_in=asked.content.hex(),
             update=update,
-            subjects_bucket=bucket_of(people),
+            subjects_bucket=people,
             action=action,
             asked_for=", ".join(dict.fromkeys(ask.statistic for ask in asks))[:200] or None,
             witnessed=seen.root if seen else None,
@@ -512,7 +524,8 @@ class Node:
         )
         try:
             with self._log() as log:
-                log.append(event, idempotency_key=f"federated {asked.plan.digest} {asked.step} {asked.content.hex()} {action}")
+                # Every answer that leaves is a record, one that is given again too.
+                log.append(event)
                 head = head_of(log.checkpoint)
         except ClinicalSerError:
             raise _RefusedError("log_not_available") from None
@@ -594,6 +607,19 @@ def asks_of(message: Message) -> list[Ask]:
     return found
 
 
+def _check_groups(plan: Plan, asks: Sequence[Ask]) -> None:
+    """Refuse groups that nobody approved: a group may be a single person (`subject`, and one name)."""
+    for ask in asks:
+        if "groups" in ask.options:
+            try:
+                found = json.loads(str(ask.options["groups"]))
+                fits = all(column in plan.groups and set(values) <= set(plan.groups[column]) for column, values in found.items())
+            except (ValueError, AttributeError, TypeError):
+                raise _RefusedError("not_a_request") from None
+            if not fits:
+                raise _RefusedError("group_not_in_the_plan")
+
+
 def content_of(message: Message) -> bytes:
     """Return the digest of what a request asks; when it was sent, and what the sender's log looked like, are not part of that."""
     lasting = {name: value for name, value in message.header.items() if name not in {"time", "head"}}
@@ -628,6 +654,10 @@ def _reply(
     return Message({**header, "head": head.model_dump(mode="json"), **more}, arrays or {})
 
 
+def _people(rows: SiteRows) -> str:
+    return bucket_of(len(np.unique(rows.subjects)))
+
+
 def _actor(name: str) -> Actor:
     return Actor(id=name, role=Role.NODE)
 
@@ -642,5 +672,9 @@ def _read(kind: type[T], path: Path) -> T:
 
 def _write_private(path: Path, content: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with replaced(path) as unfinished:
-        unfinished.write_bytes(content)
+    """Write a file that only its owner may read, and see it on the disk: what was promised has to outlive a power cut."""
+    with replaced(path) as unfinished, unfinished.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)

@@ -22,12 +22,15 @@ from federated.training import STRENGTHS, Settings
 SCHEMA: Literal["clinical-ser/federated-plan/1"] = "clinical-ser/federated-plan/1"
 MINIMUM_SITES = 3
 """Of two sites, each works out the other's numbers by subtracting its own."""
+PERSONS = frozenset({"subject", "recording", "row"})
+"""Columns whose values stand for one person: a count of these is about somebody, however many sites are in the sum."""
 MOST_BYTES = 4 << 20
 LINEAR = ("cohort", "moments", "newton", "calibration", "scores", "evaluation", "reference")
 """What a linear model is trained, evaluated and described with."""
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -59,7 +62,7 @@ class Plan(Strict):
     version: Version
     task: Task
     features: Annotated[tuple[Word, ...], Field(min_length=1, max_length=20_000)]
-    extractors: dict[Word, Word]
+    extractors: dict[Word, Fingerprint]
     """Feature set to the fingerprint of the code that measured it: sites that measured with another refuse."""
     head: Literal["linear", "boosted", "linear+local", "adapter", "private-linear"] = "linear"
     folds: int = Field(default=5, ge=2, le=20)
@@ -92,6 +95,8 @@ class Plan(Strict):
             raise ValueError(f"at least {self.minimum_sites} sites")
         if self.task.kind is not TaskKind.BINARY:
             raise ValueError("a task of two classes")
+        if PERSONS & set(self.groups):
+            raise ValueError("groups of people, and none by a column that names one person or recording")
         if self.created.tzinfo is None:
             raise ValueError("a moment with its time zone")
         return self

@@ -5,7 +5,23 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from clinical_ser.cli import audit, cache, cohort, demo, doctor, embed, encoder, evaluate, model, plan, serve, train
+from clinical_ser.cli import (
+    audit,
+    cache,
+    cohort,
+    consortium,
+    demo,
+    doctor,
+    embed,
+    encoder,
+    evaluate,
+    model,
+    node,
+    node_demo,
+    plan,
+    serve,
+    train,
+)
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
 from clinical_ser.cli.explain import explain
@@ -64,4 +80,7 @@ app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
 app.add_typer(audit.app, name="audit")
 app.add_typer(serve.app, name="serve")
+node.app.command()(node_demo.demo)
+app.add_typer(node.app, name="node")
+app.add_typer(consortium.app, name="consortium")
 app.command()(doctor.doctor)

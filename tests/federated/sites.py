@@ -51,7 +51,12 @@ class Consortium:
 
 
 def write_policy(folder: Path, name: str, plan: Plan, *, extra: str = "", plans: list[str] | None = None, **release: Any) -> None:
-    settings: dict[str, Any] = {"statistics": list(plan.statistics), "minimum_sites": 3, "minimum_subjects": 20, "minimum_subjects_of_a_class": 5} | release
+    settings: dict[str, Any] = {
+        "statistics": list(plan.statistics),
+        "minimum_sites": 3,
+        "minimum_subjects": 20,
+        "minimum_subjects_of_a_class": 5,
+    } | release
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
     (folder / POLICY).write_text(
         f'name = "{name}"\ncoordinator = "{plan.coordinator}"\ntable = "features.parquet"\n'

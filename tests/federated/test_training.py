@@ -151,7 +151,9 @@ def test_however_the_rows_are_split_the_model_is_the_same(rows, trained, sites):
     for column, counts in trained.groups.items():
         np.testing.assert_allclose(found.groups[column], counts)
     ours, theirs = found.model.reference.groups, trained.model.reference.groups
-    assert [group.name for group in ours] == [group.name for group in theirs] == ["not depressed, all", "not depressed, female", "not depressed, male"]
+    assert (
+        [group.name for group in ours] == [group.name for group in theirs] == ["not depressed, all", "not depressed, female", "not depressed, male"]
+    )
     for one, other in zip(ours, theirs, strict=True):
         assert one.subjects == other.subjects
         for name, levels in one.quantiles.items():

@@ -1,0 +1,220 @@
+"""`clinical-ser consortium`: the coordinator's side of training across sites.
+
+The one idea: `serve` keeps the SuperLink up and `run` hands it one plan; a run that broke off goes on with `resume`, from its last exchange.
+"""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.table import Table
+
+from clinical_ser.cli.console import complain, errors, literal, output, print_line, program
+from clinical_ser.cohorts.tasks import get_task, read_task
+from clinical_ser.errors import FederationError, InvalidValueError
+from clinical_ser.features.extraction import DEFAULT_SETS
+
+if TYPE_CHECKING:
+    from federated.consortium import Consortium, RunStatus
+
+app = typer.Typer(help="The coordinator of a consortium: approve sites, plan, run, resume.", no_args_is_help=True)
+
+POLL_S = 0.5
+Folder = Annotated[Path, typer.Argument(help="The consortium's folder.")]
+Run = Annotated[str, typer.Argument(help="The run's name (`consortium plan`).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return at once; `consortium status` shows how far it is.")]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    name: Annotated[str, typer.Option(help="Of the consortium: small letters, digits, hyphens.")],
+    address: Annotated[str, typer.Option(help="Where sites reach the coordinator, as federation.example:443.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the SuperLink listens on this machine, behind the proxy.")] = 8000,
+) -> None:
+    """Make a consortium: the coordinator's identity, an authority, the server's certificate, systemd unit and nginx configuration."""
+    from federated.consortium import Consortium, Settings
+
+    try:
+        settings = Settings(name=name, address=address, port=port)
+    except ValidationError as error:
+        where = str(error.errors()[0]["loc"][0])
+        raise InvalidValueError(f"--{where}", "what does not fit", "see --help") from None
+    made = Consortium.create(folder, settings)
+    output.print(f"The consortium {literal(name)} is made in {literal(folder)}. Its key, for the sites' node.toml:")
+    print_line(made.identity.public.raw.hex())
+    output.print(f"The server's certificate holds until {made.certificate_ends:%Y-%m-%d}. Back up authority.key and identity.pem, offline.")
+    output.print(f"Next: {program()} consortium serve {literal(folder)}, and `consortium approve` for every kit that a site sends.")
+
+
+@app.command()
+def approve(
+    folder: Folder,
+    kits: Annotated[list[Path], typer.Argument(help="Kits that sites sent (*.kit.json).")],
+    yes: Annotated[bool, typer.Option("--yes", help="The fingerprints were compared; do not ask.")] = False,
+) -> None:
+    """Take sites in, after their kits' fingerprints were compared by telephone; `consortium serve` registers their nodes."""
+    from federated.provisioning import Kit
+
+    consortium = _open(folder)
+    for path in kits:
+        kit = Kit.read(path)
+        output.print(f"Site {literal(kit.name)}. Fingerprint of the kit:")
+        print_line(kit.fingerprint)
+        if not yes and not typer.confirm("Did the site read out the same?"):
+            complain("Not approved", kit.name)
+            continue
+        invitation = consortium.approve(kit)
+        output.print(f"Approved. Send {literal(folder / 'invitations' / (kit.name + '.invitation.json'))}, and read out its fingerprint:")
+        print_line(invitation.fingerprint)
+
+
+@app.command()
+def plan(
+    folder: Folder,
+    run: Annotated[str, typer.Argument(help="A name for the run: small letters, digits, hyphens.")],
+    model: Annotated[str | None, typer.Option(help="Name of the model; the run's otherwise.")] = None,
+    version: Annotated[str, typer.Option(help="Of the model.")] = "1",
+    task: Annotated[str, typer.Option(help="A built-in task, or a .toml file of your own.")] = "depression",
+    feature_set: Annotated[list[str], typer.Option("--set", help="A feature set (repeatable).")] = list(DEFAULT_SETS),  # noqa: B006
+    feature: Annotated[list[str] | None, typer.Option(help="Only this feature of the sets (repeatable).")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site that takes part (repeatable); all approved ones otherwise.")] = None,
+    folds: Annotated[int, typer.Option(min=2, max=20, help="Folds over people.")] = 5,
+    refits: Annotated[int, typer.Option(min=2, max=200, help="Bootstrap refits, for how far a result can be trusted.")] = 40,
+    coverage: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the prediction sets.")] = 0.90,
+    seed: Annotated[int, typer.Option(min=0, help="Of folds and samples.")] = 0,
+    minimum_sites: Annotated[int, typer.Option(min=3, help="Fewer sites, and nothing is added up.")] = 3,
+) -> None:
+    """Write down what a run will do; its digest is what sites approve."""
+    from clinical_ser.features.extraction import feature_names, fingerprints
+    from federated.plan import Participant, Plan
+
+    consortium = _open(folder)
+    members, known = consortium.members(), feature_names(feature_set)
+    if unknown := sorted(set(site or ()) - set(members)):
+        raise InvalidValueError("--site", unknown[0], sorted(members))
+    if unknown := sorted(set(feature or ()) - set(known)):
+        raise InvalidValueError("--feature", unknown[0], "a feature of the chosen sets")
+    try:
+        made = Plan(
+            run=run,
+            name=model or run,
+            version=version,
+            task=read_task(Path(task)) if task.endswith(".toml") else get_task(task),
+            features=tuple(name for name in known if not feature or name in feature),
+            extractors=fingerprints(feature_set),
+            sites=tuple(Participant(name=name, identity=members[name].identity) for name in sorted(site or members)),
+            coordinator=consortium.identity.public.raw.hex(),
+            folds=folds,
+            refits=refits,
+            coverage=coverage,
+            seed=seed,
+            minimum_sites=minimum_sites,
+            created=datetime.now(UTC),
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InvalidValueError("plan", ".".join(str(part) for part in fault["loc"]) or "its sites", fault["msg"]) from None
+    consortium.add_run(run, made.to_bytes(), made.digest)
+    output.print(f"Planned for {len(made.sites)} sites, {len(made.features)} features: {literal(folder / 'runs' / run / 'plan.json')}")
+    output.print("Send it to the sites; they approve it by its digest:")
+    print_line(made.digest)
+
+
+@app.command("run")
+def run_plan(folder: Folder, run: Run, detach: Detach = False) -> None:
+    """Lead a run: train, evaluate, and publish a signed model."""
+    consortium = _open(folder)
+    if consortium.status(run).attempt:
+        raise FederationError(f"Run {run!r} was begun already; `consortium resume` goes on with it.")
+    _lead(consortium, run, detach=detach)
+
+
+@app.command()
+def resume(folder: Folder, run: Run, detach: Detach = False) -> None:
+    """Go on with a run that broke off, after its last complete exchange."""
+    consortium = _open(folder)
+    if not consortium.status(run).attempt:
+        raise FederationError(f"Run {run!r} was not begun yet; `consortium run` begins it.")
+    _lead(consortium, run, detach=detach)
+
+
+@app.command()
+def status(folder: Folder, run: Annotated[str | None, typer.Argument(help="One run; all otherwise.")] = None, as_json: AsJson = False) -> None:
+    """Show sites and runs."""
+    consortium = _open(folder)
+    runs = [consortium.status(name) for name in ([run] if run else consortium.runs())]
+    if as_json:
+        sites = {name: name in consortium.nodes() for name in consortium.members()}
+        print_line(json.dumps({"sites": sites, "runs": [each.model_dump(mode="json") | {"interrupted": each.interrupted} for each in runs]}))
+        return
+    left = (consortium.certificate_ends - datetime.now(UTC)).days
+    output.print(f"Consortium {literal(consortium.settings.name)} at {literal(consortium.settings.address)}; its certificate holds {left} days more.")
+    for name in consortium.members():
+        output.print(f"  site {literal(name)}: {'registered' if name in consortium.nodes() else 'approved, not registered yet'}")
+    if runs:
+        _show(runs)
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    logs: Annotated[Path | None, typer.Option(help="A folder for what Flower writes; the terminal, or the journal, otherwise.")] = None,
+) -> None:
+    """Keep the SuperLink and the process that leads runs up until stopped; register sites as they are approved."""
+    ended, code = _open(folder).serve(logs=logs)
+    if ended:
+        complain("Stopped", f"{ended} ended with exit status {code}.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def renew(folder: Folder) -> None:
+    """Make a new key and certificate for the server; sites need nothing new, `consortium serve` is to be started again."""
+    output.print(f"The server's certificate holds until {_open(folder).renew():%Y-%m-%d}. Start `consortium serve` again.")
+
+
+def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
+    from federated.plan import read_plan
+
+    attempt = consortium.status(run).attempt
+    flower = consortium.start(run, read_plan(consortium.run_folder(run) / "plan.json").site_names)
+    output.print(f"Run {literal(run)} is handed over; Flower calls this attempt {flower}.")
+    if detach:
+        return
+    shown = 0
+    while True:
+        now = consortium.status(run)
+        for exchange in now.exchanges[shown:] if now.attempt > attempt else ():
+            what = "made before" if exchange.again else f"{exchange.seconds:.1f} s, {exchange.received / 1024:.0f} KiB from sites"
+            errors.print(f"  {literal(exchange.step)}: {what}")
+        shown = len(now.exchanges) if now.attempt > attempt else 0
+        if now.attempt > attempt and (now.state in ("finished", "failed") or now.interrupted):
+            break
+        time.sleep(POLL_S)
+    if now.state != "finished":
+        why = now.error or "whoever led it is gone."
+        raise FederationError(f"Run {run!r} ended at {now.step or 'its beginning'}: {why} `consortium resume` goes on with it.")
+    made = [exchange for exchange in now.exchanges if not exchange.again]
+    output.print(f"[green]Finished[/green]: {len(made)} exchanges in {sum(exchange.seconds for exchange in made):.0f} s.")
+    output.print(f"The model is in {literal(consortium.run_folder(run) / 'model')}; its digest:")
+    print_line(now.bundle or "")
+
+
+def _show(runs: list["RunStatus"]) -> None:
+    table = Table("run", "state", "step", "exchanges", "attempts", "what is wrong")
+    for each in runs:
+        state = "interrupted" if each.interrupted else each.state
+        table.add_row(literal(each.run), state, literal(each.step), str(len(each.exchanges)), str(each.attempt), literal(each.error or ""))
+    output.print(table)
+
+
+def _open(folder: Path) -> "Consortium":
+    from federated.consortium import Consortium
+
+    return Consortium(folder)

@@ -1,0 +1,1 @@
+"""The Flower app of clinical-ser: names only, no code of its own."""

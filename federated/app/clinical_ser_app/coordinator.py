@@ -1,0 +1,5 @@
+"""What Flower calls at the coordinator."""
+
+from federated.server_app import app
+
+__all__ = ["app"]

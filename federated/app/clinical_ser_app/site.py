@@ -1,0 +1,5 @@
+"""What Flower calls at a site."""
+
+from federated.client_app import app
+
+__all__ = ["app"]

@@ -1,0 +1,108 @@
+"""What a node would refuse, before anyone asks: for whoever sets one up, and for whoever reads a proposed plan."""
+
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.cohorts.table import read_table
+from clinical_ser.errors import AuditError, ClinicalSerError, FederationError
+from federated.gate import build_hash, build_of_this_version
+from federated.plan import LINEAR, Plan, read_plan
+from federated.policy import Policy
+from federated.processes import check_server, program
+from federated.provisioning import NodeFolder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is allowed, or would be refused."""
+
+    what: str
+    allowed: bool
+    why: str = ""
+
+
+def findings(node: NodeFolder, *, plan: Path | None = None, reach: bool = True) -> list[Finding]:
+    """Look at everything that a request has to pass.
+
+    Parameters
+    ----------
+    node
+        The node.
+    plan
+        A plan that was proposed; None looks at what holds for all.
+    reach
+        Whether to try the coordinator's address too.
+
+    Raises
+    ------
+    FederationError
+        node.toml cannot be read: then everything is refused.
+    """
+    policy = Policy.read(node.policy)
+    found = [
+        *_of_folder(node),
+        *_of_policy(policy),
+        _tried("the audit log", lambda: _look_at_log(node)),
+        _tried("the table", lambda: _look_at_table(node, policy)),
+    ]
+    if plan is not None:
+        found += list(_of_plan(policy, read_plan(plan)))
+    if reach:
+        found.append(_tried("the coordinator's server", lambda: check_server(node.read_invitation().address, node.authority)))
+    return found
+
+
+def _of_folder(node: NodeFolder) -> Iterator[Finding]:
+    for path in (node.identity, node.flower_key, node.secret):
+        private = path.is_file() and not stat.S_IMODE(path.stat().st_mode) & 0o077
+        yield Finding(path.name, private, "" if private else "it is not there, or others may read it")
+    for name in ("flower-supernode", "flower-superexec"):
+        yield _tried(name, partial(program, name))
+
+
+def _of_policy(policy: Policy) -> Iterator[Finding]:
+    build = build_hash(build_of_this_version())
+    yield Finding("requests of a coordinator", policy.coordinator is not None, "" if policy.coordinator else "node.toml names none")
+    ours = build in policy.approved_builds
+    yield Finding("the build of the version installed here", ours, "" if ours else f"approved.builds does not name {build}")
+    yield Finding("some plan", bool(policy.approved.plans), "" if policy.approved.plans else "approved.plans is empty")
+    missing = sorted(set(LINEAR) - set(policy.release.statistics))
+    yield Finding("a linear model's statistics", not missing, f"release.statistics lacks {', '.join(missing)}" if missing else "")
+
+
+def _of_plan(policy: Policy, plan: Plan) -> Iterator[Finding]:
+    approved = plan.digest in policy.approved.plans
+    yield Finding(f"plan {plan.digest}", approved, "" if approved else "approved.plans does not name it")
+    ours = plan.coordinator == policy.coordinator
+    yield Finding("its coordinator", ours, "" if ours else "it is another one than node.toml names")
+    here = policy.name in plan.site_names
+    yield Finding("this site among its sites", here, "" if here else f"they are {', '.join(plan.site_names)}")
+    enough = len(plan.sites) >= policy.release.minimum_sites
+    yield Finding(f"its {len(plan.sites)} sites", enough, "" if enough else f"release.minimum_sites is {policy.release.minimum_sites}")
+    for name in plan.statistics:
+        leaves = name in policy.release.statistics
+        yield Finding(f"statistic {name}", leaves, "" if leaves else "release.statistics does not name it")
+    noisy = plan.privacy is not None or not policy.privacy.required
+    yield Finding("what leaves without noise" if plan.privacy is None else "its noise", noisy, "" if noisy else "privacy.required is set")
+
+
+def _look_at_table(node: NodeFolder, policy: Policy) -> None:
+    if not len(read_table(node.folder / policy.table).frame):
+        raise FederationError("it has no row")
+
+
+def _look_at_log(node: NodeFolder) -> None:
+    with LogConfiguration.load(node.folder / "audit.toml").read(sealed=True):
+        return
+
+
+def _tried(what: str, look: Callable[[], object]) -> Finding:
+    try:
+        look()
+    except (ClinicalSerError, AuditError, OSError) as error:
+        return Finding(what, allowed=False, why=(error.strerror or "") if isinstance(error, OSError) else str(error))
+    return Finding(what, allowed=True)

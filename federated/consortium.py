@@ -1,0 +1,401 @@
+"""The coordinator's folder: its authority, the sites that it approved, the runs that it leads.
+
+The one idea: Flower keeps no run alive across a crash, so nothing that matters is Flower's. A run is a folder with a plan and what was decoded
+so far; a Flower run is an attempt at it, and the next attempt goes on where the last one ended.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field, ValidationError
+
+from clinical_ser.atomic_folder import write_new_file
+from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.cohorts.table import replaced
+from clinical_ser.errors import FederationError, InvalidValueError
+from clinical_ser.models.signing import SigningKey
+from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
+from clinical_ser.strict import Strict
+from federated.processes import Command, environment, keep_running, program
+from federated.provisioning import (
+    CERTIFICATE_DAYS,
+    SECRET_BYTES,
+    TEMPLATES,
+    Address,
+    Authority,
+    Invitation,
+    Kit,
+    Name,
+    private_pem,
+)
+
+FOLDER_VARIABLE = "CLINICAL_SER_CONSORTIUM"
+LOCAL = ("localhost", "127.0.0.1")
+CONNECTION = "consortium"
+"""Name of the SuperLink in Flower's own configuration."""
+REGISTER_EVERY_S = 5.0
+COMMAND_LIMIT_S = 60.0
+EXPIRES_SOON = timedelta(days=30)
+RUNNING: Collection[str] = ("waiting", "running")
+
+
+class Settings(Strict):
+    """What does not change about a consortium."""
+
+    name: Name
+    address: Address
+    """Where sites reach it."""
+    port: int = Field(ge=1, le=65535)
+    """Where the SuperLink listens, on this machine alone; a proxy stands in front of it."""
+    host: str = "127.0.0.1"
+
+
+class Exchange(Strict):
+    """One exchange that a run made."""
+
+    step: str
+    seconds: float
+    sent: int
+    """Bytes, to all sites together."""
+    received: int
+    again: bool = False
+    """An earlier attempt made it; its total was read from the disk."""
+
+
+class RunStatus(Strict):
+    """How far a run is; written by the process that leads it."""
+
+    run: Name
+    plan: str
+    """Digest."""
+    state: Literal["waiting", "running", "finished", "failed"]
+    step: str = ""
+    exchanges: tuple[Exchange, ...] = ()
+    error: str | None = None
+    attempt: int = 1
+    process: int | None = None
+    started: datetime
+    updated: datetime
+    bundle: str | None = None
+    """Digest of what came out."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether nobody leads it any more, though it has not ended."""
+        return self.state == "running" and self.process is not None and not _alive(self.process)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class Consortium:
+    """A coordinator's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+        try:
+            self.settings = Settings.model_validate(parse_canonical_object((self.folder / "consortium.json").read_bytes()))
+        except OSError as error:
+            raise FederationError(f"This is no consortium's folder: {error.strerror}.") from None
+        except (StrictJsonError, ValidationError):
+            raise FederationError("The consortium's settings are damaged, or of another version.") from None
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings) -> Self:
+        """Make a folder with new keys, an authority and a server's certificate; FederationError where something is in the way."""
+        folder = folder.absolute()
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            raise FederationError("The folder is there already; a consortium is made in a new one.") from None
+        authority, identity = Authority.create(settings.name), Ed25519PrivateKey.generate()
+        for name, content in (
+            ("authority.key", authority.private_pem),
+            ("identity.pem", private_pem(identity)),
+            ("gate.secret", secrets.token_bytes(SECRET_BYTES)),
+        ):
+            write_new_file(folder / name, content, mode=0o600)
+        write_new_file(folder / "authority.pem", authority.pem.encode(), mode=0o644)
+        for name in ("sites", "runs", "flower", "invitations"):
+            (folder / name).mkdir(mode=0o700)
+        write_new_file(folder / "consortium.json", canonical_json(settings.model_dump()), mode=0o600)
+        log = LogConfiguration(f"{settings.name}.invalid/coordinator", f"sqlite:{folder / 'audit' / 'log.sqlite'}", folder / "audit" / "keys")
+        log.create(folder / "audit.toml")
+        made = cls(folder)
+        made.renew()
+        made._write_flower_configuration()
+        made.write_units()
+        return made
+
+    @property
+    def home(self) -> Path:
+        """Flower's folder."""
+        return self.folder / "flower"
+
+    @property
+    def identity(self) -> SigningKey:
+        """The coordinator's key; it signs requests and the bundle."""
+        return SigningKey.load(self.folder / "identity.pem")
+
+    @property
+    def audit(self) -> LogConfiguration:
+        """The coordinator's own log; its head goes to the sites with every request."""
+        return LogConfiguration.load(self.folder / "audit.toml")
+
+    @property
+    def local_address(self) -> str:
+        """Where the SuperLink listens."""
+        return f"{self.settings.host}:{self.settings.port}"
+
+    def renew(self, *, days: float = CERTIFICATE_DAYS) -> datetime:
+        """Make a new key and certificate for the server, and return until when it holds; the SuperLink takes it at its next start."""
+        authority = Authority.load(self.folder / "authority.key", self.folder / "authority.pem")
+        key = ec.generate_private_key(ec.SECP384R1())
+        certificate = authority.for_server(key, [*LOCAL, self.settings.address.rpartition(":")[0]], days=days)
+        for name, content, mode in (("server.key", private_pem(key), 0o600), ("server.pem", certificate, 0o644)):
+            with replaced(self.folder / name) as draft:
+                draft.touch(mode=mode)
+                draft.write_bytes(content)
+        return self.certificate_ends
+
+    @property
+    def certificate_ends(self) -> datetime:
+        """Until when the server's certificate holds."""
+        return x509.load_pem_x509_certificate((self.folder / "server.pem").read_bytes()).not_valid_after_utc
+
+    def approve(self, kit: Kit) -> Invitation:
+        """Take a site in whose fingerprint was compared, and write its invitation.
+
+        Raises
+        ------
+        FederationError
+            Another site has this name, or one of these keys.
+        """
+        for known in self.members().values():
+            if known.name == kit.name and known != kit:
+                raise FederationError(f"A site named {kit.name!r} is approved already, with other keys.")
+            if known.name != kit.name and (known.identity == kit.identity or known.flower == kit.flower):
+                raise FederationError(f"The site {known.name!r} has these keys already; every site makes its own.")
+        authority = Authority.load(self.folder / "authority.key", self.folder / "authority.pem")
+        invitation = Invitation(
+            consortium=self.settings.name,
+            site=kit.name,
+            address=self.settings.address,
+            identity=self.identity.public.raw.hex(),
+            authority=authority.pem,
+            certificate=authority.for_site(kit),
+        )
+        with replaced(self.folder / "invitations" / f"{kit.name}.invitation.json") as draft:
+            draft.write_bytes(invitation.to_bytes())
+        with replaced(self.folder / "sites" / f"{kit.name}.kit.json") as draft:
+            draft.write_bytes(canonical_json(kit.model_dump()))
+        return invitation
+
+    def members(self) -> dict[str, Kit]:
+        """Return the approved sites by name."""
+        return {kit.name: kit for path in sorted((self.folder / "sites").glob("*.kit.json")) for kit in [Kit.read(path)]}
+
+    def nodes(self) -> dict[str, int]:
+        """Return the Flower node of every site that is registered with the SuperLink."""
+        return {path.name.removesuffix(".node"): int(path.read_text()) for path in sorted((self.folder / "sites").glob("*.node"))}
+
+    def register_missing(self) -> list[str]:
+        """Register approved sites with the SuperLink, which has to run; return those that now are."""
+        known, done = self.nodes(), []
+        for name, kit in self.members().items():
+            if name in known:
+                continue
+            key = self.home / f"{name}.pub"
+            key.write_text(kit.flower, encoding="utf-8")
+            answer = self._flower("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
+            with replaced(self.folder / "sites" / f"{name}.node") as draft:
+                draft.write_text(str(_field(answer, "node-id")), encoding="utf-8")
+            done.append(name)
+        return done
+
+    def _flower(self, *arguments: str) -> Mapping[str, Any]:
+        done = subprocess.run(
+            [program("flwr"), *arguments],
+            env=environment(self.home),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_LIMIT_S,
+            check=False,
+        )
+        start = done.stdout.find("{")
+        if done.returncode or start < 0:
+            # Flower explains itself over many lines; the first that says something is enough, its log has the rest.
+            lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╮╰╯─")]
+            raise FederationError(f"The SuperLink did not take the command ({arguments[0]}): {' '.join(lines)[:300]}")
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start:])[0]
+        return found
+
+    def _write_flower_configuration(self) -> None:
+        text = (
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f'address = "{self.local_address}"\nroot-certificates = {json.dumps(str(self.folder / "authority.pem"))}\n'
+        )
+        (self.home / "config.toml").write_text(text, encoding="utf-8")
+
+    def write_units(self) -> None:
+        """Fill the templates in: a systemd unit, and the proxy's configuration."""
+        units = self.folder / "units"
+        units.mkdir(mode=0o700, exist_ok=True)
+        host, _, port = self.settings.address.rpartition(":")
+        known = {
+            "@FOLDER@": str(self.folder),
+            "@PROGRAM@": str(Path(sys.executable).parent / "clinical-ser"),
+            "@HOST@": host,
+            "@PORT@": port,
+            "@LOCAL@": self.local_address,
+        }
+        for template in ("clinical-ser-consortium.service", "superlink-nginx.conf"):
+            text = (TEMPLATES / template).read_text(encoding="utf-8")
+            for mark, value in known.items():
+                text = text.replace(mark, value)
+            (units / template).write_text(text, encoding="utf-8")
+
+    def commands(self) -> list[Command]:
+        """Return what runs at the coordinator: the SuperLink, and the gate that leads runs."""
+        from federated import gate
+
+        superlink = [
+            program("flower-superlink"),
+            *("--host", self.settings.host, "--port", str(self.settings.port)),
+            *("--ssl-ca-certfile", str(self.folder / "authority.pem")),
+            *("--ssl-certfile", str(self.folder / "server.pem"), "--ssl-keyfile", str(self.folder / "server.key")),
+            "--enable-supernode-auth",
+            *("--isolation", "process", "--superexec-auth-secret-file", str(self.folder / "gate.secret")),
+            *("--database", str(self.folder / "superlink.db"), "--disable-runtime-dependency-installation"),
+        ]
+        leads = gate.command("coordinator", self.folder, self.local_address, self.folder / "gate.secret", self.folder / "authority.pem")
+        return [Command("superlink", superlink), Command("gate", leads)]
+
+    def serve(self, *, logs: Path | None = None) -> tuple[str, int]:
+        """Run the SuperLink until told to end, and register sites as they are approved; see `keep_running`.
+
+        Raises
+        ------
+        FederationError
+            The server's certificate has expired.
+        """
+        if self.certificate_ends <= datetime.now(UTC):
+            raise FederationError(f"The server's certificate has expired on {self.certificate_ends:%Y-%m-%d}; `consortium renew` makes a new one.")
+        last = time.monotonic()
+
+        def register() -> None:
+            nonlocal last
+            if time.monotonic() - last < REGISTER_EVERY_S or set(self.nodes()) >= set(self.members()):
+                return
+            try:
+                self.register_missing()
+            except (FederationError, subprocess.TimeoutExpired) as error:
+                print(f"A site could not be registered yet: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            last = time.monotonic()
+
+        return keep_running(self.commands(), self.home, logs=logs, also=register)
+
+    def run_folder(self, run: str) -> Path:
+        """Return a run's folder; InvalidValueError where there is none."""
+        if run not in self.runs():
+            raise InvalidValueError("run", run, self.runs() or "a run that was planned")
+        return self.folder / "runs" / run
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs."""
+        return sorted(path.parent.name for path in (self.folder / "runs").glob("*/plan.json"))
+
+    def add_run(self, run: str, plan: bytes, digest: str) -> None:
+        """Keep a plan as a run to be made."""
+        folder = self.folder / "runs" / run
+        now = datetime.now(UTC)
+        try:
+            status = RunStatus(run=run, plan=digest, state="waiting", started=now, updated=now, attempt=0)
+        except ValidationError:
+            raise InvalidValueError("run", run, "small letters, digits and hyphens, 40 at most") from None
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            raise FederationError(f"There is a run {run!r} already.") from None
+        write_new_file(folder / "plan.json", plan, mode=0o600)
+        self.write_status(status)
+
+    def status(self, run: str) -> RunStatus:
+        """Return how far a run is."""
+        try:
+            return RunStatus.model_validate_json((self.run_folder(run) / "status.json").read_bytes())
+        except (OSError, ValidationError):
+            raise FederationError(f"The status of run {run!r} cannot be read.") from None
+
+    def write_status(self, status: RunStatus) -> None:
+        """Write how far a run is."""
+        with replaced(self.folder / "runs" / status.run / "status.json") as draft:
+            draft.write_text(status.model_dump_json(), encoding="utf-8")
+
+    def start(self, run: str, sites: Sequence[str]) -> str:
+        """Hand a run to the SuperLink, for the first time or again, and return the number that Flower gives the attempt.
+
+        Raises
+        ------
+        FederationError
+            It is being led already, has finished, a site is not registered, or the SuperLink does not answer.
+        """
+        from federated.gate import APP_FOLDER
+
+        status = self.status(run)
+        if status.state == "finished":
+            raise FederationError(f"Run {run!r} has finished.")
+        if status.state == "running" and not status.interrupted:
+            raise FederationError(f"Run {run!r} is being led already.")
+        if missing := sorted(set(sites) - set(self.nodes())):
+            raise FederationError(f"These sites of the plan are not registered: {missing}. Approve their kits, and let `consortium serve` run.")
+        answer = self._flower("run", str(APP_FOLDER), CONNECTION, "--run-config", f'run="{run}"', "--format", "json")
+        return str(_field(answer, "run-id"))
+
+
+def _field(answer: Mapping[str, Any], name: str) -> Any:
+    if not answer.get("success") or answer.get(name) is None:
+        raise FederationError("The SuperLink did not take the command.")
+    return answer[name]
+
+
+class CoordinatorHost:
+    """What the gate asks at the coordinator: only this version's own app leads runs here."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def approved_builds(self) -> Collection[str]:
+        """Return this version's build."""
+        from federated.gate import build_hash, build_of_this_version
+
+        return {build_hash(build_of_this_version())}
+
+    def record_refusal(self, build: str) -> None:
+        """Say so where the gate writes."""
+        print(f"refused: build {build} is not this version's", file=sys.stderr, flush=True)  # noqa: T201
+
+    def load_app(self) -> Any:
+        """Return the installed app, which learns from the environment whose it is."""
+        os.environ[FOLDER_VARIABLE] = str(self._folder)
+        from federated.server_app import app
+
+        return app
