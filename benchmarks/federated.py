@@ -1,6 +1,7 @@
 """Training across sites: local-only, federated, pooled and plain FedAvg, on held-out people of each site; what a run costs by sites and features.
 
 python -m benchmarks.federated performance --simulated TABLE --ravdess TABLE [--json OUT]
+python -m benchmarks.federated equality [--json OUT]
 python -m benchmarks.federated cost [--sites 3,10,30,100] [--ray] [--json OUT]
 
 The tables are what `clinical-ser extract` writes. RAVDESS is taken as a task of two classes (aroused: angry, fearful, happy, surprised), its 24
@@ -9,8 +10,12 @@ actors as three sites of eight.
 
 import argparse
 import hashlib
+import resource
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +25,23 @@ from scipy.special import expit
 
 from benchmarks.emotion import EVERY_CLIP
 from benchmarks.tables import publish
+from clinical_ser.audio.quality import QualityMeasures
+from clinical_ser.cohorts.gating import quality_columns
 from clinical_ser.cohorts.table import FeatureTable, read_table
 from clinical_ser.cohorts.tasks import DEPRESSION, Task
 from clinical_ser.evaluation.calibration import brier, intercept_and_slope
 from clinical_ser.evaluation.discrimination import auroc
 from clinical_ser.evaluation.intervals import bootstrap
+from clinical_ser.features.extraction import DEFAULT_SETS, feature_names, fingerprints
+from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.rows import Rows, select_rows
+from clinical_ser.models.trained import TrainedModel
 from federated.at_site import standardised
+from federated.demonstration import make_hospital
+from federated.identities import Identity
+from federated.node import Node, site_rows
+from federated.plan import Participant, Plan
+from federated.secure_sums import DirectChannel, SecureSums
 from federated.statistics import PooledSums, SiteRows
 from federated.training import Settings, Trained, train_across
 
@@ -169,14 +184,174 @@ def performance(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]
     return {"Held-out people": found}
 
 
+GOOD = QualityMeasures(
+    duration_s=40.0,
+    speech_s=30.0,
+    voiced_fraction=0.6,
+    snr_db=45.0,
+    snr_is_bound=False,
+    clipped_fraction=0.0,
+    bandwidth_hz=8000.0,
+    level_dbfs=-25.0,
+    codec="pcm_s16",
+    bit_rate_bps=None,
+    nonfinite_fraction=0.0,
+    dc_offset=0.0,
+    f0_bimodality=0.0,
+    complete=True,
+)
+
+
+def made_up(subjects: int, features: int, *, seed: int = 0) -> FeatureTable:
+    """Make a table of numbers alone; what a run costs does not depend on what they mean."""
+    rng = np.random.default_rng(seed)
+    names = tuple(feature_names(DEFAULT_SETS))[:features]
+    ill = rng.random(subjects) < 0.4
+    X = rng.normal(size=(subjects, len(names))) + np.outer(ill, rng.normal(size=len(names)) * 0.1)
+    frame = pd.DataFrame(
+        {
+            "row": np.arange(1, subjects + 1),
+            "recording": [hashlib.sha256(f"{seed} {i}".encode()).hexdigest() for i in range(subjects)],
+            "subject": [f"s{i:06d}" for i in range(subjects)],
+            "label": np.where(ill, "depressed", "not_depressed"),
+            "sex": np.where(rng.random(subjects) < 0.5, "female", "male"),
+            "age": rng.integers(18, 85, subjects),
+        }
+    )
+    columns = [frame, quality_columns([GOOD] * subjects), pd.DataFrame(X, columns=list(names))]
+    return FeatureTable(pd.concat(columns, axis=1), names, fingerprints(DEFAULT_SETS))
+
+
+class RayChannel:
+    """Every site a process of its own, as Ray starts and asks them."""
+
+    def __init__(self, folders: Mapping[str, Path]):
+        import ray
+
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+
+        @ray.remote(num_cpus=0.02)
+        class Site:
+            def __init__(self, folder: Path):
+                self._folder = folder
+
+            def answer(self, body: bytes, signature: bytes) -> tuple[bytes, bytes]:
+                return Node.open(self._folder).answer(body, signature)
+
+        self._ray, self._sites = ray, {name: Site.remote(folder) for name, folder in folders.items()}
+
+    def exchange(self, messages: Mapping[str, tuple[bytes, bytes]], timeout_s: float) -> dict[str, tuple[bytes, bytes]]:
+        """See `secure_sums.Channel`."""
+        asked = {name: self._sites[name].answer.remote(*letter) for name, letter in messages.items()}
+        return dict(zip(asked, self._ray.get(list(asked.values()), timeout=timeout_s), strict=True))
+
+
+def consortium(folder: Path, sites: int, table: FeatureTable, *, refits: int = 40) -> tuple[Plan, Identity, dict[str, Path]]:
+    """Make node folders, people dealt out unevenly."""
+    names = [f"site-{i:03d}" for i in range(sites)]
+    identities, coordinator = {name: Identity.generate() for name in names}, Identity.generate()
+    plan = Plan(
+        run="benchmark",
+        name="benchmark",
+        version="1",
+        task=DEPRESSION,
+        features=table.feature_names,
+        extractors=table.extractors,
+        refits=refits,
+        sites=tuple(Participant(name=name, identity=identities[name].public) for name in names),
+        coordinator=coordinator.public,
+        created=datetime.now(UTC),
+    )
+    shares = np.linspace(1, 2, sites)
+    ends = np.append(0, np.round(np.cumsum(shares / shares.sum()) * len(table.frame))).astype(int)
+    for i, name in enumerate(names):
+        part = table.frame.iloc[ends[i] : ends[i + 1]].reset_index(drop=True)
+        part = part.assign(row=np.arange(1, len(part) + 1))
+        make_hospital(folder / name, name, replace(table, frame=part), identities[name], plan)
+    return plan, coordinator, {name: folder / name for name in names}
+
+
+def cost(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
+    """Exchanges, bytes, seconds and memory by sites and features; 40 people a site."""
+    found: list[dict[str, object]] = []
+    for sites in map(int, given.sites.split(",")):
+        for features in map(int, given.features.split(",")):
+            with tempfile.TemporaryDirectory() as work:
+                plan, coordinator, folders = consortium(Path(work), sites, made_up(40 * sites, features))
+                channel = RayChannel(folders) if given.ray else DirectChannel({name: _answering(folder) for name, folder in folders.items()})
+                sums = SecureSums(channel, plan, coordinator, deadline_s=600.0)
+                started = time.monotonic()
+                trained = train_across(sums, plan.settings)
+                seconds = time.monotonic() - started
+                largest = max(sums.exchanges, key=lambda each: each.received)
+                found.append(
+                    {
+                        "sites": sites,
+                        "features": features,
+                        "people": trained.cohort.people,
+                        "where": "Ray, a process a site" if given.ray else "one process",
+                        "exchanges": len(sums.exchanges),
+                        "seconds": f"{seconds:.1f}",
+                        "of these, exchanges": f"{sum(each.seconds for each in sums.exchanges):.1f}",
+                        "MB to a site": f"{sum(each.sent for each in sums.exchanges) / sites / 1e6:.2f}",
+                        "MB from a site": f"{sum(each.received for each in sums.exchanges) / sites / 1e6:.2f}",
+                        "largest answer, MB": f"{largest.received / sites / 1e6:.2f}",
+                        "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                    }
+                )
+                print(found[-1], flush=True)
+    return {"What a run costs": found}
+
+
+def equality(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
+    """Federated through nodes, masks and fixed point, against one table in memory: the largest differences."""
+    del given
+    found: list[dict[str, object]] = []
+    table = made_up(600, 120)
+    for sites in (3, 5, 10):
+        with tempfile.TemporaryDirectory() as work:
+            plan, coordinator, folders = consortium(Path(work), sites, table, refits=4)
+            sums = SecureSums(DirectChannel({name: _answering(folder) for name, folder in folders.items()}), plan, coordinator)
+            ours = train_across(sums, plan.settings)
+            pooled = train_across(PooledSums({"all": site_rows(table, plan, b"pooled", None)}), plan.settings)
+            a, b = ours.model, pooled.model
+            assert isinstance(a.head, LinearHead)
+            assert isinstance(b.head, LinearHead)
+            p, q = (expit(model.log_odds(table.features)) for model in (a, b))
+            found.append(
+                {
+                    "sites": sites,
+                    "exchanges": len(sums.exchanges),
+                    "coefficient": f"{np.abs(a.head.coef_ - b.head.coef_).max():.0e}",
+                    "calibrator": f"{np.abs(of_calibrator(a) - of_calibrator(b)).max():.0e}",
+                    "probability": f"{np.abs(p - q).max():.0e}",
+                    "cells of the evaluation that differ": int((ours.everybody.round() != pooled.everybody.round()).sum()),
+                    "thresholds of sets": "equal" if a.conformal.thresholds_ == b.conformal.thresholds_ else "differ",
+                }
+            )
+    return {"Largest differences from pooled training": found}
+
+
+def of_calibrator(model: TrainedModel) -> Array:
+    """Scale and offset."""
+    return np.array([model.calibrator.scale_, float(model.calibrator.offset_)])
+
+
+def _answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
+    return lambda body, signature: Node.open(folder).answer(body, signature)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("performance",))
+    parser.add_argument("what", choices=("performance", "equality", "cost"))
+    parser.add_argument("--sites", default="3,10,30,100")
+    parser.add_argument("--features", default="40,161")
+    parser.add_argument("--ray", action="store_true")
     parser.add_argument("--simulated", type=Path, default=None)
     parser.add_argument("--ravdess", type=Path, default=None)
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
-    publish({"performance": performance}[given.what](given), given.json)
+    publish({"performance": performance, "equality": equality, "cost": cost}[given.what](given), given.json)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ The one idea: an exchange costs seconds whatever it asks, so what boosting does 
 trees of one round see the same derivatives and each takes one share of a step; the mean of steps that each lower a convex loss lowers it too.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -15,11 +14,11 @@ from pydantic import Field
 from scipy.special import logit
 
 from clinical_ser.errors import TrainingError
-from clinical_ser.models.boosted_head import STATE_ATTRIBUTE, TREE_PARAMETERS, BoostedHead, BoostedHeadState
+from clinical_ser.models.boosted_head import TREE_PARAMETERS, BoostedHead
 from clinical_ser.models.heads import Labels
 from clinical_ser.strict import Strict
 from federated.at_site import EVERYBODY, Array
-from federated.protocols.boosting import BINS, DEEPEST, NO_SPLIT, TreeCentres, Trees, TreeStart, TreeSums, Whole, booster
+from federated.protocols.boosting import BINS, DEEPEST, NO_SPLIT, TreeCentres, Trees, TreeStart, TreeSums, Whole, Zeros, head_of
 from federated.statistics import Arrays, Ask, Sums
 
 RIDGE = float(TREE_PARAMETERS["lambda"])
@@ -77,6 +76,17 @@ class Grown:
         """Return what `protocols.boosting.Ensembles` reads in an ask, beside `mean` and `scale`."""
         return {"left_out": self.left_out, "draw": self.draw, "start": self.start, **self.trees.arrays()}
 
+    @property
+    def zeros(self) -> Zeros:
+        """What the ensembles explain themselves from."""
+        return Zeros(self.cover, self.centre, self.feature_centre)
+
+    def take(self, ensembles: Sequence[int]) -> "Grown":
+        """Return some of the ensembles."""
+        where = np.asarray(ensembles)
+        parts = {name: getattr(self, name)[where] for name in ("left_out", "draw", "start", "cover", "centre", "feature_centre")}
+        return replace(self, trees=self.trees.take(where), **parts)
+
     def head(self, ensemble: int, classes: Labels, *, seed: int = 0) -> BoostedHead:
         """Return an ensemble as the head that a bundle holds and a service reads.
 
@@ -89,18 +99,7 @@ class Grown:
         seed
             Of the head; the trees do not depend on it.
         """
-        made = booster(self.trees.take([ensemble]), self.cover[ensemble], len(self.families), start=float(self.start[ensemble]))
-        state = BoostedHeadState(
-            kind="xgboost",
-            column_families=self.families,
-            classes=classes,
-            rounds=self.trees.feature.shape[1],
-            intercept=(float(self.start[ensemble] + self.centre[ensemble].sum()),),
-            centre=tuple((value,) for value in self.centre[ensemble].tolist()),
-            feature_centre=tuple((value,) for value in self.feature_centre[ensemble].tolist()),
-        )
-        made.set_attr(**{STATE_ATTRIBUTE: json.dumps(state.to_dict(), sort_keys=True)})
-        head = BoostedHead.from_bytes(bytes(made.save_raw("ubj")))
+        head = head_of(self.trees, self.zeros, ensemble, float(self.start[ensemble]), self.families, classes)
         head.seed = seed
         return head
 

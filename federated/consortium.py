@@ -227,7 +227,7 @@ class Consortium:
             key.write_text(kit.flower, encoding="utf-8")
             answer = self._flower("supernode", "register", str(key), CONNECTION, "--name", name, "--format", "json")
             with replaced(self.folder / "sites" / f"{name}.node") as draft:
-                draft.write_text(str(_field(answer, "node-id")), encoding="utf-8")
+                draft.write_text(str(answer["node-id"]), encoding="utf-8")
             done.append(name)
         return done
 
@@ -241,11 +241,11 @@ class Consortium:
             check=False,
         )
         start = done.stdout.find("{")
-        if done.returncode or start < 0:
-            # Flower explains itself over many lines; the first that says something is enough, its log has the rest.
-            lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip(" │╭╮╰╯─")]
-            raise FederationError(f"The SuperLink did not take the command ({arguments[0]}): {' '.join(lines)[:300]}")
-        found: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start:])[0]
+        found: dict[str, Any] = json.JSONDecoder().raw_decode(done.stdout[start:])[0] if start >= 0 else {}
+        # Flower's exit status is 0 also where it refuses.
+        if done.returncode or not found.get("success"):
+            said = str(found.get("error-message") or done.stderr or done.stdout)
+            raise FederationError(f"The SuperLink did not take the command ({arguments[0]}): {' '.join(said.split())[:300]}")
         return found
 
     def _write_flower_configuration(self) -> None:
@@ -368,13 +368,7 @@ class Consortium:
         if missing := sorted(set(sites) - set(self.nodes())):
             raise FederationError(f"These sites of the plan are not registered: {missing}. Approve their kits, and let `consortium serve` run.")
         answer = self._flower("run", str(APP_FOLDER), CONNECTION, "--run-config", f'run="{run}"', "--format", "json")
-        return str(_field(answer, "run-id"))
-
-
-def _field(answer: Mapping[str, Any], name: str) -> Any:
-    if not answer.get("success") or answer.get(name) is None:
-        raise FederationError("The SuperLink did not take the command.")
-    return answer[name]
+        return str(answer["run-id"])
 
 
 class CoordinatorHost:

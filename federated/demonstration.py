@@ -125,7 +125,7 @@ def demonstrate(
     )
     if (folder / "coordinator").exists():
         raise FederationError("This folder has a demonstration in it already; take another one.")
-    hospitals = tuple(_hospital(folder / name, name, _part(table, (of_site == name) & ~held), identities[name], plan) for name in sites)
+    hospitals = tuple(make_hospital(folder / name, name, _part(table, (of_site == name) & ~held), identities[name], plan) for name in sites)
     log = LogConfiguration(
         "demo.example/coordinator", f"sqlite:{(folder / 'coordinator' / 'audit.sqlite').absolute()}", folder / "coordinator" / "keys"
     )
@@ -156,7 +156,8 @@ def _answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
     return lambda body, signature: Node.open(folder).answer(body, signature)
 
 
-def _hospital(folder: Path, name: str, table: FeatureTable, identity: Identity, plan: Plan) -> Hospital:
+def make_hospital(folder: Path, name: str, table: FeatureTable, identity: Identity, plan: Plan) -> Hospital:
+    """Make a node's folder whose policy allows the plan."""
     folder.mkdir(mode=0o700, parents=True)
     write_table(table, folder / "features.parquet")
     write_new_file(folder / IDENTITY, identity.to_pem(), mode=0o600)
@@ -198,6 +199,6 @@ def _compare(
 
 def _figures(name: str, target: NDArray[np.int64], score: NDArray[np.float64], site: NDArray[np.str_]) -> Compared:
     low, high = delong(target, score, level=0.95)
-    by_site = {one: auroc(target[site == one], score[site == one]) for one in pd.unique(site)}
+    by_site = {str(one): auroc(target[site == one], score[site == one]) for one in pd.unique(site)}
     _, slope = intercept_and_slope(target, score)
     return Compared(name, auroc(target, score), low, high, by_site, brier(target, expit(score)), slope)

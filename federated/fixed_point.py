@@ -15,7 +15,7 @@ COARSE_BITS = 10
 FINE_BITS = 40
 """Below the coarse ones: a number is coarse · 2⁻¹⁰ + fine · 2⁻⁵⁰, fine at most 2³⁹ in size."""
 NARROW_TOTAL = 2.0**31
-WIDE_TOTAL = 2.0**43
+WIDE_TOTAL = 2.0**52
 MOST_SITES = 1000
 """Fine words of so many sites add up to less than 2⁶³."""
 

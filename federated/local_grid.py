@@ -14,6 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from clinical_ser.errors import ClinicalSerError
+
 RUN_ID = 1
 COORDINATOR = 1
 """Flower's number for the node of a SuperLink."""
@@ -21,7 +23,7 @@ APP_RAISED = 2
 """Flower's code for an app that raised."""
 
 
-class LocalGrid(Grid):
+class LocalGrid(Grid):  # type: ignore[misc, unused-ignore]
     """A grid whose nodes are in this process.
 
     Parameters
@@ -90,11 +92,11 @@ class LocalGrid(Grid):
 
     def _answered(self, raw: bytes, node: int) -> bytes:
         message = message_from_proto(ProtoMessage.FromString(raw))
+        if node in self.raising:
+            return bytes(message_to_proto(Message(Error(APP_RAISED, "OSError"), reply_to=message)).SerializeToString())
         try:
-            if node in self.raising:
-                raise RuntimeError("this node's app ends with an error")
             reply = self._as_node(node, lambda: self._app(message, self._contexts[node]))
-        except (RuntimeError, ValueError, OSError, ArithmeticError, LookupError, TypeError) as error:
+        except (ClinicalSerError, RuntimeError, ValueError, OSError, ArithmeticError, LookupError, TypeError) as error:
             reply = Message(Error(APP_RAISED, type(error).__name__), reply_to=message)
         return bytes(message_to_proto(reply).SerializeToString())
 
@@ -114,4 +116,5 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, and return the answers that came; who is away does not hold anybody up."""
+        del timeout
         return self.pull_messages(list(self.push_messages(messages)))

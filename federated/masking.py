@@ -18,7 +18,8 @@ from clinical_ser.errors import FederationError
 from federated.fixed_point import Words
 
 PURPOSE = b"clinical-ser pairwise mask v1\n"
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 16
+"""What fits a processor's cache is encrypted at once."""
 
 
 def context_of(run: bytes, step: int, request: bytes, layout: bytes, sites: Mapping[str, bytes]) -> bytes:
@@ -57,7 +58,7 @@ def mask(own: str, private: X25519PrivateKey, public: Mapping[str, bytes], conte
     for name, key in public.items():
         if name != own:
             stream = _stream(_secret(private, key, own, name, context), words)
-            total = total + stream if own < name else total - stream
+            (np.add if own < name else np.subtract)(total, stream, out=total)
     return total
 
 
@@ -75,7 +76,10 @@ def _stream(key: bytes, words: int) -> Words:
     if words * 8 >= 64 << 32:
         raise FederationError("An answer is too long for one mask.")
     encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
-    found = bytearray()
-    while len(found) < words * 8:
-        found += encryptor.update(bytes(min(BLOCK_BYTES, words * 8 - len(found))))
-    return np.frombuffer(bytes(found), "<u8").astype(np.uint64)
+    found = bytearray(words * 8)
+    into = memoryview(found)
+    zeros = bytes(min(BLOCK_BYTES, len(found)))
+    for start in range(0, len(found), BLOCK_BYTES):
+        part = into[start : start + BLOCK_BYTES]
+        encryptor.update_into(zeros[: len(part)], part)
+    return np.frombuffer(found, "<u8").astype(np.uint64, copy=False)

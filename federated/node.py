@@ -6,6 +6,7 @@ under the same number gets a refusal, and a site that was killed at any moment g
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import subprocess
@@ -42,6 +43,8 @@ from federated.wire import Message
 
 T = TypeVar("T", bound=Strict)
 POLICY, IDENTITY, AUDIT, STATE = "node.toml", "identity.pem", "audit.toml", "state"
+LEDGER = "privacy.ledger"
+"""In the state's folder; made with the node, and never again: a ledger that is lost is not an empty one."""
 SECRET_BYTES = 32
 CLOCKS_APART_S = 600.0
 """By how much the coordinator's clock and the site's may differ for a request that was not answered yet."""
@@ -58,6 +61,8 @@ Reason = Literal[
     "not_in_the_plan",
     "too_few_sites",
     "set_isolates_a_site",
+    "people_differ_by_few",
+    "too_many_exchanges",
     "keys_do_not_fit",
     "step_answered_already",
     "step_out_of_order",
@@ -69,6 +74,7 @@ Reason = Literal[
     "too_few_of_a_class",
     "privacy_budget_spent",
     "privacy_required",
+    "ledger_not_available",
     "contribution_out_of_range",
     "log_shrank",
     "log_not_available",
@@ -97,17 +103,13 @@ class _Run(Strict):
     """Digest of the table, from the first sum on: a run is about the same rows throughout."""
 
 
-class _Set(Strict):
-    """With whom rows of some data were added up."""
-
-    data: str
-    sites: tuple[str, ...]
-
-
 class _Memory(Strict):
     """What a site remembers of all runs."""
 
-    sets: tuple[_Set, ...] = ()
+    sets: tuple[tuple[str, ...], ...] = ()
+    """With whom its rows were added up."""
+    people: tuple[tuple[str, ...], ...] = ()
+    """Of whom: a keyed tag a person and their recordings, so that this file names nobody."""
     heads: dict[str, Head] = Field(default_factory=dict)
     """Of the other party's log, by its name."""
 
@@ -122,8 +124,8 @@ class _RefusedError(Exception):
 class _Data:
     """What stands for a site's table."""
 
-    people: str
-    """Digest of who is in it: two tables of the same people are the same data, for what subtraction could tell."""
+    people: tuple[str, ...]
+    """Tags of who is in it."""
     bytes: str
     """Digest of the file."""
 
@@ -228,15 +230,17 @@ class Node:
         return _Asked(message, content_of(message), plan, step, time)
 
     def _check(self, policy: Policy, asked: _Asked) -> None:
-        self._check_plan(policy, asked.plan)
+        self._check_plan(policy, asked.plan, asked.step)
         if abs((self._clock() - asked.time).total_seconds()) > CLOCKS_APART_S and not self._was_answered(asked):
             raise _RefusedError("clock")
 
-    def _check_plan(self, policy: Policy, plan: Plan) -> None:
+    def _check_plan(self, policy: Policy, plan: Plan, step: int) -> None:
         if plan.digest not in policy.approved.plans or plan.coordinator != policy.coordinator:
             raise _RefusedError("plan_not_approved")
         if {(site.name, site.identity) for site in plan.sites if site.name == policy.name} != {(policy.name, self.identity)}:
             raise _RefusedError("not_in_the_plan")
+        if step > plan.most_exchanges:
+            raise _RefusedError("too_many_exchanges")
         if len(plan.sites) < max(policy.release.minimum_sites, plan.minimum_sites):
             raise _RefusedError("too_few_sites")
         if not set(plan.statistics) <= set(policy.release.statistics):
@@ -248,8 +252,8 @@ class Node:
 
     def _joined(self, policy: Policy, asked: _Asked) -> Message:
         """Give this site's key for the run; the same one however often it is asked."""
-        rows, _ = self._rows(policy, asked.plan)
-        self._check_set(policy, asked.plan)
+        rows, data = self._rows(policy, asked.plan)
+        self._check_set(policy, asked.plan, data)
         run = self._run(asked.plan, make=True)
         assert run is not None
         public = X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key)).public_key().public_bytes_raw()
@@ -286,8 +290,8 @@ class Node:
         rows, data = self._rows(policy, plan)
         if run.data not in {None, data.bytes}:
             raise _RefusedError("data_changed")
-        self._check_set(policy, plan)
-        paid = self._pay(policy, asked, asks)
+        self._check_set(policy, plan, data)
+        paid = self._pay(policy, asked, asks, data)
         words, layout = self._words(rows, asks, len(plan.sites))
         context = context_of(plan.digest.encode(), asked.step, asked.content, layout_bytes(layout), keys)
         masked = words + mask(policy.name, X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key)), keys, context, len(words))
@@ -297,7 +301,7 @@ class Node:
         self._write(
             self._run_file(plan), run.model_copy(update={"keys": {k: v.hex() for k, v in keys.items()}, "answered": answered, "data": data.bytes})
         )
-        self._remember_set(plan, data.people)
+        self._remember_set(plan, data)
         own = self._record(policy, asked, _people(rows), "released", hashlib.sha256(masked.tobytes()).hexdigest(), asks=asks, ledger=paid)
         reply = _reply(policy.name, asked, "sum", own, {"layout": [[name, list(shape)] for name, shape in layout]}, {"words": masked})
         self._keep(plan, asked.step, reply)
@@ -373,37 +377,45 @@ class Node:
             raise _RefusedError("keys_do_not_fit")
         return keys
 
-    def _check_set(self, policy: Policy, plan: Plan) -> None:
-        """Refuse a set of sites that, beside one that this site was added up with before, isolates a few sites by subtraction."""
-        wanted = set(plan.site_names)
-        for before in self._memory().sets:
-            apart = wanted ^ set(before.sites)
+    def _check_set(self, policy: Policy, plan: Plan, data: "_Data") -> None:
+        """Refuse what, beside sums that left before, isolates a few sites or a few people by subtraction."""
+        wanted, memory = set(plan.site_names), self._memory()
+        for earlier in memory.people:
+            changed = max(len(set(earlier) - set(data.people)), len(set(data.people) - set(earlier)))
+            if 0 < changed < policy.release.minimum_changed_subjects:
+                raise _RefusedError("people_differ_by_few")
+        for before in memory.sets:
+            apart = wanted ^ set(before)
             allowed = tuple(sorted(wanted)) in {tuple(sorted(names)) for names in policy.release.sets}
             # Whatever became of the data since: most of the rows are the same, and what was added to one table is as good as known.
             if 0 < len(apart) < policy.release.minimum_sites and not allowed:
                 raise _RefusedError("set_isolates_a_site")
 
-    def _remember_set(self, plan: Plan, data: str) -> None:
+    def _remember_set(self, plan: Plan, data: "_Data") -> None:
         memory = self._memory()
-        one = _Set(data=data, sites=plan.site_names)
-        if one not in memory.sets:
-            self._write(self._state / "memory.json", memory.model_copy(update={"sets": (*memory.sets, one)}))
+        sets, people = dict.fromkeys((*memory.sets, plan.site_names)), dict.fromkeys((*memory.people, data.people))
+        self._write(self._state / "memory.json", memory.model_copy(update={"sets": tuple(sets), "people": tuple(people)}))
 
-    def _pay(self, policy: Policy, asked: _Asked, asks: Sequence[Ask]) -> str | None:
+    def _pay(self, policy: Policy, asked: _Asked, asks: Sequence[Ask], data: _Data) -> str | None:
+        """Pay for noisy answers before they are computed, where the policy lets any leave; return the ledger line's digest."""
+        known = known_statistics()
+        if policy.privacy.required and not all(known[ask.statistic].private for ask in asks):
+            raise _RefusedError("privacy_required")
+        if not any(known[ask.statistic].private for ask in asks):
+            return None
         from federated.privacy import Ledger, charge_of
 
+        request = hashlib.sha256(asked.content + bytes.fromhex(data.bytes)).hexdigest()
         try:
-            # One statistic with noise beside one without would pay for itself alone.
-            if policy.privacy.required and not all(known_statistics()[ask.statistic].private for ask in asks):
-                raise _RefusedError("privacy_required")
             charge = charge_of(asks)
-            if charge is None:
-                return None
-            ledger = Ledger(self._state / "privacy.ledger")
-            return ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=policy.privacy.epsilon, delta=policy.privacy.delta)
+            assert charge is not None
+            ledger, limit = Ledger(self._state / LEDGER), policy.privacy
+            return ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=limit.epsilon, delta=limit.delta, request=request)
         except SiteRefusalError:
             raise _RefusedError("privacy_budget_spent") from None
-        except (FederationError, InvalidValueError, KeyError):
+        except FederationError:
+            raise _RefusedError("ledger_not_available") from None
+        except (InvalidValueError, KeyError):
             raise _RefusedError("not_computed") from None
 
     # ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -412,14 +424,17 @@ class Node:
         """Return the usable rows, and what stands for the data they are from."""
         path = self._folder / policy.table
         try:
-            table = read_table(path)
-            people = hashlib.sha256("\n".join(sorted(set(table.frame["subject"].astype(str)))).encode()).hexdigest()
-            data = _Data(people, hashlib.sha256(path.read_bytes()).hexdigest())
-            rows = site_rows(table, plan, self._secret(), self._state / "kept")
+            before = hashlib.sha256(path.read_bytes()).hexdigest()
+            rows = site_rows(read_table(path), plan, self._secret(), self._state / "kept")
+            after = hashlib.sha256(path.read_bytes()).hexdigest()
         except _RefusedError:
             raise
         except (ClinicalSerError, OSError, LookupError, TypeError, ValueError):
             raise _RefusedError("data_not_readable") from None
+        if before != after:
+            # Replaced while it was read: nobody knows of which of the two these rows are.
+            raise _RefusedError("data_changed")
+        data = _Data(tags_of(rows), before)
         if len(np.unique(rows.subjects)) < policy.release.minimum_subjects:
             raise _RefusedError("too_few_subjects")
         if min(len(np.unique(rows.subjects[rows.target == k])) for k in (0, 1)) < policy.release.minimum_subjects_of_a_class:
@@ -586,6 +601,15 @@ def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | 
         secret=secret,
         workspace=workspace,
     )
+
+
+def tags_of(rows: SiteRows) -> tuple[str, ...]:
+    """Return a tag for every subject and their recordings, keyed with the site's secret, in order."""
+    recordings: dict[str, list[str]] = {}
+    for subject, recording in zip(rows.subjects.tolist(), rows.frame["recording"].astype(str), strict=True):
+        recordings.setdefault(subject, []).append(recording)
+    key = rows.secret or b"\0"
+    return tuple(sorted(hmac.digest(key, "\n".join([one, *sorted(heard)]).encode(), "sha256").hex()[:24] for one, heard in recordings.items()))
 
 
 def fold_of(subject: str, seed: int, folds: int) -> int:

@@ -16,6 +16,7 @@ from clinical_ser.errors import FederationError
 from clinical_ser.models.bundle import ModelName, Version
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
+from federated.boosting import BoostingSettings
 from federated.protocols.cohort import GROUPS
 from federated.training import STRENGTHS, Settings
 
@@ -24,9 +25,17 @@ MINIMUM_SITES = 3
 """Of two sites, each works out the other's numbers by subtracting its own."""
 PERSONS = frozenset({"subject", "recording", "row"})
 """Columns whose values stand for one person: a count of these is about somebody, however many sites are in the sum."""
+MOST_EXCHANGES_LINEAR = 25
+MOST_EXCHANGES = 150
 MOST_BYTES = 4 << 20
 LINEAR = ("cohort", "moments", "newton", "calibration", "scores", "evaluation", "reference")
 """What a linear model is trained, evaluated and described with."""
+BOOSTED = ("cohort", "moments", "tree_start", "tree_sums", "tree_centres", "calibration", "scores", "evaluation", "reference")
+"""The same of boosted trees."""
+LOCAL = (*LINEAR, "stacking")
+"""The same of a linear model with trees of each site's own under it."""
+STATISTICS: dict[str, tuple[str, ...]] = {"linear": LINEAR, "boosted": BOOSTED, "linear+local": LOCAL}
+"""What a plan asks for, by its head."""
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -74,6 +83,8 @@ class Plan(Strict):
     seed: int = Field(default=0, ge=0, lt=2**32)
     groups: dict[Word, tuple[Word, ...]] = Field(default_factory=lambda: dict(GROUPS), max_length=20)
     checks: tuple[Word, ...] = ()
+    boosting: BoostingSettings | None = None
+    """How trees are grown, of a boosted head; None: as this version does without being told."""
     privacy: Privacy | None = None
     statistics: Annotated[tuple[Word, ...], Field(min_length=1, max_length=50)] = LINEAR
     sites: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=1000)]
@@ -128,6 +139,11 @@ class Plan(Strict):
         return plan
 
     @property
+    def most_exchanges(self) -> int:
+        """How many questions sites answer at most: enough for training, too few to go on until one person is singled out."""
+        return MOST_EXCHANGES_LINEAR if self.head in {"linear", "private-linear"} else MOST_EXCHANGES
+
+    @property
     def site_names(self) -> tuple[str, ...]:
         """Names of the sites, in order."""
         return tuple(site.name for site in self.sites)
@@ -146,6 +162,8 @@ class Plan(Strict):
             seed=self.seed,
             groups=self.groups,
             checks=self.checks,
+            head="boosted" if self.head == "boosted" else "linear",
+            boosting=self.boosting or BoostingSettings(),
         )
 
 

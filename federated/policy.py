@@ -33,6 +33,9 @@ class Release(Strict):
     minimum_subjects: int = Field(default=20, ge=1)
     """Fewer people with a usable, labelled recording, and this site takes no part."""
     minimum_subjects_of_a_class: int = Field(default=5, ge=1)
+    minimum_changed_subjects: int = Field(default=5, ge=1)
+    """A run about nearly the same people as an earlier one is refused if fewer of them have come, gone or been recorded anew: subtraction would show
+    what these few add. About exactly the same people it is not."""
     sets: tuple[tuple[SiteName, ...], ...] = ()
     """Sets of sites that are allowed although they differ from an earlier one by so few that subtracting isolates these."""
 

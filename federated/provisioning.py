@@ -4,14 +4,16 @@ The one idea: nobody is sent a key. Each side makes its own, the other sees the 
 fingerprints over the telephone before either side believes a file.
 """
 
+import argparse
 import hashlib
 import json
 import secrets
+import sys
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -30,7 +32,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from clinical_ser.atomic_folder import write_new_file
-from clinical_ser.errors import FederationError, InvalidValueError
+from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError
 from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
@@ -328,6 +330,24 @@ def run_node(folder: NodeFolder, *, through: str | None = None, port: int = NODE
     check_server(address, folder.authority)
     folder.home.mkdir(mode=0o700, exist_ok=True)
     return keep_running(node_commands(folder, address, port=port), folder.home, logs=logs)
+
+
+def main() -> NoReturn:
+    """Run a node; what `node run` turns into."""
+    parser = argparse.ArgumentParser(prog="clinical-ser node run")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--port", type=int, default=NODE_PORT)
+    parser.add_argument("--through")
+    parser.add_argument("--logs", type=Path)
+    given = parser.parse_args()
+    try:
+        ended, status = run_node(NodeFolder(given.folder), through=given.through, port=given.port, logs=given.logs)
+    except ClinicalSerError as error:
+        ended, status = str(error), None
+    if ended:
+        why = ended if status is None else f"{ended} ended with exit status {status}; the coordinator takes a node that crashed back after 70 s."
+        print(f"Stopped: {why}", file=sys.stderr, flush=True)  # noqa: T201
+    sys.exit(1 if ended else 0)
 
 
 class SiteHost:

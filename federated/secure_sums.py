@@ -6,6 +6,7 @@ noise. What was decoded is written down before it is used, so a coordinator that
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, FederatedRound, Role
 from clinical_ser.cohorts.table import replaced
@@ -227,7 +229,10 @@ class SecureSums:
         """Return a site's answer; FederationError unless it is signed, and an answer to what was asked."""
         identity = next(site.identity for site in self._plan.sites if site.name == name)
         require(identity, REPLY, body, signature, f"What came from site {name!r}")
-        message = Message.from_bytes(body)
+        try:
+            message = Message.from_bytes(body)
+        except FederationError as error:
+            raise FederationError(f"Site {name!r} sent what cannot be read: {error}") from None
         header = message.header
         if header.get("kind") == "refusal":
             reason = str(header.get("reason"))
@@ -308,8 +313,12 @@ class SecureSums:
         if path is not None:
             arrays = {f"{place}/{name}": values for place, one in enumerate(totals) for name, values in one.items()}
             message = Message({"plan": self._plan.digest, "content": content.hex(), "asks": len(totals)}, arrays)
-            with replaced(path) as unfinished:
-                unfinished.write_bytes(message.to_bytes())
+            # On the disk before the next step is asked: sites answer no step again once they have answered the one after it.
+            with replaced(path) as unfinished, unfinished.open("wb") as file:
+                file.write(message.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(path.parent)
 
     # ── the coordinator's log ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,21 +9,26 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clinical_ser.cohorts.tasks import Task, TaskKind
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.evaluation.subgroups import MINIMUM_OF_A_CLASS
 from clinical_ser.features import catalogue
 from clinical_ser.models.background import Backgrounds
+from clinical_ser.models.heads import Head
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import MINIMUM_SUBJECTS, ReferenceGroups
 from clinical_ser.models.trained import Refit, TrainedModel
 from clinical_ser.models.training import MINIMUM_SUBJECTS_PER_CLASS
 from federated.at_site import EVERYBODY, Array
+from federated.boosting import BoostingSettings, grow
 from federated.protocols import calibration, cohort, evaluation, newton, reference, scores, standardisation
+from federated.protocols.margins import named_trees
 from federated.statistics import Arrays, Ask, Scalar, Sums
 
 STRENGTHS = (3_000.0, 1_000.0, 300.0, 100.0, 30.0, 10.0)
@@ -55,6 +60,9 @@ class Settings:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(cohort.GROUPS))
     checks: tuple[str, ...] = ()
     """Names of the gate's checks, for the account of what was refused."""
+    head: Literal["linear", "boosted"] = "linear"
+    """`boosted`: one tree a family in each round, on a public grid; see `federated.boosting`."""
+    boosting: BoostingSettings = field(default_factory=BoostingSettings)
 
     def __post_init__(self) -> None:
         if self.task.kind is not TaskKind.BINARY:
@@ -65,6 +73,13 @@ class Settings:
             raise InvalidValueError("strengths", list(self.strengths), "positive numbers, one at least")
         if self.refits < 2:
             raise InvalidValueError("refits", self.refits, "at least 2, or no interval can be given")
+        if self.head not in {"linear", "boosted"}:
+            raise InvalidValueError("head", self.head, ["boosted", "linear"])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The family of each feature."""
+        return tuple(catalogue.get(name).family for name in self.features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +100,8 @@ class Cohort:
     simulated: bool
     groups: dict[str, Array]
     """Column to (values, 3): recordings, subjects of each class."""
+    totals: Arrays
+    """All this as it came, to be told to others."""
 
     @classmethod
     def of(cls, totals: Arrays, settings: Settings) -> "Cohort":
@@ -109,6 +126,7 @@ class Cohort:
             gate_failures={check: int(n) for check, n in zip(settings.checks, whole["gate"], strict=True) if n},
             simulated=bool(whole["simulated"][0] > 0),
             groups={column: whole[f"group.{column}"] for column in settings.groups},
+            totals=totals,
         )
 
 
@@ -120,7 +138,7 @@ class Trained:
     settings: Settings
     cohort: Cohort
     standard_errors: Array
-    """Shape (features + 1,), of the coefficients on standardised features, intercept last."""
+    """Shape (features + 1,), of the coefficients on standardised features, intercept last; empty of trees, which have none."""
     everybody: Array
     """Shape `evaluation.CELLS`: subjects out of fold, one recording each."""
     groups: dict[str, Array]
@@ -129,7 +147,9 @@ class Trained:
     """Column to these groups' values."""
     exchanges: int
     at_rest: float
-    """Largest Newton decrement of heads and maps at the end, as checked after their last step."""
+    """Largest Newton decrement of heads (trees have none) and maps at the end, as checked after their last step."""
+    judged: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """What the figures are of: `mean`, `scale` and the heads of the folds, as `protocols.margins.out_of_fold` reads them."""
 
 
 def train_across(sums: Sums, settings: Settings, *, progress: Callable[[int, str], None] | None = None) -> Trained:
@@ -212,46 +232,75 @@ class _Moving:
         return bool(furthest <= NEARLY) and self.steps >= LEAST_REFINEMENTS
 
 
+@dataclass(eq=False)
+class _Learned:
+    """Heads that came to rest, of one kind or another, and their maps."""
+
+    judged: Mapping[str, NDArray[Any]]
+    """The folds' heads, as `margins.out_of_fold` reads them."""
+    described: Mapping[str, NDArray[Any]]
+    """All heads, as `reference.Reference` reads them."""
+    maps: calibration.Maps
+    refit_maps: calibration.Maps
+    head: Head
+    again: tuple[Head, ...]
+    """Of the bootstrap samples."""
+    coefficients: newton.Heads | None = None
+    """What can be looked at once more, to see whether it is at rest; trees are never on their way."""
+
+
+class Counted:
+    """Totals as they are asked for, with the number of exchanges so far."""
+
+    def __init__(self, sums: Sums, progress: Callable[[int, str], None] = lambda _done, _what: None):
+        self._sums, self._progress, self.done = sums, progress, 0
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites."""
+        return self._sums.sites
+
+    def total(self, step: str, asks: Sequence[Ask]) -> list[Arrays]:
+        """See `Sums.total`."""
+        self._progress(self.done, step)
+        found = self._sums.total(step, asks)
+        self.done += 1
+        return found
+
+
 class _Run:
     """One run; the order of its methods is the order of its exchanges."""
 
     def __init__(self, sums: Sums, settings: Settings, progress: Callable[[int, str], None]):
-        self._sums, self._settings, self._progress = sums, settings, progress
-        self._done = 0
-
-    def _total(self, step: str, asks: Sequence[Ask]) -> list[Arrays]:
-        self._progress(self._done, step)
-        found = self._sums.total(step, asks)
-        self._done += 1
-        return found
+        self._sums, self._settings = Counted(sums, progress), settings
+        self._total = self._sums.total
 
     def train(self) -> Trained:
         """Ask, step by step, and put the model together."""
         settings = self._settings
         people = self._who()
         self._mean, self._scale = self._scales()
-        moving = self._search(people)
-        self._refine(moving)
-        heads, maps, refits, refit_maps = moving.heads, moving.maps, moving.refits, moving.refit_maps
-        binned, verified = self._scores(heads, maps)
+        learned = self._boosted() if settings.head == "boosted" else self._linear(people)
+        binned, verified = self._scores(learned)
         sets = [scores.Binned.of(binned, without=fold).conformal(settings.coverage) for fold in range(settings.folds)]
         points = [scores.Binned.of(binned, without=fold).operating_point(settings.task.target_sensitivity) for fold in range(settings.folds)]
-        shown = _large_enough(people, settings)
+        shown = groups_shown(people, settings)
         thresholds = np.array([point.threshold for point in points])
         limits = np.array([evaluation.thresholds_of(one) for one in sets])
-        evaluated, *described = self._describe(heads, maps, refits, thresholds, limits, shown, people)
-        whole = scores.Binned.of(binned)
-        model = self._model(heads, refits, maps, refit_maps, whole, described, people)
+        evaluated, *described = self._describe(learned, thresholds, limits, shown, people)
+        model = self._model(learned, scores.Binned.of(binned), described, people)
+        everybody_s = None if learned.coefficients is None else learned.coefficients.take(np.array([settings.folds]))
         return Trained(
             model=model,
             settings=settings,
             cohort=people,
-            standard_errors=heads.take(np.array([settings.folds])).standard_errors()[0],
+            standard_errors=np.empty(0) if everybody_s is None else everybody_s.standard_errors()[0],
             everybody=evaluated["everybody"],
             groups={column: evaluated[f"group.{column}"] for column in shown},
             shown=shown,
-            exchanges=self._done,
+            exchanges=self._sums.done,
             at_rest=verified,
+            judged=learned.judged,
         )
 
     def _who(self) -> Cohort:
@@ -272,6 +321,34 @@ class _Run:
         centre = np.divide(self._first["sum"].sum(axis=0), known, out=np.zeros_like(known), where=known > 0)
         ask = Ask(standardisation.Moments.name, {"centre": centre}, {"folds": self._settings.folds, "squares": True})
         return standardisation.scales(self._total("standardise", [ask])[0], centre, self._people.recordings.sum(axis=1))
+
+    def _boosted(self) -> _Learned:
+        """Grow trees, and calibrate what they say of rows that they never heard."""
+        settings = self._settings
+        grown = grow(self._sums, self._mean, self._scale, settings.families, settings.boosting, draws=range(settings.refits))
+        scales = {"mean": self._mean, "scale": self._scale}
+        judged = scales | named_trees(grown.take(range(settings.folds)).arrays())
+        maps, started = calibration.Maps.of_one(settings.folds, settings.refits), self._sums.done
+        while not (maps.decrement <= NEARLY).all():
+            if self._sums.done - started >= MOST_REFINEMENTS:
+                raise TrainingError(f"Calibration did not settle in {MOST_REFINEMENTS} exchanges; do the features separate the classes?")
+            maps.step(self._total("calibrate", [maps.ask_about(judged)])[0])
+        of_folds, of_draws = np.split(np.arange(len(maps.theta)), [settings.folds + 1])
+        everybody_s, *again = grown.take(range(settings.folds, len(grown.start))).heads(settings.task.classes, seed=settings.seed)
+        described = scales | named_trees(grown.arrays() | grown.zeros.arrays())
+        return _Learned(judged, described, maps.take(of_folds), maps.take(of_draws), everybody_s, tuple(again))
+
+    def _linear(self, people: Cohort) -> _Learned:
+        """Bring coefficients and their calibration to rest together."""
+        moving = self._search(people)
+        self._refine(moving)
+        settings, heads = self._settings, moving.heads
+        folds, strength = settings.folds, float(heads.strength[settings.folds])
+        scales = {"mean": self._mean, "scale": self._scale}
+        judged = scales | {"beta": heads.beta[:folds].copy()}
+        own, *again = (linear_head(settings, beta, strength) for beta in (heads.beta[folds], *moving.refits.beta))
+        described = judged | {"own": heads.beta[folds].copy(), "refits": moving.refits.beta}
+        return _Learned(judged, described, moving.maps, moving.refit_maps, own, tuple(again), heads)
 
     def _search(self, people: Cohort) -> "_Moving":
         """Let every strength come near its minimum, and keep the one with the least held-out loss.
@@ -309,12 +386,12 @@ class _Run:
                 moving.follow(*again)
             else:
                 moving = _Moving.behind(grid, maps, int(np.argmin(losses)), settings)
-            if np.abs(losses - before).max() <= LOSS_SETTLED * everybody.sum():
+            if _decided(losses, np.abs(losses - before), LOSS_SETTLED * everybody.sum()):
                 break
         return moving.alone(grid, maps)
 
     def _held_out(self, losses: Array) -> Array:
-        return losses.reshape(len(self._settings.strengths), -1).sum(axis=1)
+        return np.asarray(losses.reshape(len(self._settings.strengths), -1).sum(axis=1))
 
     def _refine(self, moving: "_Moving") -> None:
         """Bring the chosen heads to rest, and the bootstrap samples and all maps with them."""
@@ -327,59 +404,40 @@ class _Run:
             moving.follow(*again)
         raise TrainingError(f"Heads and calibration did not settle in {MOST_REFINEMENTS} exchanges; do the features separate the classes?")
 
-    def _scores(self, heads: newton.Heads, maps: calibration.Maps) -> tuple[Arrays, float]:
+    def _scores(self, learned: _Learned) -> tuple[Arrays, float]:
         """Bin the scores, and look once more whether heads and maps are at rest where they stand."""
-        folds = self._settings.folds
-        asked = heads.beta[:folds], maps.theta[:folds].copy()
-        checked, mapped, binned = self._total(
+        heads, maps = learned.coefficients, learned.maps
+        theta = maps.theta.copy()
+        *checked, mapped, binned = self._total(
             "scores",
             [
-                heads.ask(self._mean, self._scale),
-                maps.ask(self._mean, self._scale, asked[0][None]),
-                Ask(scores.Scores.name, {"mean": self._mean, "scale": self._scale, "beta": asked[0], "theta": asked[1]}),
+                *([] if heads is None else [heads.ask(self._mean, self._scale)]),
+                maps.ask_about(learned.judged),
+                Ask(scores.Scores.name, {**learned.judged, "theta": theta[: self._settings.folds]}),
             ],
         )
-        at, theta = heads.beta.copy(), maps.theta.copy()
-        heads.step(checked)
         maps.step(mapped)
+        rest = float(maps.decrement.max())
         # The model is the one that was scored; what the last totals would still add is only looked at.
-        rest = max(float(heads.decrement.max()), float(maps.decrement.max()))
-        heads.beta, maps.theta = at, theta
+        maps.theta = theta
+        if heads is not None:
+            at = heads.beta.copy()
+            heads.step(checked[0])
+            rest = max(rest, float(heads.decrement.max()))
+            heads.beta = at
         if rest > AT_REST:
             raise TrainingError("Heads and calibration were taken to be at rest, and are not; a site answered about other rows than before.")
         return binned, rest
 
-    def _describe(
-        self,
-        heads: newton.Heads,
-        maps: calibration.Maps,
-        refits: newton.Heads,
-        thresholds: Array,
-        limits: Array,
-        shown: Mapping[str, tuple[str, ...]],
-        people: Cohort,
-    ) -> list[Arrays]:
+    def _describe(self, learned: _Learned, thresholds: Array, limits: Array, shown: Mapping[str, tuple[str, ...]], people: Cohort) -> list[Arrays]:
         """Evaluate, and describe the reference groups."""
-        folds = self._settings.folds
-        common = {"mean": self._mean, "scale": self._scale, "beta": heads.beta[:folds]}
-        judged = common | {"theta": maps.theta[:folds], "threshold": thresholds, "limits": limits}
+        judged = {**learned.judged, "theta": learned.maps.theta[: self._settings.folds], "threshold": thresholds, "limits": limits}
         asks = [Ask(evaluation.Evaluation.name, judged, {"groups": json.dumps({column: list(values) for column, values in shown.items()})})]
-        described = common | {"own": heads.beta[folds], "refits": refits.beta}
-        asks += [Ask(reference.Reference.name, described, {"sex": sex}) for sex in ("", *_sexes(people, self._settings))]
+        asks += [Ask(reference.Reference.name, learned.described, {"sex": sex}) for sex in ("", *_sexes(people, self._settings))]
         return self._total("evaluate", asks)
 
-    def _model(
-        self,
-        heads: newton.Heads,
-        refits: newton.Heads,
-        maps: calibration.Maps,
-        refit_maps: calibration.Maps,
-        binned: scores.Binned,
-        described: Sequence[Arrays],
-        people: Cohort,
-    ) -> TrainedModel:
-        settings, folds = self._settings, self._settings.folds
-        families = [catalogue.get(name).family for name in settings.features]
+    def _model(self, learned: _Learned, binned: scores.Binned, described: Sequence[Arrays], people: Cohort) -> TrainedModel:
+        settings = self._settings
         shares = people.weight.sum(axis=0)
         stated = tuple((shares / shares.sum()).tolist())
         title = settings.task.classes[0].replace("_", " ")
@@ -392,21 +450,24 @@ class _Run:
             features=settings.features,
             extractors=dict(settings.extractors),
             preprocessor=_preprocessor(settings.features, mean, scale),
-            head=_head(families, settings, heads.beta[folds], float(heads.strength[folds])),
-            calibrator=maps.platt(folds),
+            head=learned.head,
+            calibrator=learned.maps.platt(settings.folds),
             conformal=binned.conformal(settings.coverage),
             operating_point=binned.operating_point(settings.task.target_sensitivity),
-            refits=tuple(
-                Refit(_head(families, settings, beta, float(heads.strength[folds])), refit_maps.platt(i), stated)
-                for i, beta in enumerate(refits.beta)
-            ),
+            refits=tuple(Refit(again, learned.refit_maps.platt(i), stated) for i, again in enumerate(learned.again)),
             reference=ReferenceGroups(groups=tuple(group.group() for group in published)),
             class_shares=stated,
             uses_baseline=False,
-            backgrounds=Backgrounds(groups=tuple(group.background(len(dict.fromkeys(families))) for group in published)),
+            backgrounds=Backgrounds(groups=tuple(group.background(len(set(settings.families))) for group in published)),
         )
         model.check_fit()
         return model
+
+
+def _decided(losses: Array, moved: Array, slack: float) -> bool:
+    """Tell whether the best strength's loss has settled, and nobody that still moves could overtake it by moving as far again."""
+    best = losses.argmin()
+    return bool(((moved <= slack) | ((losses - moved > losses[best]) & (np.arange(len(losses)) != best))).all())
 
 
 def _preprocessor(names: tuple[str, ...], mean: Array, scale: Array) -> Preprocessor:
@@ -416,8 +477,9 @@ def _preprocessor(names: tuple[str, ...], mean: Array, scale: Array) -> Preproce
     return found
 
 
-def _head(families: Sequence[str], settings: Settings, beta: Array, strength: float) -> LinearHead:
-    head = LinearHead(families, settings.task.classes, strength=strength, seed=settings.seed)
+def linear_head(settings: Settings, beta: Array, strength: float) -> LinearHead:
+    """Return coefficients, shape (features + 1,) with the intercept last, as the head that a bundle holds."""
+    head = LinearHead(settings.families, settings.task.classes, strength=strength, seed=settings.seed)
     head.classes_, head.strength_ = settings.task.classes, strength
     head.coef_, head.intercept_ = np.ascontiguousarray(beta[:-1]), np.asarray(beta[-1])
     return head
@@ -433,7 +495,7 @@ def _sexes(people: Cohort, settings: Settings) -> tuple[str, ...]:
     return reference.SEXES if enough and (rest == 0 or rest >= MINIMUM_SUBJECTS) else ()
 
 
-def _large_enough(people: Cohort, settings: Settings) -> dict[str, tuple[str, ...]]:
+def groups_shown(people: Cohort, settings: Settings) -> dict[str, tuple[str, ...]]:
     """Return the groups with people enough for figures; nobody asks about the others."""
     least = MINIMUM_OF_A_CLASS
     chosen = {

@@ -147,6 +147,8 @@ def resume(folder: Folder, run: Run, detach: Detach = False) -> None:
 @app.command()
 def status(folder: Folder, run: Annotated[str | None, typer.Argument(help="One run; all otherwise.")] = None, as_json: AsJson = False) -> None:
     """Show sites and runs."""
+    from federated.consortium import EXPIRES_SOON
+
     consortium = _open(folder)
     runs = [consortium.status(name) for name in ([run] if run else consortium.runs())]
     if as_json:
@@ -155,6 +157,8 @@ def status(folder: Folder, run: Annotated[str | None, typer.Argument(help="One r
         return
     left = (consortium.certificate_ends - datetime.now(UTC)).days
     output.print(f"Consortium {literal(consortium.settings.name)} at {literal(consortium.settings.address)}; its certificate holds {left} days more.")
+    if left < EXPIRES_SOON.days:
+        complain("Soon", "the server's certificate ends; `consortium renew` makes a new one.")
     for name in consortium.members():
         output.print(f"  site {literal(name)}: {'registered' if name in consortium.nodes() else 'approved, not registered yet'}")
     if runs:

@@ -3,13 +3,14 @@
 The one idea: a node does nothing that node.toml does not allow, and `node check` says beforehand what it would refuse, and why.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clinical_ser.cli.console import complain, literal, output, print_line, program
+from clinical_ser.cli.console import literal, output, print_line, program
 from clinical_ser.errors import FederationError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -101,12 +102,13 @@ def run_node(
     logs: Annotated[Path | None, typer.Option(help="A folder for what Flower writes; the terminal, or the journal, otherwise.")] = None,
 ) -> None:
     """Answer the consortium until stopped."""
-    from federated.provisioning import run_node as start
-
-    ended, status = start(_folder(folder), through=through, port=port, logs=logs)
-    if ended:
-        complain("Stopped", f"{ended} ended with exit status {status}. After a crash the coordinator takes a node back after 70 s.")
-        raise typer.Exit(1)
+    node = _folder(folder)
+    options = ["--port", str(port)]
+    options += ["--through", through] if through else []
+    options += ["--logs", str(logs.absolute())] if logs else []
+    # In place of this process: it has the whole command line imported, 300 MB that a node would hold for months.
+    start = "from federated.provisioning import main; main()"
+    os.execv(sys.executable, [sys.executable, "-P", "-c", start, str(node.folder), *options])  # noqa: S606
 
 
 def _new_folder(folder: Path) -> "NodeFolder":

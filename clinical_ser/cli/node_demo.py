@@ -89,9 +89,10 @@ def _show(found: "Demonstration") -> None:
     compared = Table(title="On held-out speakers, whom no model heard", title_justify="left", box=None, pad_edge=False)
     for column in ("model", "AUROC (95 %)", "worst site", "Brier", "calibration slope"):
         compared.add_column(column)
-    for each in found.compared:
-        worst = min(each.by_site.values())
-        compared.add_row(each.model, f"{each.auroc:.3f} ({each.low:.3f}-{each.high:.3f})", f"{worst:.3f}", f"{each.brier:.3f}", f"{each.slope:.2f}")
+    for one_model in found.compared:
+        area = f"{one_model.auroc:.3f} ({one_model.low:.3f}-{one_model.high:.3f})"
+        worst = min(one_model.by_site.values())
+        compared.add_row(one_model.model, area, f"{worst:.3f}", f"{one_model.brier:.3f}", f"{one_model.slope:.2f}")
     for table in (hospitals, exchanges, compared):
         output.print()
         output.print(table)

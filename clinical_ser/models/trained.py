@@ -32,6 +32,7 @@ from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.prevalence import shift_log_odds, shift_logits
 from clinical_ser.models.reference import ReferenceGroups
+from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.state import Share, State
 from clinical_ser.models.strict_json import canonical_json, parse_json
 
@@ -410,8 +411,8 @@ def _read(
     return model
 
 
-def _in_json(head: Head) -> LinearHead | FusedHead:
-    assert isinstance(head, LinearHead | FusedHead)
+def _in_json(head: Head) -> LinearHead | FusedHead | StackedHead:
+    assert isinstance(head, LinearHead | FusedHead | StackedHead)
     return head
 
 
@@ -431,9 +432,11 @@ def _refit_head(state: _RefitState) -> Head:
     return _from_json(state.head)
 
 
-def _from_json(data: object) -> LinearHead | FusedHead:
-    fused = isinstance(data, Mapping) and data.get("kind") == FusedHead.kind
-    return FusedHead.from_dict(data) if fused else LinearHead.from_dict(data)
+def _from_json(data: object) -> LinearHead | FusedHead | StackedHead:
+    kind = data.get("kind") if isinstance(data, Mapping) else None
+    if kind == StackedHead.kind:
+        return StackedHead.from_dict(data)
+    return FusedHead.from_dict(data) if kind == FusedHead.kind else LinearHead.from_dict(data)
 
 
 def _read_head(kind: str | None, files: Mapping[str, bytes]) -> Head:
@@ -445,5 +448,6 @@ def _read_head(kind: str | None, files: Mapping[str, bytes]) -> Head:
         if kind in {None, head.kind}:
             return head
     raise BundleSchemaError(
-        f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; this version reads {sorted([*HEADS, FusedHead.kind])}."
+        f"The bundle's head is of kind {kind!r} and its files are {sorted(files)}; "
+        f"this version reads {sorted([*HEADS, FusedHead.kind, StackedHead.kind])}."
     )

@@ -28,6 +28,8 @@ EPSILON = 1e-5
 """Of the layer normalisation; torch's default."""
 LONGEST = 10_000
 """Epochs or steps of one round that a site is ready for."""
+LARGEST_WEIGHT = 1e6
+MOST_GRADIENT = 1e100
 _RUN = re.compile(r"[0-9a-z-]{1,64}")
 
 Tensor = Any
@@ -170,7 +172,9 @@ def clipped_total(
     people, place = np.unique(subject, return_inverse=True)
     mean = np.zeros((len(people), len(Z)))
     mean[place, np.arange(len(Z))] = weight
-    by_subject = {name: mean @ value.reshape(len(Z), -1).numpy() for name, value in by_row.items()}
+    # A row that overflows stays its subject's own matter: no NaN may spread to the sum, and no refusal may tell that there was one.
+    bounded = {name: np.clip(np.nan_to_num(value.reshape(len(Z), -1).numpy()), -MOST_GRADIENT, MOST_GRADIENT) for name, value in by_row.items()}
+    by_subject = {name: mean @ value for name, value in bounded.items()}
     norm = np.sqrt(sum((value**2).sum(axis=1) for value in by_subject.values()))
     factor = np.minimum(1.0, clip / np.maximum(norm, 1e-12))
     return {name: (factor @ value).reshape(tuple(values[name].shape)) for name, value in by_subject.items()}
@@ -210,6 +214,8 @@ def _inputs(rows: SiteRows, ask: Ask, shared: Arrays) -> Array:
     fits = features == rows.X.shape[1] and mean.shape == scale.shape == (features,)
     if not fits or any(shared[name].shape != shape for name, shape in shapes.items()):
         raise InvalidValueError(f"{ask.statistic}'s arrays", "shapes that do not fit together", "one network for these features")
+    if any(np.abs(value).max() > LARGEST_WEIGHT for value in shared.values()):
+        raise InvalidValueError(f"{ask.statistic}'s weights", "one beyond measure", f"numbers up to {LARGEST_WEIGHT:g}")
     return standardised(rows.X, mean, scale)
 
 

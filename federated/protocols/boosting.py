@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from clinical_ser.errors import InvalidValueError
-from clinical_ser.models.boosted_head import GRID
+from clinical_ser.models.boosted_head import GRID, STATE_ATTRIBUTE, BoostedHead, BoostedHeadState
+from clinical_ser.models.heads import Labels
 from federated.at_site import EVERYBODY, Array, Scales, logistic, numbers, places, times_drawn
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
@@ -122,6 +123,40 @@ def _within(values: Array, least: int, beyond: int) -> bool:
     return bool(((values == np.round(values)) & (values >= least) & (values < beyond)).all())
 
 
+@dataclass(frozen=True, eq=False)
+class Zeros:
+    """What ensembles explain themselves from, beside their trees."""
+
+    cover: Array
+    """Shape (ensembles, trees, 2^(depth + 1) - 1): sum of second derivatives in each node."""
+    centre: Array
+    """Shape (ensembles, families): what a family adds to the margin of a row that was heard, on average."""
+    feature_centre: Array
+    """Shape (ensembles, features)."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what an ask carries."""
+        return {"cover": self.cover, "centre": self.centre, "feature_centre": self.feature_centre}
+
+    @classmethod
+    def of(cls, ask: Ask, trees: Trees, columns: Sequence[str]) -> "Zeros":
+        """Read them from an ask; InvalidValueError where they do not fit the trees, or the trees the families of the columns."""
+        found = cls(numbers(ask, "cover", ndim=3), numbers(ask, "centre", ndim=2), numbers(ask, "feature_centre", ndim=2))
+        ensembles, count, inner = trees.feature.shape
+        names = list(dict.fromkeys(columns))
+        if count % len(names) or (found.cover.shape, found.centre.shape, found.feature_centre.shape) != (
+            (ensembles, count, 2 * inner + 1),
+            (ensembles, len(names)),
+            (ensembles, len(columns)),
+        ):
+            raise InvalidValueError(f"{ask.statistic}.trees", "zero points of other shapes", "one a node, a family and a feature")
+        family = np.array([*(names.index(name) for name in columns), NO_SPLIT])
+        of_tree = np.arange(count)[None, :, None] % len(names)
+        if not ((trees.feature == NO_SPLIT) | (family[trees.feature] == of_tree)).all():
+            raise InvalidValueError(f"{ask.statistic}.trees", "a tree that splits columns of another family", "trees in the order of the families")
+        return found
+
+
 class Ensembles:
     """The ensembles of an ask at one site.
 
@@ -154,15 +189,33 @@ class Ensembles:
 
     def heard(self, ensemble: int) -> Array:
         """Shape (rows,): how often the ensemble learns from each row."""
-        return self._drawn[int(self.draw[ensemble])] * (self._rows.fold != self.left_out[ensemble])
+        return np.asarray(self._drawn[int(self.draw[ensemble])] * (self._rows.fold != self.left_out[ensemble]))
 
     def not_heard(self, ensemble: int) -> Array:
         """Shape (rows,): how often each row tests the ensemble, which is never where it leaves no fold out."""
-        return self._drawn[int(self.draw[ensemble])] * ((self._rows.fold == self.left_out[ensemble]) & (self.left_out[ensemble] != EVERYBODY))
+        tests = (self._rows.fold == self.left_out[ensemble]) & (self.left_out[ensemble] != EVERYBODY)
+        return np.asarray(self._drawn[int(self.draw[ensemble])] * tests)
 
     def margins(self, ensemble: int) -> Array:
         """Shape (rows,)."""
         return np.asarray(self.start[ensemble] + self.trees.margins(ensemble, self.bins(ensemble)))
+
+    def family_margins(self, ensemble: int, centre: Array) -> Array:
+        """Return what each family adds to the margin of each row, shape (rows, families), as `BoostedHead.family_margins` does.
+
+        Parameters
+        ----------
+        ensemble
+            Its place.
+        centre
+            Shape (families,): the zero of each family. The trees of a round are in the families' order.
+        """
+        by_tree = self.trees.contributions(ensemble, self.bins(ensemble))
+        return np.asarray(by_tree.reshape(len(by_tree), -1, len(centre)).sum(axis=1) - centre)
+
+    def z(self, ensemble: int) -> Array:
+        """Shape (rows, features): standardised values by the preprocessor that the ensemble goes with."""
+        return self._scales.design(int(self.left_out[ensemble]))[:, :-1]
 
     def out_of_fold(self) -> Array:
         """Return each row's margin by the ensemble that never heard its subject, shape (rows,); ensemble k has to leave fold k out."""
@@ -259,6 +312,36 @@ class TreeCentres(Statistic):
 def out_of_fold(rows: SiteRows, ask: Ask) -> Array:
     """Return margins out of fold of an ask with trees (`Ensembles`), shape (rows,): what a calibrator and scores are learned on."""
     return Ensembles(rows, ask).out_of_fold()
+
+
+def head_of(trees: Trees, zeros: Zeros, ensemble: int, start: float, columns: Sequence[str], classes: Labels) -> BoostedHead:
+    """Return an ensemble as the head that a bundle holds and a service reads.
+
+    Parameters
+    ----------
+    trees, zeros
+        Of many ensembles.
+    ensemble
+        Its place.
+    start
+        Margin before its first tree.
+    columns
+        The family of each column.
+    classes
+        Labels (negative, positive).
+    """
+    made = booster(trees.take([ensemble]), zeros.cover[ensemble], len(columns), start=start)
+    state = BoostedHeadState(
+        kind="xgboost",
+        column_families=tuple(columns),
+        classes=classes,
+        rounds=trees.feature.shape[1],
+        intercept=(float(start + zeros.centre[ensemble].sum()),),
+        centre=tuple((value,) for value in zeros.centre[ensemble].tolist()),
+        feature_centre=tuple((value,) for value in zeros.feature_centre[ensemble].tolist()),
+    )
+    made.set_attr(**{STATE_ATTRIBUTE: json.dumps(state.to_dict(), sort_keys=True)})
+    return BoostedHead.from_bytes(bytes(made.save_raw("ubj")))
 
 
 def booster(trees: Trees, cover: Array, columns: int, *, start: float) -> xgboost.Booster:

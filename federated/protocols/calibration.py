@@ -3,14 +3,16 @@
 The one idea: a map starts its steps while the heads still take theirs. Both come to rest together, and the last exchange finds both at rest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clinical_ser.errors import InvalidValueError
 from clinical_ser.models.calibration import MIN_SCALE, RIDGE, MarginPlatt
 from federated.at_site import EVERYBODY, Array, Scales, logistic, numbers, places, times_drawn, weights
+from federated.protocols.margins import out_of_fold
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 IDENTITY = np.array([1.0, 0.0])
@@ -20,8 +22,8 @@ IDENTITY = np.array([1.0, 0.0])
 class Calibration(Statistic):
     """Derivatives of the log-loss of a·margin + b, every subject with weight 1.
 
-    Arrays: `mean`, `scale` (folds + 1, features); `beta` (systems, folds, features + 1), the fold heads of each system (one a strength); `theta`
-    (maps, 2); `system`, `left_out` and `draw` (maps,): whose margins, the fold that the map does not hear, its bootstrap sample.
+    Arrays: those of the fold heads of each system (one a strength), as `margins.out_of_fold` reads them; `theta` (maps, 2); `system`, `left_out`
+    and `draw` (maps,): whose margins, the fold that the map does not hear, its bootstrap sample.
     """
 
     name = "calibration"
@@ -29,12 +31,8 @@ class Calibration(Statistic):
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return `sums`, shape (maps, 6): loss, two first and three second derivatives."""
-        scales = Scales(rows, ask)
-        beta, theta = numbers(ask, "beta", ndim=3), numbers(ask, "theta", ndim=2)
-        if beta.shape[1] != scales.folds:
-            raise InvalidValueError("calibration.beta", f"shape {beta.shape}", f"(systems, {scales.folds}, features + 1)")
-        systems, left_out, draws = places(ask, "system", len(beta)), places(ask, "left_out", scales.folds), places(ask, "draw", 2**31)
-        margins = [scales.out_of_fold(heads) for heads in beta]
+        margins, theta, folds = out_of_fold(rows, ask), numbers(ask, "theta", ndim=2), Scales(rows, ask).folds
+        systems, left_out, draws = places(ask, "system", len(margins)), places(ask, "left_out", folds), places(ask, "draw", 2**31)
         own = weights(rows)
         drawn = {draw: own * times_drawn(rows, draw) for draw in np.unique(draws).tolist()}
         found = []
@@ -71,6 +69,13 @@ class Maps:
         self.hessian = np.tile(np.eye(2), (len(self.theta), 1, 1))
 
     @classmethod
+    def of_one(cls, folds: int, draws: int) -> "Maps":
+        """Return, for one system, the map without each fold, that of everybody, and one a bootstrap sample, at the identity."""
+        left_out = np.append(np.arange(folds), np.full(1 + draws, EVERYBODY))
+        draw = np.append(np.full(folds + 1, EVERYBODY), np.arange(draws))
+        return cls(np.tile(IDENTITY, (len(draw), 1)), np.zeros_like(draw), left_out, draw)
+
+    @classmethod
     def of_systems(cls, systems: int, folds: int) -> "Maps":
         """Return, for each system, the map of everybody and those without each fold, at the identity."""
         left_out = np.tile(np.append(np.arange(folds), EVERYBODY), systems)
@@ -85,16 +90,11 @@ class Maps:
 
     def ask(self, mean: Array, scale: Array, beta: Array) -> Ask:
         """Return the question for the next step; `beta` has shape (systems, folds, features + 1)."""
-        arrays = {
-            "mean": mean,
-            "scale": scale,
-            "beta": beta,
-            "theta": self.theta,
-            "system": self.system,
-            "left_out": self.left_out,
-            "draw": self.draw,
-        }
-        return Ask(Calibration.name, arrays)
+        return self.ask_about({"mean": mean, "scale": scale, "beta": beta})
+
+    def ask_about(self, judged: Mapping[str, NDArray[Any]]) -> Ask:
+        """Return the question for the next step of maps of any heads; `judged` as `margins.out_of_fold` reads it."""
+        return Ask(Calibration.name, {**judged, "theta": self.theta, "system": self.system, "left_out": self.left_out, "draw": self.draw})
 
     def step(self, totals: Arrays) -> None:
         """Take the Newton step that the totals at `theta` allow, held above `MIN_SCALE` as `MarginPlatt` is."""

@@ -16,7 +16,8 @@ from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.heads import probabilities
 from federated.at_site import Array, numbers
 from federated.protocols.cohort import groups_of, memberships
-from federated.protocols.scores import BINS, bin_of, calibrated, middle_of
+from federated.protocols.margins import calibrated
+from federated.protocols.scores import BINS, bin_of, middle_of
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 STATUSES = ("flagged", "not_flagged", "indeterminate")
@@ -28,7 +29,7 @@ CELLS = (2, BINS, 2, len(STATUSES), 2)
 class Evaluation(Statistic):
     """Subjects by cell, of everybody and of each value of the groups asked about.
 
-    Arrays: as `scores.calibrated` reads them; `threshold` (folds,) in log-odds and `limits` (folds, 2), by which each fold is answered: those that
+    Arrays: as `margins.calibrated` reads them; `threshold` (folds,) in log-odds and `limits` (folds, 2), by which each fold is answered: those that
     the other folds gave (a limit above 1 stands for a class in every set). Option `groups` as in `cohort.Cohort`.
     """
 

@@ -287,8 +287,17 @@ def site_head(rows: SiteRows, ask: Ask, shared: LinearHead, maps: Stacks, map_nu
     maps, map_number
         The weights.
     """
-    heads = _local_heads(rows, ask, Scales(rows, ask))
-    local = heads.head(EVERYBODY, int(maps.draw[map_number]))
+    return stacked_head(local_heads_of(rows, ask), shared, maps, map_number)
+
+
+def local_heads_of(rows: SiteRows, ask: Ask) -> LocalHeads:
+    """Return a site's own heads, by the preprocessors, families and seed that an ask names."""
+    return _local_heads(rows, ask, Scales(rows, ask))
+
+
+def stacked_head(heads: LocalHeads, shared: LinearHead, maps: Stacks, map_number: int) -> StackedHead:
+    """As `site_head`, of heads that were read before; of a map that leaves a fold out, the trees that never heard it."""
+    local = heads.head(int(maps.left_out[map_number]), int(maps.draw[map_number]))
     if local is None:
         return StackedHead(shared, None, maps.weights(map_number))
     relabelled = BoostedHead.from_bytes(local.to_bytes())

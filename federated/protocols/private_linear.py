@@ -19,6 +19,7 @@ from federated.privacy import Charge, Noise, Part, PrivateStatistic, noise_for, 
 from federated.statistics import Arrays, Ask, SiteRows, Sums, register
 
 LARGEST_CLIP = 1e3
+LARGEST_BETA = 1e6
 WIDEST = 1e7
 """What a site may contribute to an entry: ten thousand subjects at a clip of 30, with their noise."""
 
@@ -114,8 +115,9 @@ class PrivateGradient(_Designed):
         """Return `gradient`, (features + 1,)."""
         design, norm = self.design(rows, ask)
         beta = numbers(ask, "beta", ndim=1)
-        if beta.shape != (design.shape[1],):
-            raise InvalidValueError(f"{self.name}.beta", f"shape {beta.shape}", f"({design.shape[1]},)")
+        if beta.shape != (design.shape[1],) or np.abs(beta).max() > LARGEST_BETA:
+            # Beyond it margins overflow for some people only, and a refusal would tell of them.
+            raise InvalidValueError(f"{self.name}.beta", f"shape {beta.shape}", f"({design.shape[1]},), numbers up to {LARGEST_BETA:g}")
         gradient = design.T @ (weights(rows) * (expit(design @ beta) - rows.target))
         furthest = float(expit(norm * np.linalg.norm(beta)))
         return noisy({"gradient": gradient}, norm * furthest, _option(ask, "noise_multiplier"), Noise(rows, ask).key())

@@ -3,20 +3,23 @@
 The one idea: both files hold nothing but weighted sums over a group, so they come out of totals as they come out of a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clinical_ser.errors import InvalidValueError
 from clinical_ser.features import catalogue
 from clinical_ser.models.background import Background
 from clinical_ser.models.reference import LEVELS, MINIMUM_SUBJECTS, Conditions, ReferenceGroup
 from clinical_ser.models.rounding import coarse, rounded
 from clinical_ser.models.state import Matrix
 from clinical_ser.models.weights import subject_weights
-from federated.at_site import Array, Scales, numbers, symmetric, times_drawn, triangle
+from federated.at_site import EVERYBODY, Array, Scales, numbers, symmetric, times_drawn, triangle
+from federated.protocols.boosting import Ensembles, Zeros, head_of
 from federated.protocols.cohort import values_of
+from federated.protocols.margins import has_trees, trees_of
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 HALF_WIDTH = 6.0
@@ -32,7 +35,8 @@ class Reference(Statistic):
     """Sums over the negative class, everyone or one sex.
 
     Arrays: `mean`, `scale` (folds + 1, features); `beta` (folds, features + 1) heads of the folds; `own` (features + 1,) and `refits` (refits,
-    features + 1), which heard everybody. Option `sex`: empty for everyone.
+    features + 1), which heard everybody. Of boosted trees in place of these the arrays of all ensembles and of their `Zeros` (`margins.named_trees`):
+    one a fold, everybody's, one a bootstrap sample. Option `sex`: empty for everyone.
     """
 
     name = "reference"
@@ -46,15 +50,14 @@ class Reference(Statistic):
         here: NDArray[np.intp] = np.flatnonzero(of_group)
         weight = subject_weights(rows.subjects[here], len(here))
         scales = Scales(rows, ask)
-        columns = _family_columns(rows.names)
         Z = scales.design(-1)[here]
         unclipped = _unclipped(rows.X[here], scales.mean[-1], scales.scale[-1])
-        families, features = self._out_of_fold(rows, ask, scales, columns, here)
-        own = _by_family(Z, numbers(ask, "own", ndim=1), columns)
+        heads = _Trees(rows, ask, here) if has_trees(ask) else _Coefficients(rows, ask, here)
+        families, features = heads.out_of_fold()
+        own = heads.own()
         refits = []
-        for i, beta in enumerate(numbers(ask, "refits", ndim=2)):
+        for i, margins in enumerate(heads.refits()):
             drawn = weight * times_drawn(rows, i)[here]
-            margins = _by_family(Z, beta, columns)
             refits.append(np.concatenate([[drawn.sum()], drawn @ margins, drawn @ margins**2]))
         return {
             "people": np.array([len(np.unique(rows.subjects[here]))], float),
@@ -67,17 +70,72 @@ class Reference(Statistic):
             "refits": np.array(refits),
         }
 
-    def _out_of_fold(
-        self, rows: SiteRows, ask: Ask, scales: Scales, columns: Sequence[NDArray[np.intp]], here: NDArray[np.intp]
-    ) -> tuple[Array, Array]:
-        beta = numbers(ask, "beta", ndim=2)
-        families, features = np.zeros((len(here), len(columns))), np.zeros((len(here), rows.X.shape[1]))
-        for fold in range(scales.folds):
-            of_fold = rows.fold[here] == fold
-            Z = scales.design(fold)[here][of_fold]
-            families[of_fold] = _by_family(Z, beta[fold], columns)
+
+class _Coefficients:
+    """What families and features add in linear heads; rows are those at `here`."""
+
+    def __init__(self, rows: SiteRows, ask: Ask, here: NDArray[np.intp]):
+        self._rows, self._ask, self._here = rows, ask, here
+        self._scales, self._columns = Scales(rows, ask), _family_columns(rows.names)
+
+    def out_of_fold(self) -> tuple[Array, Array]:
+        """Return family margins (rows, families) and feature margins (rows, features) by heads that never heard the row."""
+        beta = numbers(self._ask, "beta", ndim=2)
+        families, features = np.zeros((len(self._here), len(self._columns))), np.zeros((len(self._here), self._rows.X.shape[1]))
+        for fold in range(self._scales.folds):
+            of_fold = self._rows.fold[self._here] == fold
+            Z = self._scales.design(fold)[self._here][of_fold]
+            families[of_fold] = _by_family(Z, beta[fold], self._columns)
             features[of_fold] = Z[:, :-1] * beta[fold][:-1]
         return families, features
+
+    def own(self) -> Array:
+        """Return family margins by the head of everybody, shape (rows, families)."""
+        return self._of(numbers(self._ask, "own", ndim=1))
+
+    def refits(self) -> Iterator[Array]:
+        """Return the same by the head of each bootstrap sample."""
+        return (self._of(beta) for beta in numbers(self._ask, "refits", ndim=2))
+
+    def _of(self, beta: Array) -> Array:
+        return _by_family(self._scales.design(EVERYBODY)[self._here], beta, self._columns)
+
+
+class _Trees:
+    """The same of boosted trees: each ensemble as the `BoostedHead` that a bundle would hold."""
+
+    def __init__(self, rows: SiteRows, ask: Ask, here: NDArray[np.intp]):
+        told = trees_of(ask)
+        self._families = tuple(catalogue.get(name).family for name in rows.names)
+        self._known, self._fold, self._here = Ensembles(rows, told), rows.fold[here], here
+        self._zeros = Zeros.of(told, self._known.trees, self._families)
+        self._folds = Scales(rows, ask).folds
+        expected = np.append(np.arange(self._folds), np.full(len(self._known) - self._folds, EVERYBODY))
+        draws = np.append(np.full(self._folds + 1, EVERYBODY), np.arange(len(self._known) - self._folds - 1))
+        if not (np.array_equal(self._known.left_out, expected) and np.array_equal(self._known.draw, draws)):
+            raise InvalidValueError("reference.trees", "other ensembles", "one a fold, everybody's, and one a bootstrap sample")
+
+    def out_of_fold(self) -> tuple[Array, Array]:
+        """See `_Coefficients.out_of_fold`."""
+        families, features = np.zeros((len(self._here), self._zeros.centre.shape[1])), np.zeros((len(self._here), len(self._families)))
+        for fold in range(self._folds):
+            of_fold = self._fold == fold
+            head = head_of(self._known.trees, self._zeros, fold, float(self._known.start[fold]), self._families, (0, 1))
+            families[of_fold] = self._of(fold)[of_fold]
+            if of_fold.any():
+                features[of_fold] = head.feature_margins(self._known.z(fold)[self._here][of_fold])
+        return families, features
+
+    def own(self) -> Array:
+        """See `_Coefficients.own`."""
+        return self._of(self._folds)
+
+    def refits(self) -> Iterator[Array]:
+        """See `_Coefficients.refits`."""
+        return (self._of(ensemble) for ensemble in range(self._folds + 1, len(self._known)))
+
+    def _of(self, ensemble: int) -> Array:
+        return self._known.family_margins(ensemble, self._zeros.centre[ensemble])[self._here]
 
 
 def _unclipped(X: Array, mean: Array, scale: Array) -> Array:
@@ -89,7 +147,7 @@ def _unclipped(X: Array, mean: Array, scale: Array) -> Array:
 def _of_values(z: Array, weight: Array, subjects: NDArray[np.str_]) -> Arrays:
     """Return people, mass, sums and cells of each feature; in each, those who have the feature count once."""
     people, sums, cells = np.zeros(z.shape[1]), np.zeros((z.shape[1], 3)), np.zeros((z.shape[1], CELLS))
-    everyone = np.isfinite(z).all(axis=0)
+    everyone = np.asarray(np.isfinite(z).all(axis=0))
     for j, column in enumerate(z.T):
         known = np.isfinite(column)
         w = weight if everyone[j] else subject_weights(subjects[known], int(known.sum()))
@@ -174,7 +232,7 @@ def _quantiles(cells: Array) -> Array:
     """Quantiles at `LEVELS` from binned mass, straight within a cell."""
     reached = np.append(0.0, np.cumsum(cells)) / cells.sum()
     rising = np.append(True, np.diff(reached) > 0)
-    return np.interp(LEVELS, reached[rising], EDGES[rising])
+    return np.asarray(np.interp(LEVELS, reached[rising], EDGES[rising]))
 
 
 def _moments(weight: float, sums: Array) -> tuple[Array, Array]:

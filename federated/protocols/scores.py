@@ -13,7 +13,8 @@ from scipy.special import expit, logit
 from clinical_ser.errors import TrainingError
 from clinical_ser.models.conformal import ROUNDING, ConformalSets
 from clinical_ser.models.operating_point import DEFAULT_CONFIDENCE, METHOD, OperatingPoint, Rate, lower_bound, positives_needed
-from federated.at_site import Array, Scales, numbers, weights_in_class
+from federated.at_site import Array, weights_in_class
+from federated.protocols.margins import calibrated
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 BINS = 200
@@ -31,19 +32,9 @@ def middle_of(bins: NDArray[np.int64]) -> Array:
     return (bins + 0.5) / BINS
 
 
-def calibrated(rows: SiteRows, ask: Ask) -> Array:
-    """Return each row's log-odds by the head and the map that never heard its subject.
-
-    Arrays of the ask: `mean`, `scale`; `beta` (folds, features + 1); `theta` (folds, 2), the map that leaves each fold out.
-    """
-    scales = Scales(rows, ask)
-    theta = numbers(ask, "theta", ndim=2)[rows.fold]
-    return theta[:, 0] * scales.out_of_fold(numbers(ask, "beta", ndim=2)) + theta[:, 1]
-
-
 @register
 class Scores(Statistic):
-    """Scores out of fold, counted in bins by fold and class; arrays as `calibrated` reads them."""
+    """Scores out of fold, counted in bins by fold and class; arrays as `margins.calibrated` reads them."""
 
     name = "scores"
     bound = 1e9

@@ -8,6 +8,7 @@ pytest.importorskip("flwr")
 
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cohorts.table import write_table
+from federated.consortium import Consortium
 from federated.gate import build_hash, build_of_this_version
 from federated.plan import LINEAR, read_plan
 from federated.policy import Policy
@@ -130,6 +131,12 @@ def test_a_renewed_certificate_is_a_new_one(run, hub):
     assert run("consortium", "renew", hub).code == 0
     assert (hub / "server.pem").read_bytes() != before
     assert (hub / "server.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_certificate_that_ends_soon_is_complained_of(run, hub):
+    assert run("consortium", "status", hub).err == ""
+    Consortium(hub).renew(days=7)
+    assert "consortium renew" in run("consortium", "status", hub).err
 
 
 def build():

@@ -224,6 +224,23 @@ def test_no_subject_moves_the_sum_of_gradients_by_more_than_the_clip() -> None:
     assert max(moved) == pytest.approx(0.2)
 
 
+def test_a_subject_whose_gradient_overflows_moves_nobody_elses() -> None:
+    rows = rows_of(10, None)
+    network, place = network_of(rows), np.unique(rows.subjects, return_inverse=True)[1]
+    network["head.weight"] = network["head.weight"] * 1e307
+    Z = standardised(rows.X, *scales_of(rows))
+    Z[place > 0] = 0.0  # the normalised row is 0 too: only subject 0 reaches the head
+    with np.errstate(over="ignore"):
+        found = clipped_total(network, tuple(network), Z, rows.target.astype(float), weights(rows), place, 0.5)
+        others = clipped_total(
+            network, tuple(network), Z[place > 0], rows.target[place > 0].astype(float), weights(rows)[place > 0], place[place > 0], 0.5
+        )
+    difference = math.sqrt(sum(((found[name] - others[name]) ** 2).sum() for name in found))
+    assert math.isfinite(difference)
+    assert difference <= 0.5 + 1e-12
+    assert any(np.abs(value).max() > 0 for value in others.values())
+
+
 def test_clipped_gradients_are_those_of_opacus() -> None:
     opacus = pytest.importorskip("opacus.grad_sample")
     rows = rows_of(12, None)
@@ -248,6 +265,7 @@ def test_clipped_gradients_are_those_of_opacus() -> None:
 
 
 def test_a_private_training_tells_no_numbers_and_costs_what_its_asks_do(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
     rows = rows_of(200, None)
     sums = Watched(split(rows, tmp_path))
     privacy = AdapterPrivacy(noise_multiplier=1.0, sampling_probability=0.2, steps=5, people=100)

@@ -1,6 +1,7 @@
 """Whatever breaks, there is the right total, or none and a name; never a wrong one."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -259,3 +260,90 @@ def test_a_request_that_lacks_something_is_refused_or_answered_but_breaks_nothin
     raw = Message(header, message.arrays).to_bytes()
     answer, _ = Node.open(made.site(name)).answer(raw, made.identity.sign(REQUEST, raw))
     assert Message.from_bytes(answer).header["kind"] in ("refusal", "sum")
+
+
+class Killed(BaseException):
+    """In place of a process that ends here."""
+
+
+@pytest.mark.parametrize("stage", ["_rows", "_keys", "_words", "_write", "_remember_set", "_record", "_keep"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_site_that_is_killed_at_any_moment_goes_on_as_if_it_had_not_been(made, wires, monkeypatch, tmp_path, stage, when):
+    sums = sums_of(made, wires, store=tmp_path / "totals")
+    sums.total("before", [PEOPLE])
+    real, killed = getattr(Node, stage), []
+
+    def dies(node, *given, **named):
+        if node.identity != Node.open(made.site(SITE)).identity or killed:
+            return real(node, *given, **named)
+        killed.append(stage)
+        if when == "after":
+            real(node, *given, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, stage, dies)
+        with pytest.raises(Killed):
+            sums.total("first", [MOMENTS])
+    assert killed
+    again = sums_of(made, wires, store=tmp_path / "totals")
+    again.total("before", [PEOPLE])
+    np.testing.assert_allclose(again.total("first", [MOMENTS])[0]["sum"], pooled_of(made).total("first", [MOMENTS])[0]["sum"], atol=1e-8)
+    made.sums(wires, store=tmp_path / "totals").total("before", [PEOPLE])
+
+
+@pytest.mark.parametrize("stage", ["_exchange", "_added", "_keep"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_coordinator_that_is_killed_at_any_moment_gets_the_same_numbers(made, wires, monkeypatch, tmp_path, stage, when):
+    sums = sums_of(made, wires, store=tmp_path / "totals")
+    sums.total("before", [PEOPLE])
+    real = getattr(SecureSums, stage)
+
+    def dies(self, *given, **named):
+        if when == "after":
+            real(self, *given, **named)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureSums, stage, dies)
+        with pytest.raises(Killed):
+            sums.total("first", [MOMENTS])
+    again = sums_of(made, wires, store=tmp_path / "totals")
+    again.total("before", [PEOPLE])
+    np.testing.assert_allclose(again.total("first", [MOMENTS])[0]["sum"], pooled_of(made).total("first", [MOMENTS])[0]["sum"], atol=1e-8)
+
+
+def test_a_step_left_out_or_asked_too_early_is_refused(made, wires):
+    sums_of(made, wires).total("before", [PEOPLE])
+    name, body, _ = wires.sent[-1]
+    message = Message.from_bytes(body)
+    for step in (3, 10**9):
+        assert reason_of(made, name, {**message.header, "step": step}, message.arrays) == "step_out_of_order"
+    for step in (-1, 1.5, "1", True, None):
+        assert reason_of(made, name, {**message.header, "step": step}, message.arrays) == "not_a_request"
+
+
+def test_a_message_for_one_site_does_no_harm_at_another(made, wires):
+    """Requests are the same for all; an answer is bound to its site's name and key."""
+    sums = sums_of(made, wires)
+    sums.total("before", [PEOPLE])
+    answers = {}
+    wires.changed["ada"] = lambda body, signature: answers.setdefault("ada", (body, signature))
+    wires.changed[SITE] = lambda body, signature: answers["ada"]
+    with pytest.raises(FederationError, match=SITE):
+        sums.total("first", [MOMENTS])
+
+
+def test_two_processes_of_one_site_answer_a_step_once(made, wires):
+    sums_of(made, wires).total("before", [PEOPLE])
+    name, body, _ = wires.sent[-1]
+    message = Message.from_bytes(body)
+    header = {**message.header, "step": 2, "time": datetime.now(UTC).isoformat()}
+    groups = [json.dumps({"sex": ["female"]}), json.dumps({"sex": ["male"]})]
+    bodies = [
+        Message({**header, "asks": [{"statistic": "cohort", "options": {**header["asks"][0]["options"], "groups": each}}]}).to_bytes()
+        for each in groups
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda raw: Node.open(made.site(name)).answer(raw, made.identity.sign(REQUEST, raw)), bodies))
+    assert sorted(str(Message.from_bytes(raw).header.get("reason")) for raw, _ in found) == ["None", "step_answered_already"]

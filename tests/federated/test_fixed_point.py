@@ -54,7 +54,7 @@ def test_the_order_of_sites_does_not_change_a_bit_of_the_total():
 
 
 def test_the_largest_contributions_of_all_sites_fit():
-    for bound, sites in ((2.0**30, 1), (2e6, 1000), (1e9, 1000), (1e12, 8)):
+    for bound, sites in ((2.0**30, 1), (2e6, 1000), (1e9, 1000), (1e12, 1000)):
         wide = is_wide(bound, sites)
         for value in (bound, -bound):
             assert summed([[value]] * sites, wide=wide)[0] == value * sites
@@ -63,7 +63,7 @@ def test_the_largest_contributions_of_all_sites_fit():
 def test_a_total_that_could_wrap_around_is_refused_before_anybody_adds():
     assert not is_wide(1e6, 1000)
     assert is_wide(1e7, 1000)
-    for bound, sites in ((WIDE_TOTAL, 1), (1e12, 9), (1.0, 1001), (float("inf"), 1), (0.0, 3), (-1.0, 3), (float("nan"), 3)):
+    for bound, sites in ((WIDE_TOTAL, 1), (1e13, 999), (1.0, 1001), (float("inf"), 1), (0.0, 3), (-1.0, 3), (float("nan"), 3)):
         with pytest.raises(FederationError):
             is_wide(bound, sites)
 

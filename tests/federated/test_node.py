@@ -74,7 +74,7 @@ def test_a_policy_that_cannot_be_read_allows_nothing(made, text):
 def test_a_table_that_is_gone_or_measured_otherwise_gives_nothing(made):
     path = made.site("bell") / "features.parquet"
     table = read_table(path)
-    write_table(FeatureTable(table.frame, table.feature_names, {name: "other" for name in table.extractors}), path)
+    write_table(FeatureTable(table.frame, table.feature_names, dict.fromkeys(table.extractors, "other")), path)
     assert refused(made) == ("bell", "features_differ")
     path.unlink()
     assert refused(made) == ("bell", "data_not_readable")
@@ -124,7 +124,9 @@ def test_a_coordinator_with_a_log_of_its_own_can_ask_again_after_it_died(made, t
 
 
 def test_a_coordinator_s_log_that_has_become_shorter_is_refused(made, tmp_path):
-    longer, shorter = ({"audit": LogConfiguration("c.example/log", f"sqlite:{tmp_path / name / 'log.sqlite'}", tmp_path / name / "keys")} for name in "ab")
+    longer, shorter = (
+        {"audit": LogConfiguration("c.example/log", f"sqlite:{tmp_path / name / 'log.sqlite'}", tmp_path / name / "keys")} for name in "ab"
+    )
     for name, one in (("a", longer), ("b", shorter)):
         (tmp_path / name).mkdir()
         one["audit"].create(tmp_path / name / "audit.toml")
@@ -189,18 +191,54 @@ def test_a_table_that_grew_does_not_switch_the_rule_of_sets_off(tmp_path):
     for name in names[:3]:
         made.set_policy(name, plans=[made.plan.digest, fewer.digest])
         table = read_table(made.site(name) / "features.parquet")
-        write_table(FeatureTable(table.frame.iloc[1:], table.feature_names, table.extractors), made.site(name) / "features.parquet")
+        write_table(FeatureTable(table.frame.iloc[6:], table.feature_names, table.extractors), made.site(name) / "features.parquet")
     assert refused(made, plan=fewer)[1] == "set_isolates_a_site"
 
 
+@pytest.mark.parametrize(("fewer", "reason"), [(1, "people_differ_by_few"), (4, "people_differ_by_few"), (5, None), (0, None)])
+def test_a_run_about_nearly_the_same_people_is_refused_until_enough_have_changed(made, fewer, reason):
+    made.sums(Wires(made)).total("first", [MOMENTS])
+    again = Plan.model_validate(made.plan.model_dump() | {"run": "second"})
+    for name in made.names:
+        made.set_policy(name, plans=[again.digest])
+    path = made.site("ada") / "features.parquet"
+    table = read_table(path)
+    write_table(FeatureTable(table.frame.iloc[fewer:], table.feature_names, table.extractors), path)
+    if reason is None:
+        made.sums(Wires(made), plan=again).total("first", [MOMENTS])
+    else:
+        assert refused(made, plan=again) == ("ada", reason)
+
+
+def test_a_person_who_is_recorded_anew_counts_as_changed_and_the_memory_names_nobody(made):
+    made.sums(Wires(made)).total("first", [MOMENTS])
+    memory = (made.site("ada") / "state" / "memory.json").read_text()
+    path = made.site("ada") / "features.parquet"
+    table = read_table(path)
+    assert not any(name in memory for name in [*table.frame["subject"], *table.frame["recording"]])
+    again = Plan.model_validate(made.plan.model_dump() | {"run": "second"})
+    for name in made.names:
+        made.set_policy(name, plans=[again.digest])
+    anew = table.frame.assign(recording=["f" * 64, *table.frame["recording"][1:]])
+    write_table(FeatureTable(anew, table.feature_names, table.extractors), path)
+    assert refused(made, plan=again) == ("ada", "people_differ_by_few")
+
+
+def test_questions_come_to_an_end(made):
+    sums = made.sums(Wires(made))
+    for number in range(made.plan.most_exchanges):
+        sums.total("again", [Ask("moments", {"centre": np.full(FEATURES, float(number))}, {"folds": FOLDS})])
+    with pytest.raises(SiteRefusalError, match="too many exchanges"):
+        sums.total("again", [MOMENTS])
+
+
 def test_where_noise_is_required_nothing_without_it_rides_along(tmp_path):
-    low, high = {"low": np.full(FEATURES, -3.0), "high": np.full(FEATURES, 3.0)}, {"noise_multiplier": 5.0}
     made = make_consortium(tmp_path, statistics=("moments", "private_moments"), privacy={"noise_multiplier": 5.0, "clip": 3.0})
     for name in made.names:
         made.set_policy(name, extra="[privacy]\nrequired = true\nepsilon = 5.0\n")
         (made.site(name) / "state").mkdir(mode=0o700)
         Ledger.create(made.site(name) / "state" / "privacy.ledger", site=name, dataset="all")
-    noisy = Ask("private_moments", low, high)
+    noisy = Ask("private_moments", {"low": np.full(FEATURES, -3.0), "high": np.full(FEATURES, 3.0)}, {"noise_multiplier": 5.0})
     for asks in ([MOMENTS], [noisy, MOMENTS]):
         with pytest.raises(SiteRefusalError, match="privacy required"):
             made.sums(Wires(made)).total("first", asks)
@@ -224,7 +262,9 @@ def test_a_run_s_name_cannot_be_used_for_another_plan(made):
 
 
 def test_a_site_that_is_not_in_the_plan_under_its_own_key_refuses(made):
-    others = tuple(Participant(name=site.name, identity=Identity.generate().public if site.name == "bell" else site.identity) for site in made.plan.sites)
+    others = tuple(
+        Participant(name=site.name, identity=Identity.generate().public if site.name == "bell" else site.identity) for site in made.plan.sites
+    )
     other = Plan.model_validate(made.plan.model_dump() | {"sites": others})
     made.set_policy("bell", plans=[other.digest])
     body = Message({"kind": "join", "plan": other.to_bytes().decode(), "step": 0, "time": datetime.now(UTC).isoformat(), "head": None}).to_bytes()
@@ -241,4 +281,11 @@ def test_the_site_s_own_files_are_for_its_owner_alone(made):
 
 
 def test_people_are_told_of_as_a_range():
-    assert [bucket_of(number) for number in (0, 19, 20, 49, 999, 1000)] == ["below 20", "below 20", "20 to 49", "20 to 49", "500 to 999", "1000 and more"]
+    assert [bucket_of(number) for number in (0, 19, 20, 49, 999, 1000)] == [
+        "below 20",
+        "below 20",
+        "20 to 49",
+        "20 to 49",
+        "500 to 999",
+        "1000 and more",
+    ]

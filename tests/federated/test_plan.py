@@ -6,10 +6,9 @@ from datetime import datetime
 import pytest
 from pydantic import ValidationError
 
-from clinical_ser.cohorts.tasks import EMOTION
+from clinical_ser.cohorts.tasks import EMOTION, get_task
 from clinical_ser.errors import FederationError
 from clinical_ser.features.extraction import fingerprints
-from clinical_ser.cohorts.tasks import get_task
 from clinical_ser.models.strict_json import canonical_json
 from federated.plan import MOST_BYTES, Participant, Plan, read_plan
 from tests.federated.sites import NOW
@@ -85,7 +84,7 @@ def test_what_is_trained_is_what_the_plan_says():
         ({"features": ("a.b", "a.b")}, "each feature once"),
         ({"features": ()}, "features"),
         ({"task": EMOTION}, "two classes"),
-        ({"created": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
+        ({"created": datetime(2026, 1, 1)}, "time zone"),
         ({"folds": 1}, "folds"),
         ({"strengths": (0.0,)}, "strengths"),
         ({"strengths": (float("nan"),)}, "strengths"),

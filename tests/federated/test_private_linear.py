@@ -24,6 +24,8 @@ from federated.protocols.private_linear import (
 from federated.statistics import Arrays, Ask, PooledSums, SiteRows
 from tests.federated.cohorts import cohort_rows, part_of
 
+pytest.importorskip("dp_accounting")
+
 DELTA = 1e-4
 FEATURES = 6
 
@@ -174,6 +176,14 @@ def test_an_ask_for_no_noise_is_refused_before_anything_is_computed(noise: float
         charge_of([ask])
     with pytest.raises(InvalidValueError):
         PrivateCurvature().at_site(rows, ask)
+
+
+def test_coefficients_at_which_some_margins_overflow_are_refused_whatever_the_rows() -> None:
+    rows = few_features(20)
+    mean, scale = scales_of(rows)
+    ask = Ask(PrivateGradient.name, {"mean": mean, "scale": scale, "beta": np.full(FEATURES + 1, 1e308)}, {"clip": 1.0, "noise_multiplier": 1.0})
+    with pytest.raises(InvalidValueError, match="numbers up to"):
+        PrivateGradient().at_site(rows, ask)
 
 
 def test_every_private_statistic_says_that_it_is() -> None:
