@@ -563,6 +563,14 @@ class Node:
                 return
 
 
+def open_ledger(folder: Path, name: str) -> None:
+    """Open the account of a new node's data; noisy answers are paid from it, and without it there are none."""
+    from federated.privacy import Ledger
+
+    (folder / STATE).mkdir(mode=0o700, exist_ok=True)
+    Ledger.create(folder / STATE / LEDGER, site=name, dataset=f"table of {name}")
+
+
 def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | None) -> SiteRows:
     """Return the rows of a table that a plan is about.
 

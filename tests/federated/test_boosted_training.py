@@ -8,6 +8,8 @@ from scipy.special import expit, logit
 
 from clinical_ser.errors import InvalidValueError, SiteRefusalError, TrainingError
 from clinical_ser.evaluation.card import Card
+from clinical_ser.explain.effects import Explainer
+from clinical_ser.explain.explaining import explain
 from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.calibration import MarginPlatt
@@ -28,6 +30,7 @@ from tests.federated.cohorts import FOLDS, cohort_rows, split
 from tests.federated.cohorts import settings as linear
 from tests.federated.sites import make_consortium
 from tests.federated.test_secure_sums import pooled_of
+from tests.federated.test_stacked_training import vector_of
 
 COLUMNS = 24
 
@@ -98,6 +101,10 @@ def test_the_bundle_answers_with_an_interval_and_terms_that_add_up(rows, trained
     assert {type(head) for head in (model.head, *(refit.head for refit in model.refits))} == {BoostedHead}
     terms = model.terms(rows.X[:20])
     np.testing.assert_allclose(terms.constant[0] + terms.families[0].sum(axis=1), model.log_odds(rows.X[:20])[:, None], atol=1e-9)
+    explained = explain(Explainer(model), vector_of(rows.X[0], model), target=model.task.classes[1])
+    assert explained.reference.subjects == model.reference.groups[0].subjects
+    told = sum(family.log_odds.value for family in explained.families)
+    assert explained.log_odds - explained.base_log_odds == pytest.approx(told, abs=1e-3)
     assert trained.standard_errors.size == 0
     ranked = np.argsort(model.log_odds(rows.X))
     assert rows.target[ranked[-100:]].mean() > rows.target[ranked[:100]].mean() + 0.3

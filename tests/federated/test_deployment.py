@@ -172,7 +172,13 @@ def test_three_hospitals_train_a_signed_model_through_a_refusal_and_a_crash(depl
 
     deployed.allow("site-c", builds=[build])
     call("consortium", "resume", hub.folder, "first", "--detach")
-    leads = wait_for(lambda: (now := hub.status("first")).attempt == 2 and len(now.exchanges) >= 3 and now.process)
+
+    def far_enough():
+        now = hub.status("first")
+        assert now.state == "running" or now.attempt < 2, now.error
+        return now.attempt == 2 and len(now.exchanges) >= 3 and now.process
+
+    leads = wait_for(far_enough)
     os.kill(leads, signal.SIGKILL)
     wait_for(lambda: hub.status("first").interrupted)
     made_before = {each.step for each in hub.status("first").exchanges[1:]}

@@ -176,7 +176,7 @@ def test_a_later_run_that_leaves_few_sites_out_is_refused(tmp_path, left_out):
     made.sums(Wires(made)).total("first", [MOMENTS])
     fewer = Plan.model_validate(made.plan.model_dump() | {"run": "second", "sites": made.plan.sites[: 5 - left_out]})
     for name in names[: 5 - left_out]:
-        made.set_policy(name, plans=[made.plan.digest, fewer.digest])
+        made.set_policy(name, plans=[made.plan.digest, fewer.digest], minimum_subjects=10)
     assert refused(made, plan=fewer)[1] == "set_isolates_a_site"
     for name in names[: 5 - left_out]:
         made.set_policy(name, plans=[made.plan.digest, fewer.digest], sets=[list(fewer.site_names)])
@@ -189,7 +189,7 @@ def test_a_table_that_grew_does_not_switch_the_rule_of_sets_off(tmp_path):
     made.sums(Wires(made)).total("first", [MOMENTS])
     fewer = Plan.model_validate(made.plan.model_dump() | {"run": "second", "sites": made.plan.sites[:3]})
     for name in names[:3]:
-        made.set_policy(name, plans=[made.plan.digest, fewer.digest])
+        made.set_policy(name, plans=[made.plan.digest, fewer.digest], minimum_subjects=10)
         table = read_table(made.site(name) / "features.parquet")
         write_table(FeatureTable(table.frame.iloc[6:], table.feature_names, table.extractors), made.site(name) / "features.parquet")
     assert refused(made, plan=fewer)[1] == "set_isolates_a_site"

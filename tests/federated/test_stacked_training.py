@@ -9,6 +9,9 @@ from scipy.special import expit
 from clinical_ser.cohorts.table import read_table
 from clinical_ser.errors import BundleSchemaError, FederationError, InvalidValueError
 from clinical_ser.evaluation.card import Card
+from clinical_ser.explain.effects import Explainer
+from clinical_ser.explain.explaining import explain
+from clinical_ser.features.vector import FeatureVector
 from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.conformal import ConformalSets
@@ -16,13 +19,15 @@ from clinical_ser.models.reference import MINIMUM_SUBJECTS
 from clinical_ser.models.signing import SigningKey, TrustStore
 from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.trained import TrainedModel
+from clinical_ser.models.weights import subject_weights
+from federated.at_site import EVERYBODY, Scales
 from federated.node import site_rows
 from federated.plan import LOCAL
-from federated.protocols.local_heads import FOLDER, stacked
+from federated.protocols.local_heads import FOLDER, local_heads_of, stacked
 from federated.protocols.scores import BINS
 from federated.stacking import Together, site_bundle, site_model, stack_across
 from federated.statistics import Ask, PooledSums, SiteRows
-from federated.training import Trained, train_across
+from federated.training import Trained, linear_head, train_across
 from tests.federated.cohorts import FOLDS, cohort_rows, part_of, settings, split
 from tests.federated.sites import make_consortium
 from tests.federated.test_local_heads import FIT, quick_fit
@@ -104,6 +109,14 @@ def test_a_site_s_bundle_is_verified_read_and_answers_as_it_was_made(sites, bund
     assert all(answer.low[1] < answer.probabilities[1] < answer.high[1] for answer in answers)
     terms = read.terms(X)
     np.testing.assert_allclose(terms.constant[0] + terms.families[0].sum(axis=1), read.log_odds(X)[:, None], atol=1e-9)
+    explained = explain(Explainer(read), vector_of(sites[SITE].X[0], read), target=read.task.classes[1])
+    assert explained.reference.subjects == read.reference.groups[0].subjects
+    told = sum(family.log_odds.value for family in explained.families)
+    assert explained.log_odds - explained.base_log_odds == pytest.approx(told, abs=1e-3)
+
+
+def vector_of(x: np.ndarray, model: TrainedModel) -> FeatureVector:
+    return FeatureVector(model.features, x, {name: "not measured" for name, value in zip(model.features, x, strict=True) if np.isnan(value)})
 
 
 def test_the_bundle_says_that_it_must_not_leave_the_hospital(bundle):
@@ -157,15 +170,28 @@ def test_trees_of_each_site_make_the_whole_better(trained, together):
     assert brier(together.evaluated["everybody"]) < 0.9 * brier(trained.everybody)
 
 
-def test_reference_groups_are_of_this_site_s_people_by_heads_that_never_heard_them(sites, trained, model):
+def test_reference_groups_are_of_this_site_s_people_by_heads_that_never_heard_them(sites, trained, together, model):
     site = sites[SITE]
     first = model.reference.groups[0]
     assert first.subjects == len(np.unique(site.subjects[site.target == 0]))
     assert first.subjects < trained.model.reference.groups[0].subjects
-    # Trees find the people that they learned from further away from the ill than they would find others.
-    Z = model.preprocessor.transform(site.X[site.target == 0])
-    heard = model.head.family_margins(Z).sum(axis=1).mean()
-    assert np.sum(model.backgrounds.groups[0].mean) > heard
+    here = site.target == 0
+    heads, scales = local_heads_of(site, together.ask), Scales(site, together.ask)
+    weight = subject_weights(site.subjects[here], int(here.sum()))
+
+    def families(fold_of_trees) -> np.ndarray:
+        """Return the group's mean by coefficients that never heard a row, and trees of some fold or other."""
+        found = np.zeros((len(site), len(model.head.families_)))
+        for fold in range(FOLDS):
+            tested = site.fold == fold
+            shared = linear_head(together.settings, together.judged["beta"][fold], 1.0)
+            local, Z = heads.head(fold_of_trees(fold)), scales.design(fold)[tested, :-1]
+            found[tested] = np.tensordot(together.maps.weights(fold), [shared.family_margins(Z), local.family_margins(Z)], 1)
+        return np.average(found[here], axis=0, weights=weight)
+
+    unheard, heard = families(lambda fold: fold), families(lambda _fold: EVERYBODY)
+    mean = np.ravel(model.backgrounds.groups[0].mean)
+    assert np.abs(mean - unheard).max() < 0.2 * np.abs(heard - unheard).max()
 
 
 def test_a_site_with_too_few_people_serves_the_shared_head_without_groups(rows, trained, together):
