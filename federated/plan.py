@@ -73,7 +73,7 @@ class Plan(Strict):
     features: Annotated[tuple[Word, ...], Field(min_length=1, max_length=20_000)]
     extractors: dict[Word, Fingerprint]
     """Feature set to the fingerprint of the code that measured it: sites that measured with another refuse."""
-    head: Literal["linear", "boosted", "linear+local", "adapter", "private-linear"] = "linear"
+    head: Literal["linear", "boosted", "linear+local"] = "linear"
     folds: int = Field(default=5, ge=2, le=20)
     fold_column: Word | None = None
     """Column of the sites' tables that says in which fold a subject is; None: by the digest of seed and subject."""
@@ -141,7 +141,7 @@ class Plan(Strict):
     @property
     def most_exchanges(self) -> int:
         """How many questions sites answer at most: enough for training, too few to go on until one person is singled out."""
-        return MOST_EXCHANGES_LINEAR if self.head in {"linear", "private-linear"} else MOST_EXCHANGES
+        return MOST_EXCHANGES_LINEAR if self.head == "linear" else MOST_EXCHANGES
 
     @property
     def site_names(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import Cut, cuts, summarise
+from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.rows import Rows, Selection, select_rows
 from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, answer_statuses, at_answering_shares
 from clinical_ser.models.weights import subject_weights
@@ -60,7 +61,7 @@ class TrainingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
+        if self.head not in {*HEADS, StackedHead.kind}:
             raise InvalidValueError("head", self.head, sorted(HEADS))
         if self.fusion not in FUSIONS:
             raise InvalidValueError("fusion", self.fusion, FUSIONS)
