@@ -13,6 +13,7 @@ from clinical_ser.models.signing import PublicKey
 
 REQUEST = b"clinical-ser federated request v1\n"
 REPLY = b"clinical-ser federated reply v1\n"
+LOCAL_HEADS = b"clinical-ser federated weights of local heads v1\n"
 RUN_KEY = b"clinical-ser federated run key v1\n"
 
 

@@ -281,8 +281,8 @@ class Node:
             raise _RefusedError("step_out_of_order")
         keys = self._keys(asked, run)
         asks = asks_of(asked.message)
-        unknown = {ask.statistic for ask in asks} - set(plan.statistics)
-        if unknown:
+        of_local_trees = any("families" in ask.options for ask in asks)
+        if not {ask.statistic for ask in asks} <= set(plan.statistics) or (of_local_trees and "stacking" not in plan.statistics):
             raise _RefusedError("statistic_not_allowed")
         if not {ask.statistic for ask in asks} <= set(known_statistics()):
             raise _RefusedError("statistic_unknown")
@@ -561,6 +561,16 @@ class Node:
                 subprocess.run(command, input=line.encode() + b"\n", timeout=TOLD_WITHIN_S, check=False, capture_output=True)
             except (OSError, subprocess.TimeoutExpired):
                 return
+
+
+def own_rows(folder: Path, policy: Policy, plan: Plan) -> SiteRows:
+    """Return a node's rows as it answers about them, for what is made at the site itself; FederationError where they are not the plan's."""
+    try:
+        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / "secret").read_bytes(), folder / STATE / "kept")
+    except _RefusedError as refusal:
+        raise FederationError(f"The site's table does not serve this plan: {refusal.reason.replace('_', ' ')}.") from None
+    except OSError as error:
+        raise FederationError(f"The node has answered no run yet, or its files cannot be read: {error.strerror}.") from None
 
 
 def open_ledger(folder: Path, name: str) -> None:

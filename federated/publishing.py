@@ -14,11 +14,8 @@ from clinical_ser.evaluation.predictions import Predictions, of_training
 from clinical_ser.evaluation.release import REPLICATES
 from clinical_ser.evaluation.software import software_versions
 from clinical_ser.evaluation.subgroups import LEAST_NAMED
-from clinical_ser.models.heads import Head
-from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey
-from clinical_ser.models.trained import HEADS
 from clinical_ser.models.training import Training, TrainingOptions
 from federated.protocols.evaluation import auroc_with_bound, frame_of
 from federated.training import Trained
@@ -57,9 +54,7 @@ def as_training(trained: Trained, *, cohort_digest: str) -> Training:
         cohort_digest=cohort_digest,
         subjects_learned_from=people.people,
         simulated=people.simulated,
-        options=TrainingOptions(
-            split=settings.folds, coverage=settings.coverage, refits=settings.refits, seed=settings.seed, head=_name_of(model.head)
-        ),
+        options=TrainingOptions(split=settings.folds, coverage=settings.coverage, refits=settings.refits, seed=settings.seed, head=model.head.kind),
     )
 
 
@@ -138,11 +133,6 @@ def publish(
         training, folder, name=name, version=version, statement=card.statement, card=card.to_json(), software=software, key=key, replace=replace
     )
     return Published(card, evidence, digest)
-
-
-def _name_of(head: Head) -> str:
-    """Return what `clinical-ser train` calls the head; of a stacked one that of its shared part, and the statement says what stands under it."""
-    return head.kind if head.kind in HEADS else LinearHead.kind
 
 
 def _numbered(frame: pd.DataFrame) -> pd.DataFrame:

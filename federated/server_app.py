@@ -15,13 +15,15 @@ from typing import Any, Self
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from clinical_ser.errors import ClinicalSerError
+from clinical_ser.cohorts.table import replaced
+from clinical_ser.errors import ClinicalSerError, FederationError
 from federated.consortium import FOLDER_VARIABLE, Consortium, Exchange
 from federated.flower import GridChannel
 from federated.identities import Identity
 from federated.plan import read_plan
 from federated.publishing import publish
 from federated.secure_sums import ExchangeRecord, SecureSums
+from federated.stacking import LOCAL_WEIGHTS, stack_across
 from federated.training import commitment, train_across
 
 DEADLINE_VARIABLE = "CLINICAL_SER_DEADLINE_S"
@@ -58,17 +60,19 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
     folder = consortium.run_folder(run)
     plan = read_plan(folder / "plan.json")
     with _Kept(consortium, run) as kept:
-        nodes = consortium.nodes()
+        nodes, identity = consortium.nodes(), Identity.load(consortium.folder / "identity.pem")
         channel = GridChannel(grid, {name: nodes[name] for name in plan.site_names})
         sums = SecureSums(
             channel,
             plan,
-            Identity.load(consortium.folder / "identity.pem"),
+            identity,
             store=folder / "totals",
             audit=consortium.audit,
             deadline_s=float(os.environ.get(DEADLINE_VARIABLE, DEADLINE_S)),
             on_step=kept.at,
         )
+        if plan.privacy is not None:
+            raise FederationError("A plan with noise is led from Python (federated.protocols.private_linear), not by this command.")
         trained = train_across(sums, plan.settings)
         published = publish(
             trained,
@@ -80,6 +84,10 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
             key=consortium.identity,
             replace=True,
         )
+        if plan.head == "linear+local":
+            sealed = stack_across(sums, trained).sealed(identity, plan.digest)
+            with replaced(folder / LOCAL_WEIGHTS) as unfinished:
+                unfinished.write_bytes(sealed)
         kept.finished(published.digest, sums.exchanges)
 
 

@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 from clinical_ser.errors import FederationError, InvalidValueError
 from clinical_ser.evaluation.release import REPLICATES
 from clinical_ser.models.background import BackgroundLearner
+from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.reference import Cut, cuts, summarise
 from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.trained import Refit, TrainedModel
 from federated.at_site import Scales, times_drawn
+from federated.identities import LOCAL_HEADS, Identity, require
+from federated.node import POLICY, own_rows
+from federated.plan import Plan
+from federated.policy import Policy
 from federated.protocols import cohort, evaluation, scores
 from federated.protocols.local_heads import Stacks, local_heads_of, stack, stacked_head
 from federated.publishing import Published, publish
@@ -32,6 +37,9 @@ STATEMENT = (
     "Trees that this hospital's own recordings grew stand under the head that all sites share: the file holds values of these recordings and must "
     "not leave the hospital. Its figures are those of all sites together, each with trees of its own."
 )
+LOCAL_WEIGHTS = "local-heads.weights"
+"""The coordinator's file, beside the model of a run: a signature, then a message."""
+SIGNATURE_BYTES = 64
 ABOUT = {"about": "weights of local heads/1"}
 OF_MAPS, OF_COHORT = "maps.", "cohort."
 JUDGED, BINNED = ("mean", "scale", "beta"), ("mass", "spread")
@@ -69,6 +77,18 @@ class Together:
         }
         arrays = {**self.judged, **_named(OF_MAPS, maps), **_named(OF_COHORT, self.cohort.totals), **self.binned, **self.evaluated}
         return Message(ABOUT, arrays).to_bytes()
+
+    def sealed(self, identity: Identity, plan: str) -> bytes:
+        """Return the same, signed by the coordinator for the run of this plan (its digest): what sites are sent."""
+        raw = self.to_bytes()
+        return identity.sign(LOCAL_HEADS, bytes.fromhex(plan) + raw) + raw
+
+    @classmethod
+    def opened(cls, sealed: bytes, plan: Plan) -> "Together":
+        """Inverse of `sealed`; FederationError unless the plan's coordinator signed it for this plan."""
+        signature, raw = sealed[:SIGNATURE_BYTES], sealed[SIGNATURE_BYTES:]
+        require(plan.coordinator, LOCAL_HEADS, bytes.fromhex(plan.digest) + raw, signature, "The file of weights")
+        return cls.from_bytes(raw, plan.settings)
 
     @classmethod
     def from_bytes(cls, raw: bytes, settings: Settings) -> "Together":
@@ -265,6 +285,49 @@ def site_bundle(
         key=key,
         statement=STATEMENT,
         replicates=replicates,
+        replace=replace,
+    )
+
+
+def make_site_bundle(
+    node: Path, plan: Plan, shared: Path, sealed: bytes, folder: Path, *, key: SigningKey | None, replace: bool = False
+) -> Published:
+    """Make a site's own bundle in its node's folder, from what the coordinator sent back after a run.
+
+    Parameters
+    ----------
+    node
+        The node's folder: its table, its secret and its trees.
+    plan
+        Of the run.
+    shared
+        Folder of the bundle that all sites share.
+    sealed
+        The coordinator's file of weights (`LOCAL_WEIGHTS`).
+    folder, key, replace
+        As in `site_bundle`.
+
+    Raises
+    ------
+    FederationError
+        The weights are not signed for this plan, the run has no local heads, or the site's table is not what the plan is about.
+    """
+    if plan.head != "linear+local":
+        raise FederationError("This plan has no trees at the sites.")
+    policy = Policy.read(node / POLICY)
+    together = Together.opened(sealed, plan)
+    bundle = read_bundle(shared)
+    rows = own_rows(node, policy, plan)
+    return site_bundle(
+        rows,
+        TrainedModel.from_bundle(bundle),
+        together,
+        folder,
+        name=plan.name,
+        version=plan.version,
+        sites=len(plan.sites),
+        cohort_digest=bundle.manifest.cohort_digest,
+        key=key,
         replace=replace,
     )
 

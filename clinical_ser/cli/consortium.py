@@ -83,6 +83,7 @@ def plan(
     task: Annotated[str, typer.Option(help="A built-in task, or a .toml file of your own.")] = "depression",
     feature_set: Annotated[list[str], typer.Option("--set", help="A feature set (repeatable).")] = list(DEFAULT_SETS),  # noqa: B006
     feature: Annotated[list[str] | None, typer.Option(help="Only this feature of the sets (repeatable).")] = None,
+    head: Annotated[str, typer.Option(help="linear, boosted, or linear+local (trees of its own at each site).")] = "linear",
     site: Annotated[list[str] | None, typer.Option(help="A site that takes part (repeatable); all approved ones otherwise.")] = None,
     folds: Annotated[int, typer.Option(min=2, max=20, help="Folds over people.")] = 5,
     refits: Annotated[int, typer.Option(min=2, max=200, help="Bootstrap refits, for how far a result can be trusted.")] = 40,
@@ -92,7 +93,7 @@ def plan(
 ) -> None:
     """Write down what a run will do; its digest is what sites approve."""
     from clinical_ser.features.extraction import feature_names, fingerprints
-    from federated.plan import Participant, Plan
+    from federated.plan import STATISTICS, Participant, Plan
 
     consortium = _open(folder)
     members, known = consortium.members(), feature_names(feature_set)
@@ -100,6 +101,8 @@ def plan(
         raise InvalidValueError("--site", unknown[0], sorted(members))
     if unknown := sorted(set(feature or ()) - set(known)):
         raise InvalidValueError("--feature", unknown[0], "a feature of the chosen sets")
+    if head not in STATISTICS:
+        raise InvalidValueError("--head", head, sorted(STATISTICS))
     try:
         made = Plan(
             run=run,
@@ -110,6 +113,8 @@ def plan(
             extractors=fingerprints(feature_set),
             sites=tuple(Participant(name=name, identity=members[name].identity) for name in sorted(site or members)),
             coordinator=consortium.identity.public.raw.hex(),
+            head=head,
+            statistics=STATISTICS[head],
             folds=folds,
             refits=refits,
             coverage=coverage,

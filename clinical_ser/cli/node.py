@@ -94,6 +94,30 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command("local-model")
+def local_model(
+    folder: Folder,
+    plan: Annotated[Path, typer.Option(help="The plan of the run (plan.json).")],
+    model: Annotated[Path, typer.Option(help="The bundle that all sites share, as the coordinator sent it.")],
+    weights: Annotated[Path, typer.Option(help="The coordinator's file local-heads.weights.")],
+    output_folder: Annotated[Path, typer.Option("--output", "-o", help="Folder of the site's own bundle; it must not leave the hospital.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle that is there.")] = False,
+) -> None:
+    """After a run with trees at each site: make the bundle that this hospital serves, with its own trees under the shared model."""
+    from clinical_ser.cli.console import check_bundle_folder
+    from clinical_ser.cli.train import own_key
+    from federated.plan import read_plan
+    from federated.stacking import make_site_bundle
+
+    check_bundle_folder(output_folder, replace=replace)
+    try:
+        sealed = weights.read_bytes()
+    except OSError as error:
+        raise InvalidValueError("--weights", f"a file that cannot be read ({error.strerror})", "local-heads.weights, from the coordinator") from None
+    published = make_site_bundle(_folder(folder).folder, read_plan(plan), model, sealed, output_folder, key=own_key(), replace=replace)
+    output.print(f"Bundle written, digest {published.digest[:12]}. It holds values of this hospital's patients: it must not leave.")
+
+
 @app.command("run")
 def run_node(
     folder: Folder,

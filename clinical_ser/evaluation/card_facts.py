@@ -167,7 +167,8 @@ class _Statements:
             "folds by subject.",
             "xgboost": "Gradient-boosted trees, each held to one family of features; the number of rounds is the one with the least log-loss in "
             "folds by subject.",
-            "stacked": "Ridge logistic regression of several hospitals, with this hospital's own boosted trees under it; their weights were learned together.",
+            "stacked": "Ridge logistic regression of several hospitals, with this hospital's own boosted trees under it; their weights were "
+            "learned together.",
         }.get(self._facts.head, f"A head of kind {self._facts.head}.")
         joined = {
             "late": " Named features and each embedding have a head of their own, a linear one for embeddings, and their margins are added.",

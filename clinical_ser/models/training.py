@@ -28,8 +28,8 @@ from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.operating_point import OperatingPoint, choose
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import Cut, cuts, summarise
-from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.rows import Rows, Selection, select_rows
+from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.trained import HEADS, Calibrator, Refit, TrainedModel, answer_statuses, at_answering_shares
 from clinical_ser.models.weights import subject_weights
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from clinical_ser.cohorts.table import read_table
-from clinical_ser.errors import BundleSchemaError, FederationError, InvalidValueError
+from clinical_ser.errors import BundleSchemaError, FederationError, InvalidValueError, SiteRefusalError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
@@ -21,11 +21,13 @@ from clinical_ser.models.stacked_head import StackedHead
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.weights import subject_weights
 from federated.at_site import EVERYBODY, Scales
+from federated.identities import LOCAL_HEADS, Identity
 from federated.node import site_rows
-from federated.plan import LOCAL
+from federated.plan import LINEAR, LOCAL, Plan
 from federated.protocols.local_heads import FOLDER, local_heads_of, stacked
 from federated.protocols.scores import BINS
-from federated.stacking import Together, site_bundle, site_model, stack_across
+from federated.publishing import publish
+from federated.stacking import Together, make_site_bundle, site_bundle, site_model, stack_across
 from federated.statistics import Ask, PooledSums, SiteRows
 from federated.training import Trained, linear_head, train_across
 from tests.federated.cohorts import FOLDS, cohort_rows, part_of, settings, split
@@ -263,3 +265,31 @@ def test_nodes_weigh_their_trees_and_keep_them(tmp_path):
     np.testing.assert_allclose(served.log_odds(kept.X), site_model(rows["curie"], linear.model, pooled).log_odds(kept.X), atol=1e-6)
     answers = b"".join(body for _, body, _ in wires.received)
     assert not any(file.read_bytes()[:200] in answers for file in grown)
+
+
+def test_a_site_makes_its_own_bundle_from_what_the_coordinator_signed_for_the_run(tmp_path):
+    made = make_consortium(tmp_path, head="linear+local", statistics=LOCAL)
+    sums = made.sums()
+    linear = train_across(sums, made.plan.settings)
+    sealed = stack_across(sums, linear).sealed(made.identity, made.plan.digest)
+    shared = tmp_path / "shared"
+    publish(linear, shared, name="across", version="1", sites=3, cohort_digest="0" * 64, key=None, replicates=60)
+    published = make_site_bundle(made.site("ada"), made.plan, shared, sealed, tmp_path / "own", key=None)
+    bundle = read_bundle(tmp_path / "own")
+    assert bundle.manifest.head == "stacked"
+    assert "must not leave the hospital" in published.card.statement
+    assert published.card.head == "stacked"
+    for forged in (sealed[:63] + bytes([sealed[63] ^ 1]) + sealed[64:], sealed[:-1], b"", Identity.generate().sign(LOCAL_HEADS, b"") + sealed[64:]):
+        with pytest.raises(FederationError, match="not signed"):
+            make_site_bundle(made.site("ada"), made.plan, shared, forged, tmp_path / "forged", key=None)
+    other = Plan.model_validate(made.plan.model_dump() | {"run": "another"})
+    with pytest.raises(FederationError, match="not signed"):
+        make_site_bundle(made.site("ada"), other, shared, sealed, tmp_path / "forged", key=None)
+    assert not (tmp_path / "forged").exists()
+
+
+def test_scores_with_local_trees_are_refused_under_a_plan_without_them(tmp_path):
+    made = make_consortium(tmp_path, statistics=LINEAR)
+    ask = Ask("scores", {}, {"families": "pitch", "seed": 0})
+    with pytest.raises(SiteRefusalError, match="statistic not allowed"):
+        made.sums().total("scores", [ask])
