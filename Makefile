@@ -29,7 +29,7 @@ demo: setup
 
 test: $(NEURAL_STAMP) $(FEDERATED_STAMP)
 	$(BIN)/python -m pytest -n auto --ignore tests/federated
-	$(FEDERATED)/bin/python -m pytest -n auto tests/federated
+	$(FEDERATED)/bin/python -m pytest -n auto tests/federated tests/cli/test_node.py
 
 $(FEDERATED_STAMP): pyproject.toml constraints-federated.txt
 	@test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)

@@ -223,26 +223,22 @@ def made_up(subjects: int, features: int, *, seed: int = 0) -> FeatureTable:
 
 
 class RayChannel:
-    """Every site a process of its own, as Ray starts and asks them."""
+    """Sites answer in Ray's worker processes, two at a time, each opening its folder anew."""
 
     def __init__(self, folders: Mapping[str, Path]):
         import ray
 
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
 
-        @ray.remote(num_cpus=0.02)
-        class Site:
-            def __init__(self, folder: Path):
-                self._folder = folder
+        @ray.remote(num_cpus=1)
+        def answer(folder: Path, body: bytes, signature: bytes) -> tuple[bytes, bytes]:
+            return Node.open(folder).answer(body, signature)
 
-            def answer(self, body: bytes, signature: bytes) -> tuple[bytes, bytes]:
-                return Node.open(self._folder).answer(body, signature)
-
-        self._ray, self._sites = ray, {name: Site.remote(folder) for name, folder in folders.items()}
+        self._ray, self._answer, self._folders = ray, answer, dict(folders)
 
     def exchange(self, messages: Mapping[str, tuple[bytes, bytes]], timeout_s: float) -> dict[str, tuple[bytes, bytes]]:
         """See `secure_sums.Channel`."""
-        asked = {name: self._sites[name].answer.remote(*letter) for name, letter in messages.items()}
+        asked = {name: self._answer.remote(self._folders[name], *letter) for name, letter in messages.items()}
         return dict(zip(asked, self._ray.get(list(asked.values()), timeout=timeout_s), strict=True))
 
 
@@ -289,7 +285,7 @@ def cost(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
                         "sites": sites,
                         "features": features,
                         "people": trained.cohort.people,
-                        "where": "Ray, a process a site" if given.ray else "one process",
+                        "where": "Ray, two workers" if given.ray else "one process",
                         "exchanges": len(sums.exchanges),
                         "seconds": f"{seconds:.1f}",
                         "of these, exchanges": f"{sum(each.seconds for each in sums.exchanges):.1f}",

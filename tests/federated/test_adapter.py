@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 
 from clinical_ser.errors import FederationError, InvalidValueError
@@ -15,8 +16,6 @@ from federated.privacy import charge_of, epsilon
 from federated.protocols.adapter import HEAD, NORM, AdapterRound, PrivateAdapterRound, clipped_total, local_layers, margins
 from federated.statistics import Arrays, Ask, PooledSums, SiteRows
 from tests.federated.cohorts import cohort_rows, part_of
-
-torch = pytest.importorskip("torch")
 
 FEATURES = 8
 DELTA = 1e-4
@@ -242,7 +241,8 @@ def test_a_subject_whose_gradient_overflows_moves_nobody_elses() -> None:
 
 
 def test_clipped_gradients_are_those_of_opacus() -> None:
-    opacus = pytest.importorskip("opacus.grad_sample")
+    from opacus.grad_sample import GradSampleModule
+
     rows = rows_of(12, None)
     rows = part_of(rows, np.arange(0, len(rows), 2), b"", first=True)  # one recording each: Opacus counts rows
     Z, target = standardised(rows.X, *scales_of(rows)), rows.target.astype(float)
@@ -252,7 +252,7 @@ def test_clipped_gradients_are_those_of_opacus() -> None:
     with torch.no_grad():
         for parameter, name in zip(module.parameters(), names, strict=True):
             parameter.copy_(network[name].reshape(parameter.shape))
-    watched = opacus.GradSampleModule(module, loss_reduction="sum")
+    watched = GradSampleModule(module, loss_reduction="sum")
     torch.nn.functional.binary_cross_entropy_with_logits(
         watched(torch.tensor(Z, requires_grad=True))[:, 0], torch.tensor(target), reduction="sum"
     ).backward()
@@ -265,7 +265,6 @@ def test_clipped_gradients_are_those_of_opacus() -> None:
 
 
 def test_a_private_training_tells_no_numbers_and_costs_what_its_asks_do(tmp_path: Path) -> None:
-    pytest.importorskip("dp_accounting")
     rows = rows_of(200, None)
     sums = Watched(split(rows, tmp_path))
     privacy = AdapterPrivacy(noise_multiplier=1.0, sampling_probability=0.2, steps=5, people=100)

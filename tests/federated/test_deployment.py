@@ -14,9 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr")
-
 from typer.testing import CliRunner
 
 from clinical_ser.audit.configuration import LogConfiguration

@@ -7,9 +7,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr")
-
 from flwr.cli.build import build_fab_from_disk
 
 from federated.gate import APP_FOLDER, build_hash, build_of_this_version

@@ -9,9 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr")
-
 from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResultStatus
 

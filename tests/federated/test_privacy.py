@@ -12,8 +12,6 @@ from scipy.stats import kstest
 from clinical_ser.errors import FederationError, InvalidValueError, SiteRefusalError
 from federated.privacy import BUDGET_SPENT, GRID_BITS, Charge, Ledger, Part, epsilon, gaussian, noise_for, noisy, sensitivity, uniform, with_noise
 
-pytest.importorskip("dp_accounting")
-
 DELTA = 1e-5
 
 

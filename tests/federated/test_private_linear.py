@@ -24,8 +24,6 @@ from federated.protocols.private_linear import (
 from federated.statistics import Arrays, Ask, PooledSums, SiteRows
 from tests.federated.cohorts import cohort_rows, part_of
 
-pytest.importorskip("dp_accounting")
-
 DELTA = 1e-4
 FEATURES = 6
 
