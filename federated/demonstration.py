@@ -26,12 +26,14 @@ from clinical_ser.evaluation.intervals import delong
 from clinical_ser.models.rows import select_rows
 from clinical_ser.models.trained import TrainedModel
 from federated.identities import Identity
-from federated.node import AUDIT, IDENTITY, POLICY, Node, site_rows
+from federated.node import AUDIT, IDENTITY, POLICY, Node, make_state
 from federated.plan import LINEAR, Participant, Plan
 from federated.secure_sums import DirectChannel, ExchangeRecord, SecureSums
+from federated.site_table import dealt, site_rows
 from federated.statistics import PooledSums
 from federated.training import Trained, train_across
 
+FOLDS = 5
 HELD_OUT = 4
 """One of so many speakers of each site is kept aside, for comparing models on people whom none of them heard."""
 
@@ -106,6 +108,8 @@ def demonstrate(
         There are fewer than three sites, or the folder has a run in it already.
     """
     sites = sorted(table.frame["site"].unique())
+    # Folds are told, so that the same people are held out in the pooled training that all this is compared with.
+    table = replace(table, frame=table.frame.assign(fold=dealt(table.subjects, 0, FOLDS)))
     held = np.array([int.from_bytes(sha256(f"held out {name}".encode()).digest()[:8], "big") % HELD_OUT == 0 for name in table.subjects])
     of_site = table.frame["site"].to_numpy(str)
     identities = {name: Identity.generate() for name in sites}
@@ -118,6 +122,8 @@ def demonstrate(
         features=table.feature_names,
         extractors=table.extractors,
         refits=refits,
+        folds=FOLDS,
+        fold_column="fold",
         statistics=LINEAR,
         sites=tuple(Participant(name=name, identity=identities[name].public) for name in sites),
         coordinator=coordinator.public,
@@ -159,6 +165,7 @@ def _answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
 def make_hospital(folder: Path, name: str, table: FeatureTable, identity: Identity, plan: Plan) -> Hospital:
     """Make a node's folder whose policy allows the plan."""
     folder.mkdir(mode=0o700, parents=True)
+    make_state(folder, name)
     write_table(table, folder / "features.parquet")
     write_new_file(folder / IDENTITY, identity.to_pem(), mode=0o600)
     LogConfiguration(f"demo.example/{name}", f"sqlite:{(folder / 'audit.sqlite').absolute()}", folder.absolute() / "audit-keys").create(

@@ -6,7 +6,6 @@ under the same number gets a refusal, and a site that was killed at any moment g
 
 import fcntl
 import hashlib
-import hmac
 import json
 import os
 import subprocess
@@ -19,25 +18,27 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from clinical_ser.atomic_folder import sync_folder
+from clinical_ser.atomic_folder import sync_folder, write_new_file
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, FederatedRound, Role
 from clinical_ser.audit.log import AuditLog
-from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
+from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError, SiteRefusalError
-from clinical_ser.models.rows import select_rows
 from clinical_ser.models.training import cohort_digest
 from clinical_ser.strict import Strict
+from federated.asking import asks_of, check_asks, scales_of
 from federated.fixed_point import encode, is_wide
 from federated.heads_of_logs import Head, head_of
 from federated.identities import REPLY, REQUEST, RUN_KEY, Identity, require, run_key_message
 from federated.masking import context_of, mask
 from federated.plan import Hex32, Plan
 from federated.policy import Policy
+from federated.refusals import Reason, RefusedError
+from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, without_rare
 from federated.statistics import Ask, SiteRows, contribution, known_statistics
 from federated.wire import Message
 
@@ -45,44 +46,13 @@ T = TypeVar("T", bound=Strict)
 POLICY, IDENTITY, AUDIT, STATE = "node.toml", "identity.pem", "audit.toml", "state"
 LEDGER = "privacy.ledger"
 """In the state's folder; made with the node, and never again: a ledger that is lost is not an empty one."""
+SECRET, MEMORY, KEPT = "secret", "memory.json", "kept"
 SECRET_BYTES = 32
 CLOCKS_APART_S = 600.0
 """By how much the coordinator's clock and the site's may differ for a request that was not answered yet."""
 TOLD_WITHIN_S = 10.0
 BUCKETS = (20, 50, 100, 200, 500, 1000)
 """People are told of in the log as a range between these."""
-
-Reason = Literal[
-    "not_signed_by_the_coordinator",
-    "not_a_request",
-    "clock",
-    "plan_not_approved",
-    "run_is_another_plan",
-    "not_in_the_plan",
-    "too_few_sites",
-    "set_isolates_a_site",
-    "people_differ_by_few",
-    "too_many_exchanges",
-    "keys_do_not_fit",
-    "step_answered_already",
-    "step_out_of_order",
-    "statistic_not_allowed",
-    "statistic_unknown",
-    "group_not_in_the_plan",
-    "features_differ",
-    "too_few_subjects",
-    "too_few_of_a_class",
-    "privacy_budget_spent",
-    "privacy_required",
-    "ledger_not_available",
-    "contribution_out_of_range",
-    "log_shrank",
-    "log_not_available",
-    "policy_not_readable",
-    "data_not_readable",
-    "data_changed",
-    "not_computed",
-]
 
 
 _OF_A_BAD_ASK = (ClinicalSerError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -101,6 +71,10 @@ class _Run(Strict):
     """Step to the digest of the request that it was answered to."""
     data: Hex32 | None = None
     """Digest of the table, from the first sum on: a run is about the same rows throughout."""
+    scales: Hex32 | None = None
+    """Digest of the means and scales, from the first on that were asked with."""
+    ended: bool = False
+    """Something could not be computed. Why depends on the rows, so it is said once, and nothing more is answered."""
 
 
 class _Memory(Strict):
@@ -112,12 +86,6 @@ class _Memory(Strict):
     """Of whom: a keyed tag a person and their recordings, so that this file names nobody."""
     heads: dict[str, Head] = Field(default_factory=dict)
     """Of the other party's log, by its name."""
-
-
-class _RefusedError(Exception):
-    def __init__(self, reason: Reason):
-        super().__init__(reason)
-        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -139,6 +107,7 @@ class _Asked:
     plan: Plan
     step: int
     time: datetime
+    signature: bytes
 
 
 class Node:
@@ -173,18 +142,21 @@ class Node:
             The answer and this site's signature. What is refused is answered too, with a reason and nothing else. Both are in this site's audit log
             before they are returned.
         """
-        with self._held():
-            name, asked = "unknown", None
-            try:
+        name, asked = "unknown", None
+        try:
+            with self._held():
                 policy = self._policy()
                 name = policy.name
                 asked = self._asked(policy, body, signature)
                 self._check(policy, asked)
                 reply = self._joined(policy, asked) if asked.step == 0 else self._summed(policy, asked)
-            except _RefusedError as refusal:
-                reply = self._refusal(name, body, asked, refusal.reason)
-            raw = reply.to_bytes()
-            return raw, self._identity.sign(REPLY, raw)
+        except RefusedError as refusal:
+            reply = self._refusal(name, body, asked, refusal.reason)
+        except (OSError, ClinicalSerError, ImportError):
+            # A full disk, a file that somebody changed: what it was stays here, since its text may hold a path.
+            reply = self._refusal(name, body, asked, "state_not_whole")
+        raw = reply.to_bytes()
+        return raw, self._identity.sign(REPLY, raw)
 
     def record_refused_build(self, build: str) -> None:
         """Write into the log that an app build was refused; `build` is its hash."""
@@ -210,43 +182,43 @@ class Node:
         try:
             return Policy.read(self._folder / POLICY)
         except FederationError:
-            raise _RefusedError("policy_not_readable") from None
+            raise RefusedError("policy_not_readable") from None
 
     def _asked(self, policy: Policy, body: bytes, signature: bytes) -> _Asked:
         if policy.coordinator is None:
-            raise _RefusedError("not_signed_by_the_coordinator")
+            raise RefusedError("not_signed_by_the_coordinator")
         try:
             require(policy.coordinator, REQUEST, body, signature, "The request")
         except FederationError:
-            raise _RefusedError("not_signed_by_the_coordinator") from None
+            raise RefusedError("not_signed_by_the_coordinator") from None
         try:
             message = Message.from_bytes(body)
             header = message.header
             plan, step, time = Plan.from_bytes(str(header["plan"]).encode()), header["step"], datetime.fromisoformat(str(header["time"]))
         except (FederationError, KeyError, ValueError):
-            raise _RefusedError("not_a_request") from None
+            raise RefusedError("not_a_request") from None
         if type(step) is not int or step < 0 or time.tzinfo is None:
-            raise _RefusedError("not_a_request")
-        return _Asked(message, content_of(message), plan, step, time)
+            raise RefusedError("not_a_request")
+        return _Asked(message, content_of(message), plan, step, time, signature)
 
     def _check(self, policy: Policy, asked: _Asked) -> None:
         self._check_plan(policy, asked.plan, asked.step)
         if abs((self._clock() - asked.time).total_seconds()) > CLOCKS_APART_S and not self._was_answered(asked):
-            raise _RefusedError("clock")
+            raise RefusedError("clock")
 
     def _check_plan(self, policy: Policy, plan: Plan, step: int) -> None:
         if plan.digest not in policy.approved.plans or plan.coordinator != policy.coordinator:
-            raise _RefusedError("plan_not_approved")
+            raise RefusedError("plan_not_approved")
         if {(site.name, site.identity) for site in plan.sites if site.name == policy.name} != {(policy.name, self.identity)}:
-            raise _RefusedError("not_in_the_plan")
+            raise RefusedError("not_in_the_plan")
         if step > plan.most_exchanges:
-            raise _RefusedError("too_many_exchanges")
+            raise RefusedError("too_many_exchanges")
         if len(plan.sites) < max(policy.release.minimum_sites, plan.minimum_sites):
-            raise _RefusedError("too_few_sites")
+            raise RefusedError("too_few_sites")
         if not set(plan.statistics) <= set(policy.release.statistics):
-            raise _RefusedError("statistic_not_allowed")
+            raise RefusedError("statistic_not_allowed")
         if policy.privacy.required and plan.privacy is None:
-            raise _RefusedError("privacy_required")
+            raise RefusedError("privacy_required")
 
     # ── answering ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -266,42 +238,48 @@ class Node:
         plan = asked.plan
         run = self._run(plan, make=False)
         if run is None:
-            raise _RefusedError("step_out_of_order")
+            raise RefusedError("step_out_of_order")
         if (known := run.answered.get(asked.step)) is not None:
             if known != asked.content.hex():
-                raise _RefusedError("step_answered_already")
+                raise RefusedError("step_answered_already")
             if (kept := self._kept(plan, asked.step)) is not None:
                 # The same words; the log has grown since, and shows itself as it is.
                 again = self._record(policy, asked, "not counted", "released", hashlib.sha256(kept.arrays["words"].tobytes()).hexdigest())
                 return Message({**kept.header, "head": again.model_dump(mode="json")}, kept.arrays)
             if asked.step < max(run.answered):
                 # Its answer left, and is not kept any more. Computed again it might differ, and two answers under one mask say by how much.
-                raise _RefusedError("step_answered_already")
+                raise RefusedError("step_answered_already")
         elif asked.step != max(run.answered, default=0) + 1:
-            raise _RefusedError("step_out_of_order")
+            raise RefusedError("step_out_of_order")
+        if run.ended:
+            raise RefusedError("run_ended")
         keys = self._keys(asked, run)
         asks = asks_of(asked.message)
-        of_local_trees = any("families" in ask.options for ask in asks)
-        if not {ask.statistic for ask in asks} <= set(plan.statistics) or (of_local_trees and "stacking" not in plan.statistics):
-            raise _RefusedError("statistic_not_allowed")
+        check_asks(plan, asks)
         if not {ask.statistic for ask in asks} <= set(known_statistics()):
-            raise _RefusedError("statistic_unknown")
-        _check_groups(plan, asks)
+            raise RefusedError("statistic_unknown")
         rows, data = self._rows(policy, plan)
         if run.data not in {None, data.bytes}:
-            raise _RefusedError("data_changed")
+            raise RefusedError("data_changed")
+        scales = _scales_digest(asks)
+        if scales is not None and run.scales not in {None, scales}:
+            raise RefusedError("scales_differ")
         self._check_set(policy, plan, data)
+        # First it is written down what this step is answered to: a site that dies now gives the same bytes when it is asked again, since they follow
+        # from the request alone, and refuses every other request of this step, also where this one cannot be computed.
+        seen = {"keys": {k: v.hex() for k, v in keys.items()}, "answered": run.answered | {asked.step: asked.content.hex()}, "data": data.bytes}
+        run = run.model_copy(update=seen | {"scales": scales or run.scales})
+        self._write(self._run_file(plan), run)
+        self._remember_set(plan, data)
+        self._keep_request(asked)
         paid = self._pay(policy, asked, asks, data)
-        words, layout = self._words(rows, asks, len(plan.sites))
+        try:
+            words, layout = self._words(rows, asks, len(plan.sites))
+        except RefusedError:
+            self._write(self._run_file(plan), run.model_copy(update={"ended": True}))
+            raise
         context = context_of(plan.digest.encode(), asked.step, asked.content, layout_bytes(layout), keys)
         masked = words + mask(policy.name, X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key)), keys, context, len(words))
-        # First it is written down what this step was answered to: a site that dies now gives the same bytes when it is asked again, since
-        # they follow from the request alone, and refuses every other request of this step.
-        answered = run.answered | {asked.step: asked.content.hex()}
-        self._write(
-            self._run_file(plan), run.model_copy(update={"keys": {k: v.hex() for k, v in keys.items()}, "answered": answered, "data": data.bytes})
-        )
-        self._remember_set(plan, data)
         own = self._record(policy, asked, _people(rows), "released", hashlib.sha256(masked.tobytes()).hexdigest(), asks=asks, ledger=paid)
         reply = _reply(policy.name, asked, "sum", own, {"layout": [[name, list(shape)] for name, shape in layout]}, {"words": masked})
         self._keep(plan, asked.step, reply)
@@ -310,13 +288,16 @@ class Node:
     def _words(self, rows: SiteRows, asks: Sequence[Ask], sites: int) -> tuple[NDArray[np.uint64], list[tuple[str, tuple[int, ...]]]]:
         layout: list[tuple[str, tuple[int, ...]]] = []
         parts: list[NDArray[np.uint64]] = []
+        if not all(fits_scales(rows, mean, scale) for mean, scale in scales_of(asks)):
+            raise RefusedError("not_computed")
         for place, ask in enumerate(asks):
             try:
                 with np.errstate(all="ignore"):
                     found = contribution(rows, ask)
                 wide = is_wide(known_statistics()[ask.statistic].bound, sites)
-            except (FederationError, *_OF_A_BAD_ASK) as error:
-                raise _RefusedError("contribution_out_of_range" if isinstance(error, FederationError) else "not_computed") from None
+            except _OF_A_BAD_ASK:
+                # One reason for all: which of them it was depends on the rows.
+                raise RefusedError("not_computed") from None
             for name, values in sorted(found.items()):
                 layout.append((f"{place}/{name}", values.shape))
                 parts.append(encode(values.ravel(), wide=wide))
@@ -342,7 +323,7 @@ class Node:
                     )
                 )
                 head = head_of(log.checkpoint)
-        except ClinicalSerError:
+        except (OSError, ClinicalSerError):
             # A refusal says nothing of anybody; it may leave although it could not be recorded, and says which of the two went wrong.
             reason = "log_not_available"
         self._tell(name, run, asked.step if asked else 0, "refused", reason)
@@ -364,43 +345,45 @@ class Node:
             entries: Any = asked.message.header["keys"]
             given = {str(name): (bytes.fromhex(entry[0]), bytes.fromhex(entry[1])) for name, entry in entries.items()}
             if set(given) != set(asked.plan.site_names):
-                raise _RefusedError("keys_do_not_fit")
+                raise RefusedError("keys_do_not_fit")
+            private = X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key))
             for site in asked.plan.sites:
                 key, signature = given[site.name]
+                # A point of low order makes a secret that everybody knows; the library says so.
+                private.exchange(X25519PublicKey.from_public_bytes(key))
                 require(site.identity, RUN_KEY, run_key_message(asked.plan.digest, site.name, key), signature, "A key")
         except (KeyError, AttributeError, TypeError, ValueError, FederationError):
-            raise _RefusedError("keys_do_not_fit") from None
+            raise RefusedError("keys_do_not_fit") from None
         keys = {name: key for name, (key, _) in given.items()}
         own = X25519PrivateKey.from_private_bytes(bytes.fromhex(run.key)).public_key().public_bytes_raw()
         mine = next(site.name for site in asked.plan.sites if site.identity == self.identity)
         if keys[mine] != own or len(set(keys.values())) != len(keys) or (run.keys and run.keys != {k: v.hex() for k, v in keys.items()}):
-            raise _RefusedError("keys_do_not_fit")
+            raise RefusedError("keys_do_not_fit")
         return keys
 
     def _check_set(self, policy: Policy, plan: Plan, data: "_Data") -> None:
         """Refuse what, beside sums that left before, isolates a few sites or a few people by subtraction."""
-        wanted, memory = set(plan.site_names), self._memory()
+        memory = self._memory()
         for earlier in memory.people:
             changed = max(len(set(earlier) - set(data.people)), len(set(data.people) - set(earlier)))
             if 0 < changed < policy.release.minimum_changed_subjects:
-                raise _RefusedError("people_differ_by_few")
-        for before in memory.sets:
-            apart = wanted ^ set(before)
-            allowed = tuple(sorted(wanted)) in {tuple(sorted(names)) for names in policy.release.sets}
-            # Whatever became of the data since: most of the rows are the same, and what was added to one table is as good as known.
-            if 0 < len(apart) < policy.release.minimum_sites and not allowed:
-                raise _RefusedError("set_isolates_a_site")
+                raise RefusedError("people_differ_by_few")
+        # Any other set, however different: three plans can isolate a site where no two of them do. Whatever became of the data since, most of the
+        # rows are the same.
+        allowed = plan.site_names in {tuple(sorted(names)) for names in policy.release.sets}
+        if memory.sets and plan.site_names not in memory.sets and not allowed:
+            raise RefusedError("other_sites_than_before")
 
     def _remember_set(self, plan: Plan, data: "_Data") -> None:
         memory = self._memory()
         sets, people = dict.fromkeys((*memory.sets, plan.site_names)), dict.fromkeys((*memory.people, data.people))
-        self._write(self._state / "memory.json", memory.model_copy(update={"sets": tuple(sets), "people": tuple(people)}))
+        self._write(self._state / MEMORY, memory.model_copy(update={"sets": tuple(sets), "people": tuple(people)}))
 
     def _pay(self, policy: Policy, asked: _Asked, asks: Sequence[Ask], data: _Data) -> str | None:
         """Pay for noisy answers before they are computed, where the policy lets any leave; return the ledger line's digest."""
         known = known_statistics()
         if policy.privacy.required and not all(known[ask.statistic].private for ask in asks):
-            raise _RefusedError("privacy_required")
+            raise RefusedError("privacy_required")
         if not any(known[ask.statistic].private for ask in asks):
             return None
         from federated.privacy import Ledger, charge_of
@@ -412,11 +395,11 @@ class Node:
             ledger, limit = Ledger(self._state / LEDGER), policy.privacy
             return ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=limit.epsilon, delta=limit.delta, request=request)
         except SiteRefusalError:
-            raise _RefusedError("privacy_budget_spent") from None
+            raise RefusedError("privacy_budget_spent") from None
         except FederationError:
-            raise _RefusedError("ledger_not_available") from None
+            raise RefusedError("ledger_not_available") from None
         except (InvalidValueError, KeyError):
-            raise _RefusedError("not_computed") from None
+            raise RefusedError("not_computed") from None
 
     # ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -425,27 +408,30 @@ class Node:
         path = self._folder / policy.table
         try:
             before = hashlib.sha256(path.read_bytes()).hexdigest()
-            rows = site_rows(read_table(path), plan, self._secret(), self._state / "kept")
+            table = read_table(path)
+            rows = site_rows(table, plan, self._secret(), self._state / KEPT)
             after = hashlib.sha256(path.read_bytes()).hexdigest()
-        except _RefusedError:
+        except RefusedError:
             raise
         except (ClinicalSerError, OSError, LookupError, TypeError, ValueError):
-            raise _RefusedError("data_not_readable") from None
+            raise RefusedError("data_not_readable") from None
         if before != after:
             # Replaced while it was read: nobody knows of which of the two these rows are.
-            raise _RefusedError("data_changed")
-        data = _Data(tags_of(rows), before)
+            raise RefusedError("data_changed")
+        data = _Data(tags_of(table, self._secret()), before)
         if len(np.unique(rows.subjects)) < policy.release.minimum_subjects:
-            raise _RefusedError("too_few_subjects")
+            raise RefusedError("too_few_subjects")
         if min(len(np.unique(rows.subjects[rows.target == k])) for k in (0, 1)) < policy.release.minimum_subjects_of_a_class:
-            raise _RefusedError("too_few_of_a_class")
-        return rows, data
+            raise RefusedError("too_few_of_a_class")
+        if least_in_a_fold(rows, plan.folds) < LEAST_IN_A_FOLD:
+            raise RefusedError("too_few_in_a_fold")
+        return without_rare(rows, plan.groups, policy.release.minimum_group), data
 
     def _secret(self) -> bytes:
-        path = self._state / "secret"
-        if not path.exists():
-            _write_private(path, os.urandom(SECRET_BYTES))
-        return path.read_bytes()
+        found = (self._state / SECRET).read_bytes()
+        if len(found) != SECRET_BYTES:
+            raise RefusedError("state_not_whole")
+        return found
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -465,7 +451,7 @@ class Node:
         if path.exists():
             run = _read(_Run, path)
             if run.plan != plan.digest:
-                raise _RefusedError("run_is_another_plan")
+                raise RefusedError("run_is_another_plan")
             return run
         if not make:
             return None
@@ -481,7 +467,16 @@ class Node:
     def _kept(self, plan: Plan, step: int) -> Message | None:
         """Return the answer that was given to this step, if it is still there; if not, it is computed again to the same bytes."""
         path = self._run_file(plan).parent / f"step-{step:06}.reply"
-        return Message.from_bytes(path.read_bytes()) if path.exists() else None
+        try:
+            return Message.from_bytes(path.read_bytes()) if path.exists() else None
+        except FederationError:
+            # Torn: it never left.
+            return None
+
+    def _keep_request(self, asked: _Asked) -> None:
+        """Keep what was asked, as it was signed: digests are in the log, and the questions behind them can be shown."""
+        folder = self._run_file(asked.plan).parent
+        _write_private(folder / f"step-{asked.step:06}.request", asked.signature + asked.message.to_bytes())
 
     def _keep(self, plan: Plan, step: int, reply: Message) -> None:
         folder = self._run_file(plan).parent
@@ -491,8 +486,7 @@ class Node:
                 old.unlink()
 
     def _memory(self) -> _Memory:
-        path = self._state / "memory.json"
-        return _read(_Memory, path) if path.exists() else _Memory()
+        return _read(_Memory, self._state / MEMORY)
 
     def _write(self, path: Path, content: Strict) -> None:
         _write_private(path, content.model_dump_json().encode())
@@ -519,10 +513,10 @@ class Node:
         try:
             seen = Head.model_validate(shown) if shown is not None else None
         except ValidationError:
-            raise _RefusedError("not_a_request") from None
+            raise RefusedError("not_a_request") from None
         before = memory.heads.get("coordinator")
-        if seen is not None and before is not None and not seen.may_follow(before):
-            raise _RefusedError("log_shrank")
+        if before is not None and (seen is None or not seen.may_follow(before)):
+            raise RefusedError("log_shrank")
         event = FederatedRound(
             actor=_actor(policy.name),
             federation=asked.plan.run,
@@ -543,9 +537,9 @@ class Node:
                 log.append(event)
                 head = head_of(log.checkpoint)
         except ClinicalSerError:
-            raise _RefusedError("log_not_available") from None
+            raise RefusedError("log_not_available") from None
         if seen is not None:
-            self._write(self._state / "memory.json", self._memory().model_copy(update={"heads": {**memory.heads, "coordinator": seen}}))
+            self._write(self._state / MEMORY, self._memory().model_copy(update={"heads": {**memory.heads, "coordinator": seen}}))
         self._tell(policy.name, asked.plan.run, asked.step, action, None, policy=policy)
         return head
 
@@ -566,100 +560,30 @@ class Node:
 def own_rows(folder: Path, policy: Policy, plan: Plan) -> SiteRows:
     """Return a node's rows as it answers about them, for what is made at the site itself; FederationError where they are not the plan's."""
     try:
-        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / "secret").read_bytes(), folder / STATE / "kept")
-    except _RefusedError as refusal:
+        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / SECRET).read_bytes(), folder / STATE / KEPT)
+    except RefusedError as refusal:
         raise FederationError(f"The site's table does not serve this plan: {refusal.reason.replace('_', ' ')}.") from None
     except OSError as error:
         raise FederationError(f"The node has answered no run yet, or its files cannot be read: {error.strerror}.") from None
 
 
-def open_ledger(folder: Path, name: str) -> None:
-    """Open the account of a new node's data; noisy answers are paid from it, and without it there are none."""
+def make_state(folder: Path, name: str) -> None:
+    """Make what a new node remembers with: its secret, its memory and its privacy ledger. They are made once: what is lost is not empty."""
     from federated.privacy import Ledger
 
-    (folder / STATE).mkdir(mode=0o700, exist_ok=True)
+    state = folder / STATE
+    state.mkdir(mode=0o700, exist_ok=True)
+    write_new_file(state / SECRET, os.urandom(SECRET_BYTES), mode=0o600)
+    write_new_file(state / MEMORY, _Memory().model_dump_json().encode(), mode=0o600)
     Ledger.create(folder / STATE / LEDGER, site=name, dataset=f"table of {name}")
 
 
-def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | None) -> SiteRows:
-    """Return the rows of a table that a plan is about.
-
-    Raises
-    ------
-    ManifestError, TableError
-        The table has no labels for the task, or lacks what the plan needs.
-    FederationError
-        Its features are not the plan's, or were measured by other code.
-    """
-    measured_alike = all(table.extractors.get(name) == wanted for name, wanted in plan.extractors.items())
-    if not set(plan.features) <= set(table.feature_names) or not measured_alike:
-        raise _RefusedError("features_differ")
-    selected = select_rows(table, plan.task, plan.features, use_baseline=False, used_as="learned from")
-    if selected.task.classes != plan.task.classes:
-        raise _RefusedError("data_not_readable")
-    rows = selected.rows
-    if plan.fold_column is not None:
-        if plan.fold_column not in rows.frame:
-            raise _RefusedError("data_not_readable")
-        fold = rows.frame[plan.fold_column].to_numpy(np.int64)
-    else:
-        fold = np.array([fold_of(name, plan.seed, plan.folds) for name in rows.subjects], dtype=np.int64)
-    if len(fold) and not ((fold >= 0) & (fold < plan.folds)).all():
-        raise _RefusedError("data_not_readable")
-    return SiteRows(
-        X=rows.X,
-        target=rows.target,
-        subjects=rows.subjects,
-        fold=fold,
-        frame=rows.frame,
-        names=plan.features,
-        refused=selected.refused,
-        counts=selected.counts,
-        gate_failures=selected.gate_failures,
-        secret=secret,
-        workspace=workspace,
-    )
-
-
-def tags_of(rows: SiteRows) -> tuple[str, ...]:
-    """Return a tag for every subject and their recordings, keyed with the site's secret, in order."""
-    recordings: dict[str, list[str]] = {}
-    for subject, recording in zip(rows.subjects.tolist(), rows.frame["recording"].astype(str), strict=True):
-        recordings.setdefault(subject, []).append(recording)
-    key = rows.secret or b"\0"
-    return tuple(sorted(hmac.digest(key, "\n".join([one, *sorted(heard)]).encode(), "sha256").hex()[:24] for one, heard in recordings.items()))
-
-
-def fold_of(subject: str, seed: int, folds: int) -> int:
-    """Return the fold in which a subject is tested; sites need not ask each other."""
-    return int.from_bytes(hashlib.sha256(f"fold\n{seed}\n{subject}".encode()).digest()[:8], "big") % folds
-
-
-def asks_of(message: Message) -> list[Ask]:
-    """Read what a request asks for."""
-    try:
-        found = []
-        entries: Any = message.header["asks"]
-        for place, entry in enumerate(entries):
-            prefix = f"{place}/"
-            arrays = {name.removeprefix(prefix): values for name, values in message.arrays.items() if name.startswith(prefix)}
-            found.append(Ask(str(entry["statistic"]), arrays, dict(entry["options"])))
-    except (KeyError, TypeError, ValueError):
-        raise _RefusedError("not_a_request") from None
-    return found
-
-
-def _check_groups(plan: Plan, asks: Sequence[Ask]) -> None:
-    """Refuse groups that nobody approved: a group may be a single person (`subject`, and one name)."""
-    for ask in asks:
-        if "groups" in ask.options:
-            try:
-                found = json.loads(str(ask.options["groups"]))
-                fits = all(column in plan.groups and set(values) <= set(plan.groups[column]) for column, values in found.items())
-            except (ValueError, AttributeError, TypeError):
-                raise _RefusedError("not_a_request") from None
-            if not fits:
-                raise _RefusedError("group_not_in_the_plan")
+def _scales_digest(asks: Sequence[Ask]) -> str | None:
+    """Return what stands for the means and scales that an exchange asks with, None where it asks with none; several are refused."""
+    found = {hashlib.sha256(mean.tobytes() + scale.tobytes()).hexdigest() for mean, scale in scales_of(asks)}
+    if len(found) > 1:
+        raise RefusedError("scales_differ")
+    return found.pop() if found else None
 
 
 def content_of(message: Message) -> bytes:
@@ -709,12 +633,12 @@ def _read(kind: type[T], path: Path) -> T:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         # What is not remembered cannot be refused; a memory that is damaged answers nothing.
-        raise _RefusedError("data_not_readable") from None
+        raise RefusedError("data_not_readable") from None
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     """Write a file that only its owner may read, and see it on the disk: what was promised has to outlive a power cut."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with replaced(path) as unfinished, unfinished.open("wb") as file:
         file.write(content)
         file.flush()

@@ -106,7 +106,7 @@ class Plan(Strict):
             raise ValueError(f"at least {self.minimum_sites} sites")
         if self.task.kind is not TaskKind.BINARY:
             raise ValueError("a task of two classes")
-        if PERSONS & set(self.groups):
+        if PERSONS & {*self.groups, self.fold_column}:
             raise ValueError("groups of people, and none by a column that names one person or recording")
         if self.created.tzinfo is None:
             raise ValueError("a moment with its time zone")

@@ -36,8 +36,10 @@ class Release(Strict):
     minimum_changed_subjects: int = Field(default=5, ge=1)
     """A run about nearly the same people as an earlier one is refused if fewer of them have come, gone or been recorded anew: subtraction would show
     what these few add. About exactly the same people it is not."""
+    minimum_group: int = Field(default=5, ge=1)
+    """People of one sex, age band or another group: where fewer are here, they are counted among everybody only."""
     sets: tuple[tuple[SiteName, ...], ...] = ()
-    """Sets of sites that are allowed although they differ from an earlier one by so few that subtracting isolates these."""
+    """Sets of sites that are allowed beside the first one; any two sets may isolate a site by subtraction."""
 
 
 class PrivacyLimit(Strict):

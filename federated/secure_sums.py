@@ -34,12 +34,12 @@ from federated.wire import Message
 Letter = tuple[bytes, bytes]
 """Body and signature."""
 DEADLINE_S = 24 * 3600.0
-ASK_AGAIN_S = 600.0
-"""How long one attempt waits; whoever has not answered then is asked again with the same content."""
+"""How long an exchange waits for a site that is away: a machine that fails in the evening is back in the morning."""
+ASK_AGAIN_S = 300.0
+"""How long one attempt waits; whoever has not answered then is asked again with the same content. Half of what clocks may differ by, so that a letter
+that is read at the end is not taken for an old one."""
 PAUSE_S = 2.0
 """Between attempts that came back at once, because nobody of those who are missing can be reached."""
-COUNTS = frozenset({"cohort", "scores", "evaluation", "drift"})
-"""Statistics whose entries are numbers of people, or weights of them: no total is negative."""
 SMALLEST_COUNT = -1e-6
 
 
@@ -155,6 +155,14 @@ class SecureSums:
         if not self._keys:
             self._join()
         self._step += 1
+        try:
+            return self._total(step, asks)
+        except FederationError:
+            # Asked again, it is the same step.
+            self._step -= 1
+            raise
+
+    def _total(self, step: str, asks: Sequence[Ask]) -> list[Arrays]:
         header, arrays = self._asked(step, asks)
         content = content_of(Message({**header, "time": "", "head": None}, arrays))
         kept = self._kept(step, content)
@@ -163,8 +171,9 @@ class SecureSums:
         self._on_step(step, self.exchanges)
         replies = self._exchange(step, header, arrays, content)
         totals = self._added(asks, replies)
-        self._keep(content, totals)
+        # Recorded before it is kept: what is found again after a crash is in the log for certain, if perhaps twice.
         self._record(content, "received", ", ".join(dict.fromkeys(ask.statistic for ask in asks)))
+        self._keep(content, totals)
         return totals
 
     # ── keys ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,15 +184,18 @@ class SecureSums:
         content = content_of(Message({**header, "time": "", "head": None}))
         self._on_step("join", self.exchanges)
         replies = self._exchange("join", header, {}, content)
+        keys: dict[str, tuple[str, str]] = {}
+        commitments: list[str] = []
         for site in self._plan.sites:
             answer = replies[site.name].header
             try:
                 key, signature = str(answer["key"]), str(answer["key_signature"])
                 require(site.identity, RUN_KEY, run_key_message(self._plan.digest, site.name, bytes.fromhex(key)), bytes.fromhex(signature), "A key")
-                self.commitments.append(bytes.fromhex(str(answer["cohort"])).hex())
+                commitments.append(bytes.fromhex(str(answer["cohort"])).hex())
             except (KeyError, ValueError):
                 raise FederationError(f"Site {site.name!r} joined with what is no key.") from None
-            self._keys[site.name] = (key, signature)
+            keys[site.name] = (key, signature)
+        self._keys, self.commitments = keys, commitments
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -234,13 +246,18 @@ class SecureSums:
         except FederationError as error:
             raise FederationError(f"Site {name!r} sent what cannot be read: {error}") from None
         header = message.header
-        if header.get("kind") == "refusal":
+        step, run = self._step, self._plan.run
+        refused = header.get("kind") == "refusal"
+        expected = {"site": name, "run": run, "step": step, "content": content.hex()}
+        unread = refused and header.get("run") == "unknown" and header.get("site") in {name, "unknown"}
+        if not unread and any(header.get(field) != value for field, value in expected.items()):
+            raise FederationError(f"Site {name!r} answered another question than it was asked; nothing was added up.")
+        if refused:
             reason = str(header.get("reason"))
             known = reason if reason.replace("_", "").isalpha() and len(reason) <= 64 else "no_known_reason"
             self._record(content, "refused", reason=f"{name}: {known}")
             raise SiteRefusalError(name, known)
-        expected = {"kind": "sum" if self._step else "join", "site": name, "run": self._plan.run, "step": self._step, "content": content.hex()}
-        if any(header.get(field) != value for field, value in expected.items()):
+        if header.get("kind") != ("sum" if step else "join"):
             raise FederationError(f"Site {name!r} answered another question than it was asked; nothing was added up.")
         self._see(name, header.get("head"))
         return message
@@ -252,10 +269,8 @@ class SecureSums:
         except ValidationError:
             raise FederationError(f"Site {name!r} shows no head of its audit log.") from None
         before = self._heads.get(name)
-        if before is not None and head.size < before.size:
-            raise FederationError(f"The audit log of site {name!r} has become shorter; it has to be looked at before this goes on.")
-        if before is not None and head.size == before.size and head.root != before.root:
-            raise FederationError(f"The audit log of site {name!r} has changed what it said before; it has to be looked at before this goes on.")
+        if before is not None and not head.may_follow(before):
+            raise FederationError(f"The audit log of site {name!r} has become shorter, or says something else than before; it has to be looked at.")
         self._heads[name] = head
 
     # ── adding up ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,7 +294,7 @@ class SecureSums:
             values = decode(words, wide=wide[place]).reshape(shape)
             bound = known_statistics()[asks[place].statistic].bound * len(self.sites)
             if values.size and (
-                np.abs(values).max() > bound or (asks[place].statistic in COUNTS and name != "spread" and values.min() < SMALLEST_COUNT)
+                np.abs(values).max() > bound or (name in known_statistics()[asks[place].statistic].counts and values.min() < SMALLEST_COUNT)
             ):
                 raise FederationError(
                     f"The total of {asks[place].statistic}.{name} cannot be right: masks did not cancel, "
@@ -305,6 +320,12 @@ class SecureSums:
         for name, values in message.arrays.items():
             place, _, own = name.partition("/")
             found[int(place)][own] = values
+        heads: Any = message.header["heads"]
+        # What sites showed in the attempt before: their logs are held to it, too.
+        for name, head in heads.items():
+            before = Head.model_validate(head)
+            if not self._heads.setdefault(name, before).may_follow(before):
+                raise FederationError(f"The audit log of site {name!r} has become shorter since the attempt before; it has to be looked at.")
         self.exchanges.append(ExchangeRecord(step, 0.0, 0, 0, again=True))
         return found
 
@@ -312,7 +333,8 @@ class SecureSums:
         path = self._file()
         if path is not None:
             arrays = {f"{place}/{name}": values for place, one in enumerate(totals) for name, values in one.items()}
-            message = Message({"plan": self._plan.digest, "content": content.hex(), "asks": len(totals)}, arrays)
+            heads: Any = {name: head.model_dump(mode="json") for name, head in self._heads.items()}
+            message = Message({"plan": self._plan.digest, "content": content.hex(), "asks": len(totals), "heads": heads}, arrays)
             # On the disk before the next step is asked: sites answer no step again once they have answered the one after it.
             with replaced(path) as unfinished, unfinished.open("wb") as file:
                 file.write(message.to_bytes())

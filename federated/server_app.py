@@ -4,9 +4,10 @@ The one idea: it owns nothing. Plan, decoded totals and status lie in the run's 
 gives the same model.
 """
 
+import fcntl
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +23,11 @@ from federated.flower import GridChannel
 from federated.identities import Identity
 from federated.plan import read_plan
 from federated.publishing import publish
-from federated.secure_sums import ExchangeRecord, SecureSums
+from federated.secure_sums import DEADLINE_S, ExchangeRecord, SecureSums
 from federated.stacking import LOCAL_WEIGHTS, stack_across
 from federated.training import commitment, train_across
 
 DEADLINE_VARIABLE = "CLINICAL_SER_DEADLINE_S"
-DEADLINE_S = 24 * 3600.0
-"""How long an exchange waits for a site that is away: a machine that fails in the evening is back in the morning."""
 
 app = ServerApp()
 
@@ -59,7 +58,7 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
     """
     folder = consortium.run_folder(run)
     plan = read_plan(folder / "plan.json")
-    with _Kept(consortium, run) as kept:
+    with _alone(folder), _Kept(consortium, run) as kept:
         nodes, identity = consortium.nodes(), Identity.load(consortium.folder / "identity.pem")
         channel = GridChannel(grid, {name: nodes[name] for name in plan.site_names})
         sums = SecureSums(
@@ -89,6 +88,17 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
             with replaced(folder / LOCAL_WEIGHTS) as unfinished:
                 unfinished.write_bytes(sealed)
         kept.finished(published.digest, sums.exchanges)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process lead a run at a time; FederationError for another."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FederationError("Another process leads this run.") from None
+        yield
 
 
 class _Kept:

@@ -67,6 +67,8 @@ class Statistic(ABC):
     """What `node.toml` allows, or not."""
     bound: ClassVar[float]
     """Largest absolute value of an entry that one site may contribute; a site refuses beyond. With it the fixed-point range is chosen."""
+    counts: ClassVar[frozenset[str]] = frozenset()
+    """Arrays whose entries are numbers of people, or weights of them: no total of these is negative."""
     private: ClassVar[bool] = False
     """Whether what is returned carries differentially private noise (and `charge` says how much is spent)."""
 

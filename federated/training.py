@@ -37,11 +37,12 @@ LOSS_SETTLED = 1e-3
 """Nats a row by which the held-out loss of every candidate may still move when one of them is chosen."""
 MOST_SEARCHES = 8
 MOST_REFINEMENTS = 12
-LEAST_REFINEMENTS = 3
-"""Newton steps that bootstrap samples take from the full solution; two leave 1e-4 of the way in the cohorts tried."""
 NEARLY = 1e-4
 """Decrement at which the next step ends at rounding: Newton's method squares it."""
 AT_REST = 1e-6
+SAMPLES_NEARLY = 1e-2
+"""The same of bootstrap samples, before their last step: what it leaves is a hundredth of their spread squared."""
+ROUNDING_OF_COUNTS = 0.1
 MINIMUM_FOLDS = 2
 
 
@@ -227,9 +228,10 @@ class _Moving:
 
     @property
     def arrived(self) -> bool:
-        """Whether everything is at rest, or its last step ended at rounding."""
+        """Whether everything is at rest, or its last step ended at rounding; bootstrap samples, whose spread alone is used, need not be as near."""
         furthest = max(self.heads.decrement.max(), self.maps.decrement.max())
-        return bool(furthest <= NEARLY) and self.steps >= LEAST_REFINEMENTS
+        samples = max(self.refits.decrement.max(), self.refit_maps.decrement.max())
+        return bool(furthest <= NEARLY and samples <= SAMPLES_NEARLY)
 
 
 @dataclass(eq=False)
@@ -288,6 +290,8 @@ class _Run:
         thresholds = np.array([point.threshold for point in points])
         limits = np.array([evaluation.thresholds_of(one) for one in sets])
         evaluated, *described = self._describe(learned, thresholds, limits, shown, people)
+        if abs(evaluated["everybody"].sum() - people.people) > ROUNDING_OF_COUNTS:
+            raise TrainingError("Not everybody was judged who was counted at the beginning; a site answered about other rows than before.")
         model = self._model(learned, scores.Binned.of(binned), described, people)
         everybody_s = None if learned.coefficients is None else learned.coefficients.take(np.array([settings.folds]))
         return Trained(
@@ -320,7 +324,9 @@ class _Run:
         known = self._first["known"].sum(axis=0)
         centre = np.divide(self._first["sum"].sum(axis=0), known, out=np.zeros_like(known), where=known > 0)
         ask = Ask(standardisation.Moments.name, {"centre": centre}, {"folds": self._settings.folds, "squares": True})
-        return standardisation.scales(self._total("standardise", [ask])[0], centre, self._people.recordings.sum(axis=1))
+        (moments,) = self._total("standardise", [ask])
+        standardisation.check_resolved(moments, self._settings.features, len(self._sums.sites))
+        return standardisation.scales(moments, centre, self._people.recordings.sum(axis=1))
 
     def _boosted(self) -> _Learned:
         """Grow trees, and calibrate what they say of rows that they never heard."""
@@ -421,11 +427,9 @@ class _Run:
         # The model is the one that was scored; what the last totals would still add is only looked at.
         maps.theta = theta
         if heads is not None:
-            at = heads.beta.copy()
-            heads.step(checked[0])
-            rest = max(rest, float(heads.decrement.max()))
-            heads.beta = at
-        if rest > AT_REST:
+            rest = max(rest, heads.distance(checked[0]))
+        scored, people = binned["mass"].sum(axis=(0, 2)), self._people.subjects
+        if rest > AT_REST or np.abs(scored - people).max() > ROUNDING_OF_COUNTS:
             raise TrainingError("Heads and calibration were taken to be at rest, and are not; a site answered about other rows than before.")
         return binned, rest
 
@@ -502,6 +506,13 @@ def groups_shown(people: Cohort, settings: Settings) -> dict[str, tuple[str, ...
         column: tuple(value for value, (_, *subjects) in zip(values, people.groups[column], strict=True) if min(subjects) >= least)
         for column, values in settings.groups.items()
     }
+    for column, values in chosen.items():
+        size = {value: float(people.groups[column][settings.groups[column].index(value), 1:].sum()) for value in values}
+        rest = sum(people.subjects) - sum(size.values())
+        # Everybody less those who are shown is a group too.
+        while size and 0 < rest < least:
+            rest += size.pop(min(size, key=size.__getitem__))
+        chosen[column] = tuple(value for value in values if value in size)
     return {column: values for column, values in chosen.items() if values}
 
 

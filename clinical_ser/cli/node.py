@@ -31,7 +31,7 @@ def init(
 ) -> None:
     """Make a node: keys, policy that allows nothing yet, audit log, systemd unit, and a kit of public parts for the coordinator."""
     from clinical_ser.audit.configuration import LogConfiguration
-    from federated.node import open_ledger
+    from federated.node import make_state
     from federated.provisioning import make_keys, policy_text, write_units
 
     if not table.is_file():
@@ -40,7 +40,7 @@ def init(
     kit = make_keys(node, name)
     log = LogConfiguration(origin or f"{name}.invalid/federated", f"sqlite:{node.folder / 'audit' / 'log.sqlite'}", node.folder / "audit" / "keys")
     log.create(node.folder / "audit.toml")
-    open_ledger(node.folder, name)
+    make_state(node.folder, name)
     node.policy.write_text(policy_text(name, table.absolute()), encoding="utf-8")
     node.policy.chmod(0o600)
     write_units(node, _installed())

@@ -27,6 +27,7 @@ class Cohort(Statistic):
 
     name = "cohort"
     bound = 1e9
+    counts = frozenset({"recordings", "weight", "people", "subjects", "flow", "refused", "gate"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return `recordings`, `weight` (folds, 2), `people` (folds,), `subjects` (2,), and the group's and the gate's counts."""

@@ -27,6 +27,7 @@ class Drift(Statistic):
 
     name = "drift"
     bound = 1e9
+    counts = frozenset({"features", "scores", "people"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return `features` (features, cells + 1), the last cell for what is missing; `scores` (bins,); `people` (1,)."""

@@ -23,6 +23,9 @@ from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 STATUSES = ("flagged", "not_flagged", "indeterminate")
 CELLS = (2, BINS, 2, len(STATUSES), 2)
 """Class, bin, above, status, covered."""
+GROUP_BINS = 20
+"""Fewer for groups: with a cell of its own in two columns at once, a person's age and sex could be put together."""
+GROUP_CELLS = (2, GROUP_BINS, *CELLS[2:])
 
 
 @register
@@ -35,6 +38,7 @@ class Evaluation(Statistic):
 
     name = "evaluation"
     bound = 1e9
+    counts = frozenset({"everybody"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return `everybody` (CELLS,) and one array a column of the groups, shape (values, *CELLS)."""
@@ -43,7 +47,7 @@ class Evaluation(Statistic):
         judged = one_recording_each(rows)
         found = {"everybody": _count(cell[judged])}
         for column, members in memberships(rows, groups_of(ask)).items():
-            found[f"group.{column}"] = np.array([_count(cell[judged & here]) for here in members]).reshape(len(members), *CELLS)
+            found[f"group.{column}"] = np.array([_coarse(_count(cell[judged & here])) for here in members]).reshape(len(members), *GROUP_CELLS)
         return found
 
 
@@ -70,21 +74,25 @@ def _count(cells: NDArray[np.int64]) -> Array:
     return np.bincount(cells, minlength=int(np.prod(CELLS))).reshape(CELLS).astype(np.float64)
 
 
+def _coarse(counts: Array) -> Array:
+    return counts.reshape(2, GROUP_BINS, BINS // GROUP_BINS, *CELLS[2:]).sum(axis=2)
+
+
 def frame_of(counts: Array, task: Task, **covariates: str) -> pd.DataFrame:
     """Return counts of cells as rows that `clinical_ser.evaluation` reads, one a subject; the probability is the middle of its bin.
 
     Parameters
     ----------
     counts
-        Shape `CELLS`, whole numbers.
+        Shape `CELLS` or `GROUP_CELLS`, whole numbers.
     task
         Of two classes.
     covariates
         Columns that all of these rows have in common.
     """
     cells = np.repeat(np.arange(counts.size), np.round(counts).astype(np.int64).ravel())
-    target, bins, above, status, covered = np.unravel_index(cells, CELLS)
-    p = middle_of(bins)
+    target, bins, above, status, covered = np.unravel_index(cells, counts.shape)
+    p = middle_of(bins, counts.shape[1])
     frame = pd.DataFrame(
         {
             "label": np.array(task.classes, dtype=object)[target],

@@ -112,6 +112,16 @@ class Heads:
             self.beta[i] = self.beta[i] - step
         return totals["held_out"].copy()
 
+    def distance(self, totals: Arrays) -> float:
+        """Return how far the heads are from their minima by totals at `beta`: the largest Newton decrement; nothing moves."""
+        penalised = np.arange(self._size) < self._size - 1
+        furthest = 0.0
+        for i, strength in enumerate(self.strength):
+            ridge = np.where(penalised, strength, 0.0)
+            hessian = symmetric(totals["hessian"][i], self._size) + np.diag(ridge)
+            furthest = max(furthest, np.sqrt(_solved(hessian, totals["gradient"][i] + ridge * self.beta[i])[1]))
+        return float(furthest)
+
     def standard_errors(self) -> Array:
         """Return the standard error of each coefficient, shape (heads, features + 1): the root of the diagonal of the inverse Hessian.
 

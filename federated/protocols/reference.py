@@ -41,6 +41,7 @@ class Reference(Statistic):
 
     name = "reference"
     bound = 1e9
+    counts = frozenset({"people", "weight", "feature_people", "feature_cells"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return the sums that `ReferenceTotals` reads, every subject with weight 1."""

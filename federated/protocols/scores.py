@@ -27,9 +27,9 @@ def bin_of(p: Array) -> NDArray[np.int64]:
     return np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, BINS - 1).astype(np.int64)
 
 
-def middle_of(bins: NDArray[np.int64]) -> Array:
-    """Return the probability that a bin stands for."""
-    return (bins + 0.5) / BINS
+def middle_of(bins: NDArray[np.int64], count: int = BINS) -> Array:
+    """Return the probability that a bin stands for, of so many."""
+    return (bins + 0.5) / count
 
 
 @register
@@ -38,6 +38,7 @@ class Scores(Statistic):
 
     name = "scores"
     bound = 1e9
+    counts = frozenset({"mass"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
         """Return `mass` (folds, 2, BINS), subjects counting once within a class, and `spread` (folds, 2, 7), which the effective number needs."""

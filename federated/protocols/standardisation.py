@@ -4,16 +4,22 @@ The one idea: sums about zero lose the digits of a feature whose mean is far fro
 found. Fold by fold, because the scales of a set of folds are sums over them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clinical_ser.errors import TrainingError
 from clinical_ser.models.preprocessing import CONSTANT_RELATIVE_SD
 from federated.at_site import Array, numbers
+from federated.fixed_point import COARSE_BITS, FINE_BITS
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 WIDEST = 1e12
 """Largest sum of a feature at a site, in the feature's own unit; the fixed point then resolves far below rounding (`fixed_point`)."""
+RESOLUTION = 2.0 ** -(COARSE_BITS + FINE_BITS)
+LEAST_RELATIVE = 1e7
+"""Sums of squares are at least so many resolutions a site: a SD is then known to better than 10⁻⁷ of itself."""
 
 
 @register
@@ -31,6 +37,15 @@ class Moments(Statistic):
         folds = np.arange(int(ask.options["folds"]))[:, None] == rows.fold
         found = {"known": folds @ known.astype(float), "sum": folds @ about}
         return found | {"squares": folds @ about**2} if ask.options.get("squares") else found
+
+
+def check_resolved(moments: Arrays, names: Sequence[str], sites: int) -> None:
+    """Raise TrainingError for features whose unit is so large that fixed point would blur their spread: they would vanish from the model unseen."""
+    squares = moments["squares"].sum(axis=0)
+    blurred = (squares > 0) & (squares < LEAST_RELATIVE * sites * RESOLUTION)
+    if blurred.any():
+        some = [names[j] for j in np.flatnonzero(blurred)[:5]]
+        raise TrainingError(f"Values of these features are too small in their unit to be added up across sites: {some}. Leave them out of the plan.")
 
 
 def scales(moments: Arrays, centre: Array, recordings: NDArray[np.float64]) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cohorts.table import FeatureTable, write_table
 from clinical_ser.cohorts.tasks import get_task
 from federated.identities import Identity
-from federated.node import AUDIT, IDENTITY, POLICY, Node
+from federated.node import AUDIT, IDENTITY, POLICY, Node, make_state
 from federated.plan import LINEAR, Participant, Plan
 from federated.secure_sums import DirectChannel, SecureSums
 from tests.tables import table_of
@@ -101,6 +101,7 @@ def make_consortium(
     for i, name in enumerate(names):
         site = folder / name
         site.mkdir(parents=True)
+        make_state(site, name)
         write_table(part(whole, np.arange(ends[i - 1] if i else 0, ends[i])), site / "features.parquet")
         (site / IDENTITY).touch(mode=0o600)
         (site / IDENTITY).write_bytes(identities[name].to_pem())

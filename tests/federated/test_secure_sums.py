@@ -11,8 +11,8 @@ from clinical_ser.cohorts.table import read_table
 from clinical_ser.errors import FederationError, SiteRefusalError
 from federated.fixed_point import decode
 from federated.identities import Identity
-from federated.node import site_rows
 from federated.secure_sums import SecureSums
+from federated.site_table import site_rows
 from federated.statistics import Ask, PooledSums
 from federated.training import train_across
 from federated.wire import Message

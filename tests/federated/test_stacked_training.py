@@ -22,11 +22,11 @@ from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.weights import subject_weights
 from federated.at_site import EVERYBODY, Scales
 from federated.identities import LOCAL_HEADS, Identity
-from federated.node import site_rows
 from federated.plan import LINEAR, LOCAL, Plan
 from federated.protocols.local_heads import FOLDER, local_heads_of, stacked
 from federated.protocols.scores import BINS
 from federated.publishing import publish
+from federated.site_table import site_rows
 from federated.stacking import Together, make_site_bundle, site_bundle, site_model, stack_across
 from federated.statistics import Ask, PooledSums, SiteRows
 from federated.training import Trained, linear_head, train_across

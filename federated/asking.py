@@ -1,0 +1,110 @@
+"""What a coordinator may ask under a plan: as much as training takes, and nothing that only a few people answer.
+
+The one idea: a question is public, so whether it is allowed follows from the plan alone. A head with a huge coefficient looks at the few people in
+its slit, a scale that is nearly nothing cuts the cohort at a value, a hundred heads are a hundred questions: none of these is training.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federated.at_site import EVERYBODY
+from federated.plan import Plan
+from federated.refusals import RefusedError
+from federated.statistics import Ask
+from federated.wire import Message
+
+MOST_NORM = 30.0
+"""Of a head's coefficients and intercept together. Ridge heads of standardised features have a norm of some units; one of 30 changes its mind over a
+seventh of a SD, in which there are dozens of people wherever sites are large enough to take part."""
+MOST_OF_A_MAP = 50.0
+"""Largest entry of a calibration."""
+COEFFICIENTS = ("beta", "own", "refits")
+ONCE = {"cohort": 1, "moments": 2, "scores": 1, "evaluation": 1, "reference": 3}
+"""How often one exchange may ask for a statistic, those with many heads aside."""
+
+
+def asks_of(message: Message) -> list[Ask]:
+    """Read what a request asks for."""
+    try:
+        found = []
+        entries: Any = message.header["asks"]
+        for place, entry in enumerate(entries):
+            prefix = f"{place}/"
+            arrays = {name.removeprefix(prefix): values for name, values in message.arrays.items() if name.startswith(prefix)}
+            found.append(Ask(str(entry["statistic"]), arrays, dict(entry["options"])))
+    except (KeyError, TypeError, ValueError):
+        raise RefusedError("not_a_request") from None
+    return found
+
+
+def check_asks(plan: Plan, asks: Sequence[Ask]) -> None:
+    """Refuse what is not in the plan, or what no training under it would ask."""
+    named = {ask.statistic for ask in asks}
+    of_local_trees = any("families" in ask.options for ask in asks)
+    if not named <= set(plan.statistics) or (of_local_trees and "stacking" not in plan.statistics):
+        raise RefusedError("statistic_not_allowed")
+    counted = Counter(ask.statistic for ask in asks)
+    heads = len(plan.strengths) * (plan.folds + 1) + plan.refits
+    fits = (
+        all(counted[name] <= most for name, most in ONCE.items())
+        and _entries(asks, "newton", "beta") <= heads
+        and _entries(asks, "calibration", "theta") <= heads
+        and all(_options_fit(plan, ask) and _arrays_fit(plan, ask) for ask in asks)
+    )
+    if not fits:
+        raise RefusedError("asks_beyond_the_plan")
+
+
+def scales_of(asks: Sequence[Ask]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return the means and scales by which an exchange standardises, fold by fold."""
+    return [(ask.arrays["mean"], ask.arrays["scale"]) for ask in asks if {"mean", "scale"} <= set(ask.arrays) and np.ndim(ask.arrays["mean"]) == 2]
+
+
+def _entries(asks: Sequence[Ask], statistic: str, name: str) -> int:
+    return sum(len(np.atleast_1d(ask.arrays[name])) for ask in asks if ask.statistic == statistic and name in ask.arrays)
+
+
+def _options_fit(plan: Plan, ask: Ask) -> bool:
+    options = ask.options
+    try:
+        groups = json.loads(str(options.get("groups", "{}")))
+        checks = json.loads(str(options.get("checks", "[]")))
+        known = all(column in plan.groups and set(values) <= set(plan.groups[column]) for column, values in groups.items())
+    except (ValueError, AttributeError, TypeError):
+        return False
+    return (
+        known
+        and isinstance(checks, list)
+        and set(map(str, checks)) <= set(plan.checks)
+        and options.get("folds", plan.folds) == plan.folds
+        and options.get("sex", "") in {"", *plan.groups.get("sex", ())}
+    )
+
+
+def _arrays_fit(plan: Plan, ask: Ask) -> bool:
+    arrays = ask.arrays
+    steep = [np.asarray(arrays[name]) for name in COEFFICIENTS if name in arrays]
+    ends = [("draw", plan.refits), ("left_out", plan.folds)]
+    return (
+        all(values.ndim > 0 and _longest(values) <= MOST_NORM for values in steep)
+        and ("theta" not in arrays or float(np.abs(arrays["theta"]).max(initial=0.0)) <= MOST_OF_A_MAP)
+        and all(len(values) == plan.folds + 1 for pair in scales_of([ask]) for values in pair)
+        and all(_within(arrays[name], end) for name, end in ends if name in arrays)
+        and len(np.atleast_1d(arrays.get("refits", ()))) <= plan.refits
+        and (ask.statistic != "calibration" or len(arrays.get("beta", ())) <= len(plan.strengths))
+    )
+
+
+def _longest(values: NDArray[Any]) -> float:
+    lengths = np.sqrt((values.astype(np.float64) ** 2).sum(axis=-1))
+    # NaN is no length; written so that it is not taken for a short one.
+    return float(lengths.max(initial=0.0)) if np.isfinite(lengths).all() else np.inf
+
+
+def _within(places: NDArray[Any], end: int) -> bool:
+    return bool(((np.asarray(places) >= EVERYBODY) & (np.asarray(places) < end)).all())
