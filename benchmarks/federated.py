@@ -40,9 +40,9 @@ from federated.at_site import standardised
 from federated.demonstration import make_hospital
 from federated.identities import Identity
 from federated.node import Node
-from federated.site_table import dealt, site_rows
 from federated.plan import Participant, Plan
 from federated.secure_sums import DirectChannel, SecureSums
+from federated.site_table import site_rows
 from federated.statistics import PooledSums, SiteRows
 from federated.training import Settings, Trained, train_across
 
@@ -219,7 +219,6 @@ def made_up(subjects: int, features: int, *, seed: int = 0) -> FeatureTable:
             "age": rng.integers(18, 85, subjects),
         }
     )
-    frame["fold"] = dealt(frame["subject"].to_numpy(str), seed, 5)
     columns = [frame, quality_columns([GOOD] * subjects), pd.DataFrame(X, columns=list(names))]
     return FeatureTable(pd.concat(columns, axis=1), names, fingerprints(DEFAULT_SETS))
 
@@ -256,7 +255,6 @@ def consortium(folder: Path, sites: int, table: FeatureTable, *, refits: int = 4
         features=table.feature_names,
         extractors=table.extractors,
         refits=refits,
-        fold_column="fold",
         sites=tuple(Participant(name=name, identity=identities[name].public) for name in names),
         coordinator=coordinator.public,
         created=datetime.now(UTC),

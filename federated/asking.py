@@ -24,8 +24,8 @@ seventh of a SD, in which there are dozens of people wherever sites are large en
 MOST_OF_A_MAP = 50.0
 """Largest entry of a calibration."""
 COEFFICIENTS = ("beta", "own", "refits")
-ONCE = {"cohort": 1, "moments": 2, "scores": 1, "evaluation": 1, "reference": 3}
-"""How often one exchange may ask for a statistic, those with many heads aside."""
+OFTENER = {"newton": 2, "calibration": 2, "moments": 2, "reference": 3}
+"""How often one exchange may ask for a statistic; for every other once."""
 
 
 def asks_of(message: Message) -> list[Ask]:
@@ -45,13 +45,13 @@ def asks_of(message: Message) -> list[Ask]:
 def check_asks(plan: Plan, asks: Sequence[Ask]) -> None:
     """Refuse what is not in the plan, or what no training under it would ask."""
     named = {ask.statistic for ask in asks}
-    of_local_trees = any("families" in ask.options for ask in asks)
+    of_local_trees = any(_by_local_trees(ask) for ask in asks)
     if not named <= set(plan.statistics) or (of_local_trees and "stacking" not in plan.statistics):
         raise RefusedError("statistic_not_allowed")
     counted = Counter(ask.statistic for ask in asks)
     heads = len(plan.strengths) * (plan.folds + 1) + plan.refits
     fits = (
-        all(counted[name] <= most for name, most in ONCE.items())
+        all(times <= OFTENER.get(name, 1) for name, times in counted.items())
         and _entries(asks, "newton", "beta") <= heads
         and _entries(asks, "calibration", "theta") <= heads
         and all(_options_fit(plan, ask) and _arrays_fit(plan, ask) for ask in asks)
@@ -63,6 +63,11 @@ def check_asks(plan: Plan, asks: Sequence[Ask]) -> None:
 def scales_of(asks: Sequence[Ask]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Return the means and scales by which an exchange standardises, fold by fold."""
     return [(ask.arrays["mean"], ask.arrays["scale"]) for ask in asks if {"mean", "scale"} <= set(ask.arrays) and np.ndim(ask.arrays["mean"]) == 2]
+
+
+def _by_local_trees(ask: Ask) -> bool:
+    """Tell whether an ask is about scores with the site's own trees: they are named by families, and stand under coefficients."""
+    return ask.statistic in {"calibration", "scores", "evaluation"} and "families" in ask.options and "beta" in ask.arrays
 
 
 def _entries(asks: Sequence[Ask], statistic: str, name: str) -> int:
@@ -96,7 +101,7 @@ def _arrays_fit(plan: Plan, ask: Ask) -> bool:
         and all(len(values) == plan.folds + 1 for pair in scales_of([ask]) for values in pair)
         and all(_within(arrays[name], end) for name, end in ends if name in arrays)
         and len(np.atleast_1d(arrays.get("refits", ()))) <= plan.refits
-        and (ask.statistic != "calibration" or len(arrays.get("beta", ())) <= len(plan.strengths))
+        and (np.ndim(arrays.get("beta", ())) != 3 or len(arrays["beta"]) <= len(plan.strengths))
     )
 
 

@@ -10,6 +10,7 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cohorts.table import read_table
 from clinical_ser.errors import AuditError, ClinicalSerError, FederationError
 from federated.gate import build_hash, build_of_this_version
+from federated.node import Node
 from federated.plan import LINEAR, Plan, read_plan
 from federated.policy import Policy
 from federated.processes import check_server, program
@@ -50,7 +51,7 @@ def findings(node: NodeFolder, *, plan: Path | None = None, reach: bool = True) 
         _tried("the table", lambda: _look_at_table(node, policy)),
     ]
     if plan is not None:
-        found += list(_of_plan(policy, read_plan(plan)))
+        found += list(_of_plan(node, policy, read_plan(plan)))
     if reach:
         found.append(_tried("the coordinator's server", lambda: check_server(node.read_invitation().address, node.authority)))
     return found
@@ -74,7 +75,7 @@ def _of_policy(policy: Policy) -> Iterator[Finding]:
     yield Finding("a linear model's statistics", not missing, f"release.statistics lacks {', '.join(missing)}" if missing else "")
 
 
-def _of_plan(policy: Policy, plan: Plan) -> Iterator[Finding]:
+def _of_plan(node: NodeFolder, policy: Policy, plan: Plan) -> Iterator[Finding]:
     approved = plan.digest in policy.approved.plans
     yield Finding(f"plan {plan.digest}", approved, "" if approved else "approved.plans does not name it")
     ours = plan.coordinator == policy.coordinator
@@ -86,8 +87,23 @@ def _of_plan(policy: Policy, plan: Plan) -> Iterator[Finding]:
     for name in plan.statistics:
         leaves = name in policy.release.statistics
         yield Finding(f"statistic {name}", leaves, "" if leaves else "release.statistics does not name it")
-    noisy = plan.privacy is not None or not policy.privacy.required
-    yield Finding("what leaves without noise" if plan.privacy is None else "its noise", noisy, "" if noisy else "privacy.required is set")
+    for site in plan.sites:
+        if site.name != policy.name:
+            known = policy.sites.get(site.name) == site.identity
+            yield Finding(f"site {site.name}, identity {site.identity}", known, "" if known else "[sites] does not name it")
+    if approved:
+        reason = Node.open(node.folder).rehearse(plan)
+        yield Finding("the plan as a whole, with the table as it is", reason is None, "" if reason is None else reason.replace("_", " "))
+
+
+def summary(plan: Plan) -> str:
+    """Return what a plan does, in a few lines."""
+    return (
+        f"{plan.name} {plan.version}: task {plan.task.name}, head {plan.head}, "
+        f"{len(plan.features)} features ({', '.join(sorted(plan.extractors))}), "
+        f"{plan.folds} folds, {plan.refits} bootstrap samples; groups: {', '.join(plan.groups) or 'none'}; "
+        f"sites: {', '.join(plan.site_names)}."
+    )
 
 
 def _look_at_table(node: NodeFolder, policy: Policy) -> None:

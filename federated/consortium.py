@@ -4,13 +4,16 @@ The one idea: Flower keeps no run alive across a crash, so nothing that matters 
 so far; a Flower run is an attempt at it, and the next attempt goes on where the last one ended.
 """
 
+import fcntl
 import json
 import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,8 +49,8 @@ CONNECTION = "consortium"
 """Name of the SuperLink in Flower's own configuration."""
 REGISTER_EVERY_S = 5.0
 COMMAND_LIMIT_S = 60.0
+LOOK_AGAIN_S = 0.05
 EXPIRES_SOON = timedelta(days=30)
-RUNNING: Collection[str] = ("waiting", "running")
 
 
 class Settings(Strict):
@@ -90,20 +93,25 @@ class RunStatus(Strict):
     bundle: str | None = None
     """Digest of what came out."""
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether nobody leads it any more, though it has not ended."""
-        return self.state == "running" and self.process is not None and not _alive(self.process)
+    interrupted: bool = False
+    """Whether nobody leads it any more, though it has not ended; found out when it is read."""
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+@contextmanager
+def alone(folder: Path, *, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold a run's lock while it is led, and say whether it could be had: one process leads a run at a time."""
+    end = time.monotonic() + wait_s
+    with (folder / "lock").open("w") as lock:
+        had = False
+        while not had:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                had = True
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    break
+                time.sleep(LOOK_AGAIN_S)
+        yield had
 
 
 class Consortium:
@@ -303,13 +311,14 @@ class Consortium:
 
         def register() -> None:
             nonlocal last
-            if time.monotonic() - last < REGISTER_EVERY_S or set(self.nodes()) >= set(self.members()):
+            if time.monotonic() - last < REGISTER_EVERY_S:
                 return
+            last = time.monotonic()
             try:
-                self.register_missing()
+                if not set(self.nodes()) >= set(self.members()):
+                    self.register_missing()
             except (FederationError, subprocess.TimeoutExpired) as error:
                 print(f"A site could not be registered yet: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            last = time.monotonic()
 
         return keep_running(self.commands(), self.home, logs=logs, also=register)
 
@@ -331,17 +340,23 @@ class Consortium:
             status = RunStatus(run=run, plan=digest, state="waiting", started=now, updated=now, attempt=0)
         except ValidationError:
             raise InvalidValueError("run", run, "small letters, digits and hyphens, 40 at most") from None
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            raise FederationError(f"There is a run {run!r} already.") from None
-        write_new_file(folder / "plan.json", plan, mode=0o600)
-        self.write_status(status)
+        if folder.exists():
+            raise FederationError(f"There is a run {run!r} already.")
+        # Made aside and moved, so that a run is there whole or not at all.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as aside:
+            draft = Path(aside) / run
+            draft.mkdir(mode=0o700)
+            write_new_file(draft / "plan.json", plan, mode=0o600)
+            write_new_file(draft / "status.json", status.model_dump_json().encode(), mode=0o600)
+            draft.rename(folder)
 
     def status(self, run: str) -> RunStatus:
         """Return how far a run is."""
+        folder = self.run_folder(run)
         try:
-            return RunStatus.model_validate_json((self.run_folder(run) / "status.json").read_bytes())
+            found = RunStatus.model_validate_json((folder / "status.json").read_bytes())
+            with alone(folder) as free:
+                return found.model_copy(update={"interrupted": found.state == "running" and free})
         except (OSError, ValidationError):
             raise FederationError(f"The status of run {run!r} cannot be read.") from None
 

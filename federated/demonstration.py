@@ -29,11 +29,10 @@ from federated.identities import Identity
 from federated.node import AUDIT, IDENTITY, POLICY, Node, make_state
 from federated.plan import LINEAR, Participant, Plan
 from federated.secure_sums import DirectChannel, ExchangeRecord, SecureSums
-from federated.site_table import dealt, site_rows
+from federated.site_table import site_rows
 from federated.statistics import PooledSums
 from federated.training import Trained, train_across
 
-FOLDS = 5
 HELD_OUT = 4
 """One of so many speakers of each site is kept aside, for comparing models on people whom none of them heard."""
 
@@ -108,8 +107,6 @@ def demonstrate(
         There are fewer than three sites, or the folder has a run in it already.
     """
     sites = sorted(table.frame["site"].unique())
-    # Folds are told, so that the same people are held out in the pooled training that all this is compared with.
-    table = replace(table, frame=table.frame.assign(fold=dealt(table.subjects, 0, FOLDS)))
     held = np.array([int.from_bytes(sha256(f"held out {name}".encode()).digest()[:8], "big") % HELD_OUT == 0 for name in table.subjects])
     of_site = table.frame["site"].to_numpy(str)
     identities = {name: Identity.generate() for name in sites}
@@ -122,8 +119,6 @@ def demonstrate(
         features=table.feature_names,
         extractors=table.extractors,
         refits=refits,
-        folds=FOLDS,
-        fold_column="fold",
         statistics=LINEAR,
         sites=tuple(Participant(name=name, identity=identities[name].public) for name in sites),
         coordinator=coordinator.public,
@@ -174,7 +169,8 @@ def make_hospital(folder: Path, name: str, table: FeatureTable, identity: Identi
     statistics = ", ".join(f'"{one}"' for one in LINEAR)
     policy = (
         f'name = "{name}"\ncoordinator = "{plan.coordinator}"\ntable = "features.parquet"\n\n'
-        f'[approved]\nplans = ["{plan.digest}"]\n\n[release]\nstatistics = [{statistics}]\n'
+        f'[approved]\nplans = ["{plan.digest}"]\n\n[release]\nstatistics = [{statistics}]\n\n[sites]\n'
+        + "".join(f'{site.name} = "{site.identity}"\n' for site in plan.sites if site.name != name)
     )
     write_new_file(folder / POLICY, policy.encode(), mode=0o600)
     frame = table.frame

@@ -163,10 +163,11 @@ class CheckedBundle:
         FederationError
             This build is not approved here.
         """
-        build = build_hash(bundle)
-        if build not in set(self._host.approved_builds()):
-            self._host.record_refusal(build)
-            raise FederationError(f"build {build[:16]} is not approved here")
+        with _Sealed():
+            build = build_hash(bundle)
+            if build not in set(self._host.approved_builds()):
+                self._host.record_refusal(build)
+                raise FederationError(f"build {build[:16]} is not approved here")
         return APP_FOLDER
 
 

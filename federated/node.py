@@ -40,6 +40,7 @@ from federated.policy import Policy
 from federated.refusals import Reason, RefusedError
 from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, without_rare
 from federated.statistics import Ask, SiteRows, contribution, known_statistics
+from federated.version import code_digest
 from federated.wire import Message
 
 T = TypeVar("T", bound=Strict)
@@ -86,6 +87,8 @@ class _Memory(Strict):
     """Of whom: a keyed tag a person and their recordings, so that this file names nobody."""
     heads: dict[str, Head] = Field(default_factory=dict)
     """Of the other party's log, by its name."""
+    ledger: Hex32 | None = None
+    """The last line of the privacy ledger that an answer was paid with."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,17 @@ class Node:
         raw = reply.to_bytes()
         return raw, self._identity.sign(REPLY, raw)
 
+    def rehearse(self, plan: Plan) -> Reason | None:
+        """Return why a plan that was approved would be refused by this site as it is now, None where it would not be."""
+        try:
+            policy = self._policy()
+            self._check_plan(policy, plan, 0)
+            _, data = self._rows(policy, plan)
+            self._check_set(policy, plan, data)
+        except RefusedError as refusal:
+            return refusal.reason
+        return None
+
     def record_refused_build(self, build: str) -> None:
         """Write into the log that an app build was refused; `build` is its hash."""
         with self._held(), self._log() as log:
@@ -211,14 +225,18 @@ class Node:
             raise RefusedError("plan_not_approved")
         if {(site.name, site.identity) for site in plan.sites if site.name == policy.name} != {(policy.name, self.identity)}:
             raise RefusedError("not_in_the_plan")
+        if plan.software != code_digest():
+            raise RefusedError("another_version")
         if step > plan.most_exchanges:
             raise RefusedError("too_many_exchanges")
         if len(plan.sites) < max(policy.release.minimum_sites, plan.minimum_sites):
             raise RefusedError("too_few_sites")
         if not set(plan.statistics) <= set(policy.release.statistics):
             raise RefusedError("statistic_not_allowed")
-        if policy.privacy.required and plan.privacy is None:
-            raise RefusedError("privacy_required")
+        known = {**policy.sites, policy.name: self.identity}
+        if sum(known.get(site.name) == site.identity for site in plan.sites) < max(policy.release.minimum_sites, plan.minimum_sites):
+            # Sites that nobody here knows may be the coordinator's inventions, and their sums known to it.
+            raise RefusedError("too_few_known_sites")
 
     # ── answering ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,6 +276,8 @@ class Node:
         check_asks(plan, asks)
         if not {ask.statistic for ask in asks} <= set(known_statistics()):
             raise RefusedError("statistic_unknown")
+        if policy.privacy.required and not all(known_statistics()[ask.statistic].private for ask in asks):
+            raise RefusedError("privacy_required")
         rows, data = self._rows(policy, plan)
         if run.data not in {None, data.bytes}:
             raise RefusedError("data_changed")
@@ -382,24 +402,28 @@ class Node:
     def _pay(self, policy: Policy, asked: _Asked, asks: Sequence[Ask], data: _Data) -> str | None:
         """Pay for noisy answers before they are computed, where the policy lets any leave; return the ledger line's digest."""
         known = known_statistics()
-        if policy.privacy.required and not all(known[ask.statistic].private for ask in asks):
-            raise RefusedError("privacy_required")
         if not any(known[ask.statistic].private for ask in asks):
             return None
         from federated.privacy import Ledger, charge_of
 
+        memory = self._memory()
         request = hashlib.sha256(asked.content + bytes.fromhex(data.bytes)).hexdigest()
         try:
             charge = charge_of(asks)
             assert charge is not None
             ledger, limit = Ledger(self._state / LEDGER), policy.privacy
-            return ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=limit.epsilon, delta=limit.delta, request=request)
+            if memory.ledger is not None and not ledger.holds(memory.ledger):
+                # An older copy was put back: what was spent since would be spent again.
+                raise RefusedError("ledger_not_available")
+            line = ledger.spend(charge, run=asked.plan.run, step=str(asked.step), limit=limit.epsilon, delta=limit.delta, request=request)
         except SiteRefusalError:
             raise RefusedError("privacy_budget_spent") from None
         except FederationError:
             raise RefusedError("ledger_not_available") from None
         except (InvalidValueError, KeyError):
             raise RefusedError("not_computed") from None
+        self._write(self._state / MEMORY, memory.model_copy(update={"ledger": line}))
+        return line
 
     # ── data ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -409,7 +433,7 @@ class Node:
         try:
             before = hashlib.sha256(path.read_bytes()).hexdigest()
             table = read_table(path)
-            rows = site_rows(table, plan, self._secret(), self._state / KEPT)
+            rows = site_rows(table, plan, self._secret(), workspace_of(self._folder, plan))
             after = hashlib.sha256(path.read_bytes()).hexdigest()
         except RefusedError:
             raise
@@ -558,13 +582,24 @@ class Node:
 
 
 def own_rows(folder: Path, policy: Policy, plan: Plan) -> SiteRows:
-    """Return a node's rows as it answers about them, for what is made at the site itself; FederationError where they are not the plan's."""
+    """Return a node's rows as it answered about them in a run; FederationError where its table is not that of the run any more."""
     try:
-        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / SECRET).read_bytes(), folder / STATE / KEPT)
+        run = _read(_Run, folder / STATE / "runs" / plan.run / "run.json")
+        raw = hashlib.sha256((folder / policy.table).read_bytes()).hexdigest()
+        if run.plan != plan.digest or run.data != raw:
+            raise FederationError("The table is not the one that this run was about.")
+        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / SECRET).read_bytes(), workspace_of(folder, plan))
     except RefusedError as refusal:
-        raise FederationError(f"The site's table does not serve this plan: {refusal.reason.replace('_', ' ')}.") from None
+        raise FederationError(
+            f"The node has answered no run of this plan, or its table does not serve it: {refusal.reason.replace('_', ' ')}."
+        ) from None
     except OSError as error:
-        raise FederationError(f"The node has answered no run yet, or its files cannot be read: {error.strerror}.") from None
+        raise FederationError(f"The node's files cannot be read: {error.strerror}.") from None
+
+
+def workspace_of(folder: Path, plan: Plan) -> Path:
+    """Return where a node keeps what it learned in the run of a plan, and in no other."""
+    return folder / STATE / KEPT / plan.digest[:32]
 
 
 def make_state(folder: Path, name: str) -> None:

@@ -19,6 +19,7 @@ from clinical_ser.strict import Strict
 from federated.boosting import BoostingSettings
 from federated.protocols.cohort import GROUPS
 from federated.training import STRENGTHS, Settings
+from federated.version import code_digest
 
 SCHEMA: Literal["clinical-ser/federated-plan/1"] = "clinical-ser/federated-plan/1"
 MINIMUM_SITES = 3
@@ -51,16 +52,6 @@ class Participant(Strict):
     """Ed25519 public key."""
 
 
-class Privacy(Strict):
-    """How much noise sites add; see `federated.privacy`."""
-
-    noise_multiplier: float = Field(gt=0, le=1000)
-    """SD of the noise in units of what one subject can change."""
-    clip: float = Field(gt=0, le=100)
-    """Largest norm of one subject's standardised features."""
-    steps: int = Field(default=4, ge=1, le=50)
-
-
 class Plan(Strict):
     """A run."""
 
@@ -71,6 +62,8 @@ class Plan(Strict):
     version: Version
     task: Task
     features: Annotated[tuple[Word, ...], Field(min_length=1, max_length=20_000)]
+    software: Hex32 = Field(default_factory=code_digest)
+    """Digest of the code that computes the statistics (`version.code_digest`): a site with another refuses."""
     extractors: dict[Word, Fingerprint]
     """Feature set to the fingerprint of the code that measured it: sites that measured with another refuse."""
     head: Literal["linear", "boosted", "linear+local"] = "linear"
@@ -85,7 +78,6 @@ class Plan(Strict):
     checks: tuple[Word, ...] = ()
     boosting: BoostingSettings | None = None
     """How trees are grown, of a boosted head; None: as this version does without being told."""
-    privacy: Privacy | None = None
     statistics: Annotated[tuple[Word, ...], Field(min_length=1, max_length=50)] = LINEAR
     sites: Annotated[tuple[Participant, ...], Field(min_length=1, max_length=1000)]
     minimum_sites: int = Field(default=MINIMUM_SITES, ge=MINIMUM_SITES)
@@ -106,6 +98,8 @@ class Plan(Strict):
             raise ValueError(f"at least {self.minimum_sites} sites")
         if self.task.kind is not TaskKind.BINARY:
             raise ValueError("a task of two classes")
+        if self.head == "boosted" and self.boosting is not None and self.boosting.depth * self.boosting.rounds + 10 > MOST_EXCHANGES:
+            raise ValueError(f"trees that take at most {MOST_EXCHANGES} exchanges: fewer rounds, or less depth")
         if PERSONS & {*self.groups, self.fold_column}:
             raise ValueError("groups of people, and none by a column that names one person or recording")
         if self.created.tzinfo is None:

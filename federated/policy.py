@@ -69,6 +69,8 @@ class Policy(Strict):
     approved: Approved = Approved()
     release: Release = Release()
     privacy: PrivacyLimit = PrivacyLimit()
+    sites: dict[SiteName, Hex32] = Field(default_factory=dict)
+    """Other sites and the identities that people compared: of those in a plan, `minimum_sites` have to be known here, this one included."""
     told: Told = Told()
 
     @property

@@ -160,14 +160,17 @@ class Noise:
         With the site's secret; an empty one (tables in memory) means fresh noise.
     ask
         What is answered.
+    beside
+        What the answer depends on beside these: layers that the site keeps.
     """
 
-    def __init__(self, rows: SiteRows, ask: Ask):
+    def __init__(self, rows: SiteRows, ask: Ask, beside: Arrays | None = None):
         self._root, self._drawn = os.urandom(32), 0
         if rows.secret:
             told = hmac.new(rows.secret, b"noise\n", hashlib.sha256)
             told.update(canonical_json([ask.statistic, dict(ask.options)]))
             arrays = [(name, np.asarray(ask.arrays[name])) for name in sorted(ask.arrays)]
+            arrays += [(f"beside {name}", np.asarray(value)) for name, value in sorted((beside or {}).items())]
             for name, array in [*arrays, ("rows", rows.X), ("target", rows.target), ("fold", rows.fold)]:
                 told.update(canonical_json([name, array.dtype.str, list(array.shape)]) + array.tobytes())
             told.update(canonical_json(rows.subjects.tolist()))

@@ -36,6 +36,9 @@ def environment(home: Path) -> dict[str, str]:
     """Return what Flower's processes are told: nothing about anybody, and to keep its files in `home`."""
     return {
         **os.environ,
+        # What two processes of this machine say to each other goes through no proxy.
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -4,10 +4,9 @@ The one idea: it owns nothing. Plan, decoded totals and status lie in the run's 
 gives the same model.
 """
 
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import ClinicalSerError, FederationError
-from federated.consortium import FOLDER_VARIABLE, Consortium, Exchange
+from federated.consortium import FOLDER_VARIABLE, Consortium, Exchange, alone
 from federated.flower import GridChannel
 from federated.identities import Identity
 from federated.plan import read_plan
@@ -57,8 +56,17 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
         A site refused, or one did not come back in time; the status says so too.
     """
     folder = consortium.run_folder(run)
-    plan = read_plan(folder / "plan.json")
-    with _alone(folder), _Kept(consortium, run) as kept:
+    # Whoever asks for the status holds the lock for a moment, too.
+    with alone(folder, wait_s=5.0) as free:
+        if not free or consortium.status(run).state == "finished":
+            raise FederationError("Another process leads this run, or it has finished.")
+        _lead(consortium, run, grid)
+
+
+def _lead(consortium: Consortium, run: str, grid: Grid) -> None:
+    folder = consortium.run_folder(run)
+    with _Kept(consortium, run) as kept:
+        plan = read_plan(folder / "plan.json")
         nodes, identity = consortium.nodes(), Identity.load(consortium.folder / "identity.pem")
         channel = GridChannel(grid, {name: nodes[name] for name in plan.site_names})
         sums = SecureSums(
@@ -70,8 +78,6 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
             deadline_s=float(os.environ.get(DEADLINE_VARIABLE, DEADLINE_S)),
             on_step=kept.at,
         )
-        if plan.privacy is not None:
-            raise FederationError("A plan with noise is led from Python (federated.protocols.private_linear), not by this command.")
         trained = train_across(sums, plan.settings)
         published = publish(
             trained,
@@ -84,21 +90,10 @@ def lead(consortium: Consortium, run: str, grid: Grid) -> None:
             replace=True,
         )
         if plan.head == "linear+local":
-            sealed = stack_across(sums, trained).sealed(identity, plan.digest)
+            sealed = stack_across(sums, trained).sealed(identity, plan.digest, published.digest)
             with replaced(folder / LOCAL_WEIGHTS) as unfinished:
                 unfinished.write_bytes(sealed)
         kept.finished(published.digest, sums.exchanges)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process lead a run at a time; FederationError for another."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FederationError("Another process leads this run.") from None
-        yield
 
 
 class _Kept:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clinical_ser.cohorts.table import FeatureTable
-from clinical_ser.models.rows import select_rows
+from clinical_ser.models.rows import Rows, select_rows
 from federated.plan import Plan
 from federated.protocols.cohort import values_of
 from federated.refusals import RefusedError
@@ -44,11 +44,9 @@ def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | 
         raise RefusedError("data_not_readable")
     rows = selected.rows
     if plan.fold_column is None:
-        fold = dealt(rows.subjects, plan.seed, plan.folds)
-    elif plan.fold_column in rows.frame:
-        fold = rows.frame[plan.fold_column].to_numpy(np.int64)
+        fold = np.array([fold_of(name, plan.seed, plan.folds) for name in rows.subjects], dtype=np.int64)
     else:
-        raise RefusedError("data_not_readable")
+        fold = told_folds(rows, plan.fold_column)
     if len(fold) and not ((fold >= 0) & (fold < plan.folds)).all():
         raise RefusedError("data_not_readable")
     return SiteRows(
@@ -66,24 +64,18 @@ def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | 
     )
 
 
-def dealt(subjects: NDArray[np.str_], seed: int, folds: int) -> NDArray[np.int64]:
-    """Deal subjects out to folds in turn, in an order that the seed decides: no seed puts one person into a fold alone.
+def fold_of(subject: str, seed: int, folds: int) -> int:
+    """Return the fold in which a subject is tested; it depends on nobody else, so that one person more or less moves no other."""
+    return int.from_bytes(hashlib.sha256(f"fold\n{seed}\n{subject}".encode()).digest()[:8], "big") % folds
 
-    Parameters
-    ----------
-    subjects
-        Shape (rows,).
-    seed, folds
-        Of the plan.
 
-    Returns
-    -------
-    ndarray of shape (rows,)
-        The fold in which the row's subject is tested.
-    """
-    order = sorted(set(subjects.tolist()), key=lambda name: hashlib.sha256(f"fold\n{seed}\n{name}".encode()).digest())
-    place = {name: i % folds for i, name in enumerate(order)}
-    return np.array([place[name] for name in subjects.tolist()], dtype=np.int64)
+def told_folds(rows: Rows, column: str) -> NDArray[np.int64]:
+    """Return the folds that a column of the table tells; RefusedError unless they are whole numbers, and each subject is in one."""
+    told = pd.to_numeric(rows.frame[column], errors="coerce").to_numpy(np.float64) if column in rows.frame else np.array([np.nan])
+    whole = np.isfinite(told).all() and (told == np.round(told)).all()
+    if not whole or pd.DataFrame({"subject": rows.subjects, "fold": told}).drop_duplicates()["subject"].duplicated().any():
+        raise RefusedError("data_not_readable")
+    return told.astype(np.int64)
 
 
 def least_in_a_fold(rows: SiteRows, folds: int) -> int:

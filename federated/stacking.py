@@ -39,7 +39,7 @@ STATEMENT = (
 )
 LOCAL_WEIGHTS = "local-heads.weights"
 """The coordinator's file, beside the model of a run: a signature, then a message."""
-SIGNATURE_BYTES = 64
+SIGNATURE_BYTES, DIGEST_BYTES = 64, 32
 ABOUT = {"about": "weights of local heads/1"}
 OF_MAPS, OF_COHORT = "maps.", "cohort."
 JUDGED, BINNED = ("mean", "scale", "beta"), ("mass", "spread")
@@ -78,17 +78,17 @@ class Together:
         arrays = {**self.judged, **_named(OF_MAPS, maps), **_named(OF_COHORT, self.cohort.totals), **self.binned, **self.evaluated}
         return Message(ABOUT, arrays).to_bytes()
 
-    def sealed(self, identity: Identity, plan: str) -> bytes:
-        """Return the same, signed by the coordinator for the run of this plan (its digest): what sites are sent."""
-        raw = self.to_bytes()
+    def sealed(self, identity: Identity, plan: str, bundle: str) -> bytes:
+        """Return the same, signed by the coordinator for the run of this plan and for the bundle (their digests): what sites are sent."""
+        raw = bytes.fromhex(bundle) + self.to_bytes()
         return identity.sign(LOCAL_HEADS, bytes.fromhex(plan) + raw) + raw
 
     @classmethod
-    def opened(cls, sealed: bytes, plan: Plan) -> "Together":
-        """Inverse of `sealed`; FederationError unless the plan's coordinator signed it for this plan."""
+    def opened(cls, sealed: bytes, plan: Plan) -> "tuple[Together, str]":
+        """Inverse of `sealed`, with the bundle's digest; FederationError unless the plan's coordinator signed it for this plan."""
         signature, raw = sealed[:SIGNATURE_BYTES], sealed[SIGNATURE_BYTES:]
         require(plan.coordinator, LOCAL_HEADS, bytes.fromhex(plan.digest) + raw, signature, "The file of weights")
-        return cls.from_bytes(raw, plan.settings)
+        return cls.from_bytes(raw[DIGEST_BYTES:], plan.settings), raw[:DIGEST_BYTES].hex()
 
     @classmethod
     def from_bytes(cls, raw: bytes, settings: Settings) -> "Together":
@@ -315,8 +315,8 @@ def make_site_bundle(
     if plan.head != "linear+local":
         raise FederationError("This plan has no trees at the sites.")
     policy = Policy.read(node / POLICY)
-    together = Together.opened(sealed, plan)
-    bundle = read_bundle(shared)
+    together, digest = Together.opened(sealed, plan)
+    bundle = read_bundle(shared, expected_digest=digest)
     rows = own_rows(node, policy, plan)
     return site_bundle(
         rows,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The coordinator of a consortium: approve sites, plan, run, resume.", no_args_is_help=True)
 
 POLL_S = 0.5
+TAKEN_UP_WITHIN_S = 120.0
 Folder = Annotated[Path, typer.Argument(help="The consortium's folder.")]
 Run = Annotated[str, typer.Argument(help="The run's name (`consortium plan`).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the same as JSON.")]
@@ -158,7 +159,7 @@ def status(folder: Folder, run: Annotated[str | None, typer.Argument(help="One r
     runs = [consortium.status(name) for name in ([run] if run else consortium.runs())]
     if as_json:
         sites = {name: name in consortium.nodes() for name in consortium.members()}
-        print_line(json.dumps({"sites": sites, "runs": [each.model_dump(mode="json") | {"interrupted": each.interrupted} for each in runs]}))
+        print_line(json.dumps({"sites": sites, "runs": [each.model_dump(mode="json") for each in runs]}))
         return
     left = (consortium.certificate_ends - datetime.now(UTC)).days
     output.print(f"Consortium {literal(consortium.settings.name)} at {literal(consortium.settings.address)}; its certificate holds {left} days more.")
@@ -185,7 +186,9 @@ def serve(
 @app.command()
 def renew(folder: Folder) -> None:
     """Make a new key and certificate for the server; sites need nothing new, `consortium serve` is to be started again."""
-    output.print(f"The server's certificate holds until {_open(folder).renew():%Y-%m-%d}. Start `consortium serve` again.")
+    output.print(
+        f"The server's certificate holds until {_open(folder).renew():%Y-%m-%d}. Start `consortium serve` again, and reload the proxy that shows it."
+    )
 
 
 def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
@@ -196,9 +199,11 @@ def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
     output.print(f"Run {literal(run)} is handed over; Flower calls this attempt {flower}.")
     if detach:
         return
-    shown = 0
+    shown, handed_over = 0, time.monotonic()
     while True:
         now = consortium.status(run)
+        if now.attempt == attempt and time.monotonic() - handed_over > TAKEN_UP_WITHIN_S:
+            raise FederationError(f"Nobody has taken run {run!r} up; what `consortium serve` writes says why.")
         for exchange in now.exchanges[shown:] if now.attempt > attempt else ():
             what = "made before" if exchange.again else f"{exchange.seconds:.1f} s, {exchange.received / 1024:.0f} KiB from sites"
             errors.print(f"  {literal(exchange.step)}: {what}")

@@ -84,8 +84,11 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the coordinator.")] = False,
 ) -> None:
     """Say what this node would refuse, and why, before anyone asks."""
-    from federated.checking import findings
+    from federated.checking import findings, summary
+    from federated.plan import read_plan
 
+    if plan is not None:
+        output.print(literal(summary(read_plan(plan))))
     found = findings(_folder(folder), plan=plan, reach=not offline)
     for finding in found:
         mark = "[green]allowed[/green]" if finding.allowed else "[yellow]refused[/yellow]"

@@ -127,7 +127,7 @@ class PrivateAdapterRound(_Round, PrivateStatistic):
         target, weight = rows.target[heard].astype(np.float64), weights(rows)[heard]
         probability, clip = _number(ask, "sampling_probability", 1.0), _number(ask, "clip", 1e3)
         expected = probability * _number(ask, "people", 1e9)
-        noise, draws = _number(ask, "noise_multiplier", 1e6), Noise(rows, ask)
+        noise, draws = _number(ask, "noise_multiplier", 1e6), Noise(rows, ask, before)
         values = {name: torch.tensor(value, dtype=torch.float64) for name, value in before.items()}
         for _ in range(_whole(ask, "steps", 1, LONGEST)):
             drawn = uniform(len(people), draws.key()) < probability

@@ -57,10 +57,11 @@ def write_policy(folder: Path, name: str, plan: Plan, *, extra: str = "", plans:
         "minimum_subjects": 20,
         "minimum_subjects_of_a_class": 5,
     } | release
+    others = "".join(f"{site.name} = {site.identity!r}\n" for site in plan.sites if site.name != name)
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
     (folder / POLICY).write_text(
         f'name = "{name}"\ncoordinator = "{plan.coordinator}"\ntable = "features.parquet"\n'
-        f"[approved]\nplans = {plans if plans is not None else [plan.digest]!r}\n[release]\n{lines}{extra}".replace("'", '"')
+        f"[approved]\nplans = {plans if plans is not None else [plan.digest]!r}\n[release]\n{lines}[sites]\n{others}{extra}".replace("'", '"')
     )
 
 

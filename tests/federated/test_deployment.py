@@ -104,6 +104,7 @@ class Deployed:
             "builds =": f"builds = {json.dumps(builds)}",
             "plans =": f"plans = {json.dumps([self.plan()])}",
             "statistics =": f"statistics = {json.dumps(LINEAR)}",
+            "# site-b =": "".join(f'{site} = "{kit.identity}"\n' for site, kit in self.consortium.members().items() if site != name),
         }
         lines = path.read_text().splitlines()
         path.write_text("\n".join(next((new for old, new in changes.items() if line.startswith(old)), line) for line in lines))

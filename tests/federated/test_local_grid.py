@@ -72,9 +72,8 @@ def test_a_refusal_comes_through_with_its_reason(made, grid):
 def test_large_arrays_cross_bit_for_bit(made, grid):
     centre = np.random.default_rng(0).normal(size=FEATURES) * 10.0 ** np.arange(-150, -150 + 50 * FEATURES, 50)
     centre[-1] = np.nextafter(0, 1)
-    ask = Ask("cohort", {"centre": centre}, {"folds": 4000, "groups": json.dumps({}), "checks": "[]"})
-    assert made.sums(channel_of(made, grid)).total("first", [ask])[0]["recordings"].shape == (4000, 2)
-    assert FOLDS < 4000
+    ask = Ask("cohort", {"centre": centre, "more": np.zeros((4000, 50))}, {"folds": FOLDS, "groups": json.dumps({}), "checks": "[]"})
+    assert made.sums(channel_of(made, grid)).total("first", [ask])[0]["recordings"].shape == (FOLDS, 2)
 
 
 @pytest.mark.parametrize(

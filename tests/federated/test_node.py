@@ -14,7 +14,6 @@ from clinical_ser.errors import FederationError, SiteRefusalError
 from federated.identities import REPLY, REQUEST, Identity, require
 from federated.node import AUDIT, POLICY, Node, bucket_of
 from federated.plan import Participant, Plan
-from federated.privacy import Ledger
 from federated.statistics import Ask
 from federated.wire import Message
 from tests.federated.sites import make_consortium
@@ -156,11 +155,11 @@ def test_an_answer_that_is_given_again_shows_a_log_that_has_not_become_shorter(m
 def test_no_group_may_be_a_person(made, column):
     """A count of one subject's recordings is that subject's, however many sites are in the sum."""
     who = str(read_table(made.site("bell") / "features.parquet").frame[column].iloc[0])
-    assert refused(made, people(json.dumps({column: [who]})))[1] == "group_not_in_the_plan"
+    assert refused(made, people(json.dumps({column: [who]})))[1] == "asks_beyond_the_plan"
 
 
 def test_groups_are_those_of_the_plan(made):
-    assert refused(made, people(json.dumps({"sex": ["female", "of one person"]})))[1] == "group_not_in_the_plan"
+    assert refused(made, people(json.dumps({"sex": ["female", "of one person"]})))[1] == "asks_beyond_the_plan"
 
 
 @pytest.mark.parametrize("column", ["subject", "recording", "row"])
@@ -177,7 +176,7 @@ def test_a_later_run_that_leaves_few_sites_out_is_refused(tmp_path, left_out):
     fewer = Plan.model_validate(made.plan.model_dump() | {"run": "second", "sites": made.plan.sites[: 5 - left_out]})
     for name in names[: 5 - left_out]:
         made.set_policy(name, plans=[made.plan.digest, fewer.digest], minimum_subjects=10)
-    assert refused(made, plan=fewer)[1] == "set_isolates_a_site"
+    assert refused(made, plan=fewer)[1] == "other_sites_than_before"
     for name in names[: 5 - left_out]:
         made.set_policy(name, plans=[made.plan.digest, fewer.digest], sets=[list(fewer.site_names)])
     assert made.sums(Wires(made), plan=fewer).total("first", [MOMENTS])[0]["known"].sum() > 0
@@ -192,7 +191,7 @@ def test_a_table_that_grew_does_not_switch_the_rule_of_sets_off(tmp_path):
         made.set_policy(name, plans=[made.plan.digest, fewer.digest], minimum_subjects=10)
         table = read_table(made.site(name) / "features.parquet")
         write_table(FeatureTable(table.frame.iloc[6:], table.feature_names, table.extractors), made.site(name) / "features.parquet")
-    assert refused(made, plan=fewer)[1] == "set_isolates_a_site"
+    assert refused(made, plan=fewer)[1] == "other_sites_than_before"
 
 
 @pytest.mark.parametrize(("fewer", "reason"), [(1, "people_differ_by_few"), (4, "people_differ_by_few"), (5, None), (0, None)])
@@ -233,11 +232,9 @@ def test_questions_come_to_an_end(made):
 
 
 def test_where_noise_is_required_nothing_without_it_rides_along(tmp_path):
-    made = make_consortium(tmp_path, statistics=("moments", "private_moments"), privacy={"noise_multiplier": 5.0, "clip": 3.0})
+    made = make_consortium(tmp_path, statistics=("moments", "private_moments"))
     for name in made.names:
         made.set_policy(name, extra="[privacy]\nrequired = true\nepsilon = 5.0\n")
-        (made.site(name) / "state").mkdir(mode=0o700)
-        Ledger.create(made.site(name) / "state" / "privacy.ledger", site=name, dataset="all")
     noisy = Ask("private_moments", {"low": np.full(FEATURES, -3.0), "high": np.full(FEATURES, 3.0)}, {"noise_multiplier": 5.0})
     for asks in ([MOMENTS], [noisy, MOMENTS]):
         with pytest.raises(SiteRefusalError, match="privacy required"):

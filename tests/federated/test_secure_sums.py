@@ -89,13 +89,18 @@ def test_no_answer_holds_a_person_a_path_or_a_value(made, tmp_path):
 
 def test_an_answer_alone_is_noise_and_so_is_every_sum_but_that_of_all(made):
     wires = Wires(made)
-    large = Ask("moments", {"centre": np.zeros(FEATURES)}, {"folds": 1000, "squares": True})
-    sums_of(made, wires).total("first", [large])
+    heads = 11
+    arrays = {"beta": np.zeros((heads, FEATURES + 1)), "left_out": np.full(heads, -1.0), "draw": np.full(heads, -1.0)}
+    arrays |= {"mean": np.zeros((FOLDS + 1, FEATURES)), "scale": np.ones((FOLDS + 1, FEATURES))}
+    histogram = Ask(
+        "scores", {name: arrays[name] for name in ("mean", "scale")} | {"beta": np.zeros((FOLDS, FEATURES + 1)), "theta": np.ones((FOLDS, 2))}
+    )
+    sums_of(made, wires).total("first", [Ask("newton", arrays), histogram])
     words = [Message.from_bytes(body).arrays["words"] for _, body, _ in wires.received[3:]]
     for some in ([0], [1], [2], [0, 1], [0, 2], [1, 2]):
         rest = np.sum([words[place] for place in some], axis=0, dtype=np.uint64)
         assert chisquare(np.bincount(rest.view(np.uint8), minlength=256)).pvalue > 1e-6
-    known = decode(np.sum(words, axis=0, dtype=np.uint64), wide=True)
+    known = decode(np.sum(words, axis=0, dtype=np.uint64), wide=False)
     assert np.abs(known).max() < 1e6
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 
 from clinical_ser.cohorts.table import read_table
-from clinical_ser.errors import BundleSchemaError, FederationError, InvalidValueError, SiteRefusalError
+from clinical_ser.errors import BundleSchemaError, BundleTamperedError, FederationError, InvalidValueError, SiteRefusalError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
@@ -22,6 +22,7 @@ from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.weights import subject_weights
 from federated.at_site import EVERYBODY, Scales
 from federated.identities import LOCAL_HEADS, Identity
+from federated.node import workspace_of
 from federated.plan import LINEAR, LOCAL, Plan
 from federated.protocols.local_heads import FOLDER, local_heads_of, stacked
 from federated.protocols.scores import BINS
@@ -258,7 +259,7 @@ def test_nodes_weigh_their_trees_and_keep_them(tmp_path):
     pooled = stack_across(PooledSums(rows), linear)
     np.testing.assert_allclose(across.maps.theta, pooled.maps.theta, atol=1e-6)
     np.testing.assert_allclose(across.evaluated["everybody"], pooled.evaluated["everybody"], atol=1e-6)
-    kept = dataclasses.replace(rows["curie"], workspace=made.site("curie") / "state" / "kept")
+    kept = dataclasses.replace(rows["curie"], workspace=workspace_of(made.site("curie"), made.plan))
     grown = list((kept.workspace / FOLDER).iterdir())
     assert grown
     served = site_model(kept, linear.model, Together.from_bytes(across.to_bytes(), made.plan.settings))
@@ -271,9 +272,10 @@ def test_a_site_makes_its_own_bundle_from_what_the_coordinator_signed_for_the_ru
     made = make_consortium(tmp_path, head="linear+local", statistics=LOCAL)
     sums = made.sums()
     linear = train_across(sums, made.plan.settings)
-    sealed = stack_across(sums, linear).sealed(made.identity, made.plan.digest)
+    across = stack_across(sums, linear)
     shared = tmp_path / "shared"
-    publish(linear, shared, name="across", version="1", sites=3, cohort_digest="0" * 64, key=None, replicates=60)
+    digest = publish(linear, shared, name="across", version="1", sites=3, cohort_digest="0" * 64, key=None, replicates=60).digest
+    sealed = across.sealed(made.identity, made.plan.digest, digest)
     published = make_site_bundle(made.site("ada"), made.plan, shared, sealed, tmp_path / "own", key=None)
     bundle = read_bundle(tmp_path / "own")
     assert bundle.manifest.head == "stacked"
@@ -285,11 +287,17 @@ def test_a_site_makes_its_own_bundle_from_what_the_coordinator_signed_for_the_ru
     other = Plan.model_validate(made.plan.model_dump() | {"run": "another"})
     with pytest.raises(FederationError, match="not signed"):
         make_site_bundle(made.site("ada"), other, shared, sealed, tmp_path / "forged", key=None)
+    with pytest.raises(BundleTamperedError):
+        make_site_bundle(made.site("ada"), made.plan, shared, across.sealed(made.identity, made.plan.digest, "0" * 64), tmp_path / "forged", key=None)
+    table = made.site("ada") / "features.parquet"
+    table.write_bytes(table.read_bytes() + b"more")
+    with pytest.raises(FederationError, match="not the one that this run was about"):
+        make_site_bundle(made.site("ada"), made.plan, shared, sealed, tmp_path / "forged", key=None)
     assert not (tmp_path / "forged").exists()
 
 
 def test_scores_with_local_trees_are_refused_under_a_plan_without_them(tmp_path):
     made = make_consortium(tmp_path, statistics=LINEAR)
-    ask = Ask("scores", {}, {"families": "pitch", "seed": 0})
+    ask = Ask("scores", {"beta": np.zeros((3, 7))}, {"families": "pitch", "seed": 0})
     with pytest.raises(SiteRefusalError, match="statistic not allowed"):
         made.sums().total("scores", [ask])
