@@ -34,7 +34,7 @@ test: $(NEURAL_STAMP) $(FEDERATED_STAMP)
 $(FEDERATED_STAMP): pyproject.toml constraints-federated.txt
 	@test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)
 	@echo "Installing into $(FEDERATED) (some minutes the first time) ..."
-	@$(FEDERATED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-federated.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[federated,adapter]' pytest pytest-xdist hypothesis
+	@$(FEDERATED)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-federated.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[federated,adapter]' pytest pytest-xdist hypothesis opacus
 	@touch $@
 
 # torch is needed to export and train encoders, and so by their tests; the demo and everything that serves does without.

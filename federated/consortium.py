@@ -178,9 +178,8 @@ class Consortium:
         authority = Authority.load(self.folder / "authority.key", self.folder / "authority.pem")
         key = ec.generate_private_key(ec.SECP384R1())
         certificate = authority.for_server(key, [*LOCAL, self.settings.address.rpartition(":")[0]], days=days)
-        for name, content, mode in (("server.key", private_pem(key), 0o600), ("server.pem", certificate, 0o644)):
+        for name, content in (("server.key", private_pem(key)), ("server.pem", certificate)):
             with replaced(self.folder / name) as draft:
-                draft.touch(mode=mode)
                 draft.write_bytes(content)
         return self.certificate_ends
 

@@ -7,6 +7,7 @@ fingerprints over the telephone before either side believes a file.
 import argparse
 import hashlib
 import json
+import re
 import secrets
 import sys
 from collections.abc import Collection
@@ -33,7 +34,6 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError
-from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
 from federated.processes import Command, check_server, keep_running, program
@@ -51,9 +51,11 @@ NODE_PORT = 9094
 """Where a SuperNode hands tasks to the gate, on this machine alone."""
 
 _Model = TypeVar("_Model", bound=Strict)
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Address = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}:[0-9]{1,5}$")]
+ADDRESS = r"^[A-Za-z0-9.-]{1,253}:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$"
+Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
 
 
 class Kit(Strict):
@@ -326,6 +328,8 @@ def run_node(folder: NodeFolder, *, through: str | None = None, port: int = NODE
     FederationError
         It has joined no consortium, or who answers there is not the coordinator.
     """
+    if through is not None and re.fullmatch(ADDRESS, through) is None:
+        raise InvalidValueError("--through", through, "a host and a port, as localhost:8443")
     address = through or folder.read_invitation().address
     check_server(address, folder.authority)
     folder.home.mkdir(mode=0o700, exist_ok=True)
@@ -378,11 +382,6 @@ class SiteHost:
 def private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     """Return a private key in PKCS #8."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def identity_of(path: Path) -> SigningKey:
-    """Return an identity, as the key that signs bundles."""
-    return SigningKey.load(path)
 
 
 def _write_private(path: Path, content: bytes) -> None:

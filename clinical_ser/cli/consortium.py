@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from clinical_ser.cli.console import complain, errors, literal, output, print_line, program
+from clinical_ser.cli.node import needs_flower
 from clinical_ser.cohorts.tasks import get_task, read_task
 from clinical_ser.errors import FederationError, InvalidValueError
 from clinical_ser.features.extraction import DEFAULT_SETS
@@ -135,6 +136,7 @@ def plan(
 @app.command("run")
 def run_plan(folder: Folder, run: Run, detach: Detach = False) -> None:
     """Lead a run: train, evaluate, and publish a signed model."""
+    needs_flower()
     consortium = _open(folder)
     if consortium.status(run).attempt:
         raise FederationError(f"Run {run!r} was begun already; `consortium resume` goes on with it.")
@@ -144,6 +146,7 @@ def run_plan(folder: Folder, run: Run, detach: Detach = False) -> None:
 @app.command()
 def resume(folder: Folder, run: Run, detach: Detach = False) -> None:
     """Go on with a run that broke off, after its last complete exchange."""
+    needs_flower()
     consortium = _open(folder)
     if not consortium.status(run).attempt:
         raise FederationError(f"Run {run!r} was not begun yet; `consortium run` begins it.")
@@ -177,6 +180,7 @@ def serve(
     logs: Annotated[Path | None, typer.Option(help="A folder for what Flower writes; the terminal, or the journal, otherwise.")] = None,
 ) -> None:
     """Keep the SuperLink and the process that leads runs up until stopped; register sites as they are approved."""
+    needs_flower()
     ended, code = _open(folder).serve(logs=logs)
     if ended:
         complain("Stopped", f"{ended} ended with exit status {code}.")

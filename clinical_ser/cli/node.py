@@ -4,7 +4,9 @@ The one idea: a node does nothing that node.toml does not allow, and `node check
 """
 
 import os
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +34,10 @@ def init(
     """Make a node: keys, policy that allows nothing yet, audit log, systemd unit, and a kit of public parts for the coordinator."""
     from clinical_ser.audit.configuration import LogConfiguration
     from federated.node import make_state
-    from federated.provisioning import make_keys, policy_text, write_units
+    from federated.provisioning import NAME, make_keys, policy_text, write_units
 
+    if re.fullmatch(NAME, name) is None:
+        raise InvalidValueError("--name", name, "small letters, digits and hyphens, 40 at most")
     if not table.is_file():
         raise InvalidValueError("--table", "what is no file", "a feature table that `extract` wrote")
     node = _new_folder(folder)
@@ -72,6 +76,7 @@ def join(folder: Folder, invitation: Annotated[Path, typer.Argument(help="The fi
 @app.command()
 def build() -> None:
     """Print the hash of the app that this version brings; node.toml lists the builds that may run."""
+    needs_flower()
     from federated.gate import build_hash, build_of_this_version
 
     print_line(build_hash(build_of_this_version()))
@@ -84,6 +89,7 @@ def check(
     offline: Annotated[bool, typer.Option("--offline", help="Do not try to reach the coordinator.")] = False,
 ) -> None:
     """Say what this node would refuse, and why, before anyone asks."""
+    needs_flower()
     from federated.checking import findings, summary
     from federated.plan import read_plan
 
@@ -140,9 +146,21 @@ def run_node(
     os.execv(sys.executable, [sys.executable, "-P", "-c", start, str(node.folder), *options])  # noqa: S606
 
 
+def needs_flower() -> None:
+    """Raise FederationError in an environment without Flower."""
+    if find_spec("flwr") is None:
+        raise FederationError(
+            "Flower is not installed; nodes and coordinators have an environment with the extra 'federated' (docs/federated.md)."
+        )
+
+
 def _new_folder(folder: Path) -> "NodeFolder":
     from federated.provisioning import NodeFolder
 
+    if not re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder.absolute())):
+        raise InvalidValueError(
+            "FOLDER", "a path with other characters", "letters, digits, and . _ - / alone"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:

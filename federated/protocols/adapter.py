@@ -282,7 +282,7 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise FederationError("An adapter is trained with torch; install the extra `neural` at this site.") from None
+        raise FederationError("An adapter is trained with torch; install the extra `adapter` at this site.") from None
     return torch
 
 

@@ -92,6 +92,8 @@ def test_a_plan_is_checked_against_the_policy_line_by_line(run, hub, node, appro
     text = (node / "node.toml").read_text()
     text = text.replace('# coordinator = ""', f'coordinator = "{plan.coordinator}"').replace("builds = []", f'builds = ["{build()}"]')
     text = text.replace("plans = []", f'plans = ["{plan.digest}"]').replace("statistics = []", f"statistics = {json.dumps(LINEAR)}")
+    others = "".join(f'{site.name} = "{site.identity}"\n' for site in plan.sites if site.name != "north")
+    text = text.replace("[sites]\n", f"[sites]\n{others}")
     (node / "node.toml").write_text(text)
     allowed = run("node", "check", node, "--offline", "--plan", path)
     assert allowed.code == 0, allowed.out

@@ -14,6 +14,7 @@ from clinical_ser.errors import FederationError, SiteRefusalError
 from federated.identities import REPLY, REQUEST, Identity, require
 from federated.node import AUDIT, POLICY, Node, bucket_of
 from federated.plan import Participant, Plan
+from federated.privacy import Ledger
 from federated.statistics import Ask
 from federated.wire import Message
 from tests.federated.sites import make_consortium
@@ -240,6 +241,23 @@ def test_where_noise_is_required_nothing_without_it_rides_along(tmp_path):
         with pytest.raises(SiteRefusalError, match="privacy required"):
             made.sums(Wires(made)).total("first", asks)
     assert made.sums(Wires(made)).total("first", [noisy])[0]["people"].shape == (1,)
+
+
+def test_a_ledger_that_is_an_older_copy_pays_for_nothing(tmp_path):
+    """What was spent since the copy was made would be spent again."""
+    made = make_consortium(tmp_path, statistics=("moments", "private_moments"))
+    for name in made.names:
+        made.set_policy(name, extra="[privacy]\nepsilon = 50.0\n")
+    files = [made.site("ada") / "state" / name for name in ("privacy.ledger", "privacy.ledger.head")]
+    older = [file.read_bytes() for file in files]
+    noisy = Ask("private_moments", {"low": np.full(FEATURES, -3.0), "high": np.full(FEATURES, 3.0)}, {"noise_multiplier": 5.0})
+    sums = made.sums(Wires(made))
+    sums.total("first", [noisy])
+    assert Ledger(files[0]).spent(1e-5) > 0
+    for file, content in zip(files, older, strict=True):
+        file.write_bytes(content)
+    with pytest.raises(SiteRefusalError, match="ledger not available"):
+        sums.total("second", [noisy])
 
 
 def test_the_same_set_may_train_again(made):

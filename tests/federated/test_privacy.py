@@ -10,7 +10,23 @@ from scipy.special import ndtr
 from scipy.stats import kstest
 
 from clinical_ser.errors import FederationError, InvalidValueError, SiteRefusalError
-from federated.privacy import BUDGET_SPENT, GRID_BITS, Charge, Ledger, Part, epsilon, gaussian, noise_for, noisy, sensitivity, uniform, with_noise
+from federated.privacy import (
+    BUDGET_SPENT,
+    GRID_BITS,
+    Charge,
+    Ledger,
+    Noise,
+    Part,
+    epsilon,
+    gaussian,
+    noise_for,
+    noisy,
+    sensitivity,
+    uniform,
+    with_noise,
+)
+from federated.statistics import Ask
+from tests.federated.cohorts import cohort_rows
 
 DELTA = 1e-5
 
@@ -207,3 +223,10 @@ def test_noisy_arrays_share_one_sensitivity() -> None:
     assert (found["b"] - 3.0).std() == pytest.approx(8.0, rel=0.05)
     assert abs(found["b"].mean() - 3.0) < 0.6
     assert sensitivity(2.0, 10000) == pytest.approx(2.0, rel=1e-3)
+
+
+def test_noise_is_another_one_where_the_answer_depends_on_other_layers():
+    """A round that is asked again with other layers at the site would else cancel the noise, and be paid for twice."""
+    rows, ask = cohort_rows(20), Ask("private_adapter_round")
+    assert Noise(rows, ask, {"w": np.zeros(3)}).key() == Noise(rows, ask, {"w": np.zeros(3)}).key()
+    assert Noise(rows, ask, {"w": np.zeros(3)}).key() != Noise(rows, ask, {"w": np.ones(3)}).key()
