@@ -79,7 +79,7 @@ def _of_plan(node: NodeFolder, policy: Policy, plan: Plan) -> Iterator[Finding]:
     approved = plan.digest in policy.approved.plans
     yield Finding(f"plan {plan.digest}", approved, "" if approved else "approved.plans does not name it")
     ours = plan.coordinator == policy.coordinator
-    yield Finding("its coordinator", ours, "" if ours else "it is another one than node.toml names")
+    yield Finding("its coordinator", ours, "" if ours else "node.toml names another one" if policy.coordinator else "node.toml names none")
     here = policy.name in plan.site_names
     yield Finding("this site among its sites", here, "" if here else f"they are {', '.join(plan.site_names)}")
     enough = len(plan.sites) >= policy.release.minimum_sites

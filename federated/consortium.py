@@ -27,7 +27,7 @@ from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import FederationError, InvalidValueError
-from clinical_ser.models.signing import SigningKey
+from clinical_ser.models.signing import PublicKey, SigningKey
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
 from federated.processes import Command, environment, keep_running, program
@@ -92,6 +92,8 @@ class RunStatus(Strict):
     updated: datetime
     bundle: str | None = None
     """Digest of what came out."""
+    missing: tuple[str, ...] = ()
+    """Sites that were asked and have not answered; they are asked again."""
 
     interrupted: bool = False
     """Whether nobody leads it any more, though it has not ended; found out when it is read."""
@@ -145,6 +147,8 @@ class Consortium:
         for name in ("sites", "runs", "flower", "invitations"):
             (folder / name).mkdir(mode=0o700)
         write_new_file(folder / "consortium.json", canonical_json(settings.model_dump()), mode=0o600)
+        # What sites put into `trusted_keys`, so that models of this coordinator are known to be.
+        write_new_file(folder / "model-key.pub", PublicKey(identity.public_key().public_bytes_raw()).to_pem(), mode=0o644)
         log = LogConfiguration(f"{settings.name}.invalid/coordinator", f"sqlite:{folder / 'audit' / 'log.sqlite'}", folder / "audit" / "keys")
         log.create(folder / "audit.toml")
         made = cls(folder)
@@ -376,7 +380,7 @@ class Consortium:
 
         status = self.status(run)
         if status.state == "finished":
-            raise FederationError(f"Run {run!r} has finished.")
+            raise FederationError(f"Run {run!r} has finished; its model is in the run's folder.")
         if status.state == "running" and not status.interrupted:
             raise FederationError(f"Run {run!r} is being led already.")
         if missing := sorted(set(sites) - set(self.nodes())):

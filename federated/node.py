@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 
 from clinical_ser.atomic_folder import sync_folder, write_new_file
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.events import Actor, FederatedRound, Role
+from clinical_ser.audit.events import Actor, FederatedRound, Outcome, Purpose, Role
 from clinical_ser.audit.log import AuditLog
 from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError, SiteRefusalError
@@ -187,7 +187,9 @@ class Node:
                     subjects_bucket="not counted",
                     action="refused",
                     reason="build_not_approved",
-                )
+                ),
+                outcome=Outcome.REFUSED,
+                purpose=Purpose.OPERATIONS,
             )
 
     # ── reading a request ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -340,7 +342,9 @@ class Node:
                         subjects_bucket="not counted",
                         action="refused",
                         reason=reason,
-                    )
+                    ),
+                    outcome=Outcome.REFUSED,
+                    purpose=Purpose.OPERATIONS,
                 )
                 head = head_of(log.checkpoint)
         except (OSError, ClinicalSerError):
@@ -558,7 +562,7 @@ class Node:
         try:
             with self._log() as log:
                 # Every answer that leaves is a record, one that is given again too.
-                log.append(event)
+                log.append(event, purpose=Purpose.OPERATIONS)
                 head = head_of(log.checkpoint)
         except ClinicalSerError:
             raise RefusedError("log_not_available") from None

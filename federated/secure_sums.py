@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from clinical_ser.atomic_folder import sync_folder
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.events import Actor, FederatedRound, Role
+from clinical_ser.audit.events import Actor, FederatedRound, Outcome, Purpose, Role
 from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import FederationError, SiteRefusalError
 from federated.fixed_point import decode, is_wide
@@ -95,6 +95,8 @@ class SecureSums:
         How long an exchange waits for a site that is away.
     on_step
         Called before every exchange with its name and the exchanges so far.
+    on_wait
+        Called with the names of sites that are asked again, because no answer came.
     clock
         Wall time of requests.
 
@@ -117,6 +119,7 @@ class SecureSums:
         deadline_s: float = DEADLINE_S,
         attempt_s: float = ASK_AGAIN_S,
         on_step: Callable[[str, Sequence[ExchangeRecord]], None] | None = None,
+        on_wait: Callable[[Sequence[str]], None] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ):
         if identity.public != plan.coordinator:
@@ -124,6 +127,7 @@ class SecureSums:
         self._channel, self._plan, self._identity, self._store, self._audit = channel, plan, identity, store, audit
         self._deadline_s, self._attempt_s, self._clock = deadline_s, attempt_s, clock
         self._on_step = on_step or (lambda _step, _exchanges: None)
+        self._on_wait = on_wait or (lambda _sites: None)
         self._step = 0
         self._keys: dict[str, tuple[str, str]] = {}
         self._heads: dict[str, Head] = {}
@@ -196,6 +200,7 @@ class SecureSums:
                 raise FederationError(f"Site {site.name!r} joined with what is no key.") from None
             keys[site.name] = (key, signature)
         self._keys, self.commitments = keys, commitments
+        self._record(content, "joined")
 
     # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,6 +238,7 @@ class SecureSums:
                 received += len(answer[0])
                 replies[name] = self._read(name, content, *answer)
             if len(replies) < len(self.sites):
+                self._on_wait([name for name in self.sites if name not in replies])
                 time.sleep(max(0.0, min(PAUSE_S - (time.monotonic() - asked_at), left)))
         self.exchanges.append(ExchangeRecord(step, time.monotonic() - started, sent, received))
         return replies
@@ -371,7 +377,7 @@ class SecureSums:
             witnessed_size=None,
         )
         with self._audit.write() as log:
-            log.append(event)
+            log.append(event, outcome=Outcome.REFUSED if action == "refused" else Outcome.SUCCESS, purpose=Purpose.OPERATIONS)
 
 
 def _layout(text: str, asks: int) -> list[tuple[int, str, tuple[int, ...]]]:

@@ -77,6 +77,7 @@ def _lead(consortium: Consortium, run: str, grid: Grid) -> None:
             audit=consortium.audit,
             deadline_s=float(os.environ.get(DEADLINE_VARIABLE, DEADLINE_S)),
             on_step=kept.at,
+            on_wait=kept.without,
         )
         trained = train_across(sums, plan.settings)
         published = publish(
@@ -112,7 +113,11 @@ class _Kept:
 
     def at(self, step: str, exchanges: Sequence[ExchangeRecord]) -> None:
         """Note which step is asked for."""
-        self._write(step=step, exchanges=_told(exchanges))
+        self._write(step=step, exchanges=_told(exchanges), missing=())
+
+    def without(self, sites: Sequence[str]) -> None:
+        """Note which sites have not answered."""
+        self._write(missing=tuple(sites))
 
     def finished(self, bundle: str, exchanges: Sequence[ExchangeRecord]) -> None:
         """Note what came out."""

@@ -99,6 +99,8 @@ def plan(
 
     consortium = _open(folder)
     members, known = consortium.members(), feature_names(feature_set)
+    if not members:
+        raise FederationError("No site is approved yet; `consortium approve` takes their kits.")
     if unknown := sorted(set(site or ()) - set(members)):
         raise InvalidValueError("--site", unknown[0], sorted(members))
     if unknown := sorted(set(feature or ()) - set(known)):
@@ -138,7 +140,7 @@ def run_plan(folder: Folder, run: Run, detach: Detach = False) -> None:
     """Lead a run: train, evaluate, and publish a signed model."""
     needs_flower()
     consortium = _open(folder)
-    if consortium.status(run).attempt:
+    if (before := consortium.status(run)).attempt and before.state != "finished":
         raise FederationError(f"Run {run!r} was begun already; `consortium resume` goes on with it.")
     _lead(consortium, run, detach=detach)
 
@@ -203,7 +205,7 @@ def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
     output.print(f"Run {literal(run)} is handed over; Flower calls this attempt {flower}.")
     if detach:
         return
-    shown, handed_over = 0, time.monotonic()
+    shown, handed_over, waited = 0, time.monotonic(), tuple[str, ...]()
     while True:
         now = consortium.status(run)
         if now.attempt == attempt and time.monotonic() - handed_over > TAKEN_UP_WITHIN_S:
@@ -212,6 +214,9 @@ def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
             what = "made before" if exchange.again else f"{exchange.seconds:.1f} s, {exchange.received / 1024:.0f} KiB from sites"
             errors.print(f"  {literal(exchange.step)}: {what}")
         shown = len(now.exchanges) if now.attempt > attempt else 0
+        if now.missing and now.missing != waited:
+            errors.print(f"  waiting for {literal(', '.join(now.missing))} ...")
+        waited = now.missing
         if now.attempt > attempt and (now.state in ("finished", "failed") or now.interrupted):
             break
         time.sleep(POLL_S)
@@ -220,7 +225,8 @@ def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
         raise FederationError(f"Run {run!r} ended at {now.step or 'its beginning'}: {why} `consortium resume` goes on with it.")
     made = [exchange for exchange in now.exchanges if not exchange.again]
     output.print(f"[green]Finished[/green]: {len(made)} exchanges in {sum(exchange.seconds for exchange in made):.0f} s.")
-    output.print(f"The model is in {literal(consortium.run_folder(run) / 'model')}; its digest:")
+    model = literal(consortium.run_folder(run) / "model")
+    output.print(f"The model is in {model} (`{program()} model card {model}` shows its figures); its digest:")
     print_line(now.bundle or "")
 
 
@@ -228,7 +234,8 @@ def _show(runs: list["RunStatus"]) -> None:
     table = Table("run", "state", "step", "exchanges", "attempts", "what is wrong")
     for each in runs:
         state = "interrupted" if each.interrupted else each.state
-        table.add_row(literal(each.run), state, literal(each.step), str(len(each.exchanges)), str(each.attempt), literal(each.error or ""))
+        waits = f"waiting for {', '.join(each.missing)} since {each.updated:%Y-%m-%d %H:%M} UTC" if each.missing and state == "running" else ""
+        table.add_row(literal(each.run), state, literal(each.step), str(len(each.exchanges)), str(each.attempt), literal(each.error or waits))
     output.print(table)
 
 

@@ -149,18 +149,14 @@ def run_node(
 def needs_flower() -> None:
     """Raise FederationError in an environment without Flower."""
     if find_spec("flwr") is None:
-        raise FederationError(
-            "Flower is not installed; nodes and coordinators have an environment with the extra 'federated' (docs/federated.md)."
-        )
+        raise FederationError("Flower is not installed; nodes and coordinators have an environment with the extra 'federated' (docs/federated.md).")
 
 
 def _new_folder(folder: Path) -> "NodeFolder":
     from federated.provisioning import NodeFolder
 
     if not re.fullmatch(r"[A-Za-z0-9._/-]+", str(folder.absolute())):
-        raise InvalidValueError(
-            "FOLDER", "a path with other characters", "letters, digits, and . _ - / alone"
-        )
+        raise InvalidValueError("FOLDER", "a path with other characters", "letters, digits, and . _ - / alone")
     try:
         folder.mkdir(mode=0o700, parents=True)
     except FileExistsError:

@@ -81,16 +81,17 @@ class StackedHead(Head):
         self._set_intercept()
 
     def prepare(self, Z: ArrayLike) -> list[Any]:
-        """Return the rows as each part reads them."""
-        return [part.prepare(Z) for _, part in self._parts]
+        """Return the rows as each part reads them; as trees do too where this head has none, since a model's refits share what is prepared once."""
+        trees = self.local if self.local is not None else BoostedHead(self.column_families, self.classes_)
+        return [self.shared.prepare(Z), trees.prepare(Z)]
 
     def family_margins_of(self, prepared: list[Any]) -> NDArray[np.float64]:
         """Add up the parts; see `Head.family_margins`."""
-        return np.asarray(sum(weight * part.family_margins_of(own) for (weight, part), own in zip(self._parts, prepared, strict=True)))
+        return np.asarray(sum(weight * part.family_margins_of(own) for (weight, part), own in zip(self._parts, prepared, strict=False)))
 
     def feature_margins_of(self, prepared: list[Any]) -> NDArray[np.float64]:
         """Add up the parts; see `Head.feature_margins`."""
-        return np.asarray(sum(weight * part.feature_margins_of(own) for (weight, part), own in zip(self._parts, prepared, strict=True)))
+        return np.asarray(sum(weight * part.feature_margins_of(own) for (weight, part), own in zip(self._parts, prepared, strict=False)))
 
     def settled(self) -> "StackedHead":
         """Return the same weights over parts that are to be fitted again, each with the strength that it has."""

@@ -118,6 +118,18 @@ def test_a_site_s_bundle_is_verified_read_and_answers_as_it_was_made(sites, bund
     assert explained.log_odds - explained.base_log_odds == pytest.approx(told, abs=1e-3)
 
 
+def test_refits_without_trees_answer_beside_refits_with_them(sites, model):
+    """A bootstrap sample may hold too few people of a class at this site for trees of its own."""
+    refit = model.refits[0]
+    bare = dataclasses.replace(refit, head=StackedHead(refit.head.shared, None, refit.head.weights_))
+    mixed = dataclasses.replace(model, refits=(bare, *model.refits[1:]))
+    read = StackedHead.from_dict(bare.head.to_dict())
+    X = sites[SITE].X[:5]
+    np.testing.assert_allclose(read.margins(model.preprocessor.transform(X)), bare.head.margins(model.preprocessor.transform(X)))
+    assert all(answer.low[1] < answer.high[1] for answer in map(mixed.answer, X))
+    assert mixed.terms(X).families.shape[0] == 1 + len(model.refits)
+
+
 def vector_of(x: np.ndarray, model: TrainedModel) -> FeatureVector:
     return FeatureVector(model.features, x, {name: "not measured" for name, value in zip(model.features, x, strict=True) if np.isnan(value)})
 
