@@ -35,6 +35,8 @@ def main() -> None:
             ("student_encoder", ["--emodb", data / "emodb-2s", "--ravdess", data / "ravdess"]),
             ("long_recordings", []),
             ("audit", ["--folder", work]),
+            ("federated", ["equality"]),
+            ("federated", ["cost", "--sites", "3,10"]),
         ):
             print(f"\n## {name}\n", flush=True)
             subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *map(str, words)], check=True)
