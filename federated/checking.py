@@ -10,9 +10,10 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.cohorts.table import read_table
 from clinical_ser.errors import AuditError, ClinicalSerError, FederationError
 from federated.gate import build_hash, build_of_this_version
-from federated.node import Node
+from federated.node import LEDGER, STATE, Node
 from federated.plan import LINEAR, Plan, read_plan
 from federated.policy import Policy
+from federated.privacy import Ledger
 from federated.processes import check_server, program
 from federated.provisioning import NodeFolder
 
@@ -49,6 +50,7 @@ def findings(node: NodeFolder, *, plan: Path | None = None, reach: bool = True) 
         *_of_policy(policy),
         _tried("the audit log", lambda: _look_at_log(node)),
         _tried("the table", lambda: _look_at_table(node, policy)),
+        _of_ledger(node, policy),
     ]
     if plan is not None:
         found += list(_of_plan(node, policy, read_plan(plan)))
@@ -104,6 +106,15 @@ def summary(plan: Plan) -> str:
         f"{plan.folds} folds, {plan.refits} bootstrap samples; groups: {', '.join(plan.groups) or 'none'}; "
         f"sites: {', '.join(plan.site_names)}."
     )
+
+
+def _of_ledger(node: NodeFolder, policy: Policy) -> Finding:
+    """Look at what was spent of the table's privacy, over all runs."""
+    try:
+        spent = Ledger(node.folder / STATE / LEDGER).spent(policy.privacy.delta)
+    except FederationError as error:
+        return Finding("the privacy ledger", allowed=False, why=str(error))
+    return Finding(f"the privacy ledger, epsilon {spent:.2f} of {policy.privacy.epsilon:g} spent at delta {policy.privacy.delta:g}", allowed=True)
 
 
 def _look_at_table(node: NodeFolder, policy: Policy) -> None:
