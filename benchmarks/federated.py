@@ -37,7 +37,7 @@ from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.rows import Rows, select_rows
 from clinical_ser.models.trained import TrainedModel
 from federated.at_site import standardised
-from federated.demonstration import make_hospital
+from federated.demonstration import answering, make_hospital
 from federated.identities import Identity
 from federated.node import Node
 from federated.plan import Participant, Plan
@@ -275,7 +275,7 @@ def cost(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
         for features in map(int, given.features.split(",")):
             with tempfile.TemporaryDirectory() as work:
                 plan, coordinator, folders = consortium(Path(work), sites, made_up(40 * sites, features))
-                channel = RayChannel(folders) if given.ray else DirectChannel({name: _answering(folder) for name, folder in folders.items()})
+                channel = RayChannel(folders) if given.ray else DirectChannel({name: answering(folder) for name, folder in folders.items()})
                 sums = SecureSums(channel, plan, coordinator, deadline_s=600.0)
                 started = time.monotonic()
                 trained = train_across(sums, plan.settings)
@@ -308,7 +308,7 @@ def equality(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
     for sites in (3, 5, 10):
         with tempfile.TemporaryDirectory() as work:
             plan, coordinator, folders = consortium(Path(work), sites, table, refits=4)
-            sums = SecureSums(DirectChannel({name: _answering(folder) for name, folder in folders.items()}), plan, coordinator)
+            sums = SecureSums(DirectChannel({name: answering(folder) for name, folder in folders.items()}), plan, coordinator)
             ours = train_across(sums, plan.settings)
             pooled = train_across(PooledSums({"all": site_rows(table, plan, b"pooled", None)}), plan.settings)
             a, b = ours.model, pooled.model
@@ -332,10 +332,6 @@ def equality(given: argparse.Namespace) -> dict[str, list[dict[str, object]]]:
 def of_calibrator(model: TrainedModel) -> Array:
     """Scale and offset."""
     return np.array([model.calibrator.scale_, float(model.calibrator.offset_)])
-
-
-def _answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
-    return lambda body, signature: Node.open(folder).answer(body, signature)
 
 
 def main() -> None:

@@ -34,6 +34,12 @@ def standardised(X: Array, mean: Array, scale: Array) -> Array:
     return np.clip(np.divide(filled - mean, scale, out=np.zeros_like(filled), where=used), -MAX_ABS_Z, MAX_ABS_Z)
 
 
+def unclipped(X: Array, mean: Array, scale: Array) -> Array:
+    """Return X standardised, shape (rows, features): what is missing stays missing, and constant columns are 0."""
+    used = scale > 0
+    return np.where(np.isnan(X), np.nan, np.divide(X - mean, scale, out=np.zeros_like(X), where=used))
+
+
 class Scales:
     """The preprocessors of an ask: `mean` and `scale`, shape (folds + 1, features); entry k leaves fold k out, the last nothing."""
 

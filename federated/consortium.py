@@ -30,21 +30,21 @@ from clinical_ser.errors import FederationError, InvalidValueError
 from clinical_ser.models.signing import PublicKey, SigningKey
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
+from federated.names import SiteName
 from federated.processes import Command, environment, keep_running, program
 from federated.provisioning import (
     CERTIFICATE_DAYS,
+    LOOPBACK,
     SECRET_BYTES,
     TEMPLATES,
     Address,
     Authority,
     Invitation,
     Kit,
-    Name,
     private_pem,
 )
 
 FOLDER_VARIABLE = "CLINICAL_SER_CONSORTIUM"
-LOCAL = ("localhost", "127.0.0.1")
 CONNECTION = "consortium"
 """Name of the SuperLink in Flower's own configuration."""
 REGISTER_EVERY_S = 5.0
@@ -56,7 +56,7 @@ EXPIRES_SOON = timedelta(days=30)
 class Settings(Strict):
     """What does not change about a consortium."""
 
-    name: Name
+    name: SiteName
     address: Address
     """Where sites reach it."""
     port: int = Field(ge=1, le=65535)
@@ -79,7 +79,7 @@ class Exchange(Strict):
 class RunStatus(Strict):
     """How far a run is; written by the process that leads it."""
 
-    run: Name
+    run: SiteName
     plan: str
     """Digest."""
     state: Literal["waiting", "running", "finished", "failed"]
@@ -181,7 +181,7 @@ class Consortium:
         """Make a new key and certificate for the server, and return until when it holds; the SuperLink takes it at its next start."""
         authority = Authority.load(self.folder / "authority.key", self.folder / "authority.pem")
         key = ec.generate_private_key(ec.SECP384R1())
-        certificate = authority.for_server(key, [*LOCAL, self.settings.address.rpartition(":")[0]], days=days)
+        certificate = authority.for_server(key, [*LOOPBACK, self.settings.address.rpartition(":")[0]], days=days)
         for name, content in (("server.key", private_pem(key)), ("server.pem", certificate)):
             with replaced(self.folder / name) as draft:
                 draft.write_bytes(content)

@@ -131,7 +131,7 @@ def demonstrate(
         "demo.example/coordinator", f"sqlite:{(folder / 'coordinator' / 'audit.sqlite').absolute()}", folder / "coordinator" / "keys"
     )
     log.create(folder / "coordinator" / AUDIT)
-    channel = DirectChannel({one.name: _answering(one.folder) for one in hospitals})
+    channel = DirectChannel({one.name: answering(one.folder) for one in hospitals})
     sums = SecureSums(channel, plan, coordinator, store=folder / "coordinator" / "totals", audit=log, on_step=on_step)
     federated = train_across(sums, plan.settings)
     pooled = train_across(PooledSums({"everybody": site_rows(_part(table, ~held), plan, b"demonstration", None)}), plan.settings)
@@ -152,8 +152,8 @@ def demonstrate(
     )
 
 
-def _answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
-    # Opened anew for every letter, as under Flower, which starts a process for each.
+def answering(folder: Path) -> Callable[[bytes, bytes], tuple[bytes, bytes]]:
+    """Return what answers for a node's folder, opened anew for every letter as under Flower, which starts a process for each."""
     return lambda body, signature: Node.open(folder).answer(body, signature)
 
 

@@ -3,15 +3,14 @@
 The one idea: a log whose head somebody else has recorded cannot be shortened or rewritten without that person's log saying so.
 """
 
-import base64
-import binascii
 from typing import Annotated
 
 from pydantic import Field
 
-from clinical_ser.errors import FederationError
+from clinical_ser.audit.checkpoint import Checkpoint
+from clinical_ser.errors import AuditFormatError, FederationError
 from clinical_ser.strict import Strict
-from federated.plan import Hex32
+from federated.names import Hex32
 
 
 class Head(Strict):
@@ -25,10 +24,11 @@ class Head(Strict):
         return self.size > before.size or self == before
 
 
-def head_of(checkpoint: str) -> Head:
-    """Return the head that a log's own signed checkpoint states (C2SP tlog-checkpoint: name, size, root)."""
+def head_of(note: str) -> Head:
+    """Return the head that a log's own signed checkpoint states."""
+    text, _, _ = note.partition("\n\n")
     try:
-        _, size, root = checkpoint.split("\n")[:3]
-        return Head(size=int(size), root=base64.b64decode(root, validate=True).hex())
-    except (ValueError, binascii.Error):
+        found = Checkpoint.parse(text + "\n")
+    except AuditFormatError:
         raise FederationError("A log's checkpoint is not of the form that this version writes.") from None
+    return Head(size=found.size, root=found.root.hex())

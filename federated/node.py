@@ -35,7 +35,8 @@ from federated.fixed_point import encode, is_wide
 from federated.heads_of_logs import Head, head_of
 from federated.identities import REPLY, REQUEST, RUN_KEY, Identity, require, run_key_message
 from federated.masking import context_of, mask
-from federated.plan import Hex32, Plan
+from federated.names import Hex32
+from federated.plan import Plan
 from federated.policy import Policy
 from federated.refusals import Reason, RefusedError
 from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, without_rare

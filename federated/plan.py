@@ -17,6 +17,7 @@ from clinical_ser.models.bundle import ModelName, Version
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
 from federated.boosting import BoostingSettings
+from federated.names import Hex32, SiteName
 from federated.protocols.cohort import GROUPS
 from federated.training import STRENGTHS, Settings
 from federated.version import code_digest
@@ -38,8 +39,6 @@ LOCAL = (*LINEAR, "stacking")
 STATISTICS: dict[str, tuple[str, ...]] = {"linear": LINEAR, "boosted": BOOSTED, "linear+local": LOCAL}
 """What a plan asks for, by its head."""
 
-SiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 

@@ -11,7 +11,8 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from clinical_ser.errors import FederationError
 from clinical_ser.strict import Strict
-from federated.plan import MINIMUM_SITES, Hex32, SiteName, Word
+from federated.names import Hex32, SiteName
+from federated.plan import MINIMUM_SITES, Word
 
 MOST_BYTES = 1 << 20
 

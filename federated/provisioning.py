@@ -36,6 +36,7 @@ from clinical_ser.atomic_folder import write_new_file
 from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.strict import Strict
+from federated.names import Hex32, SiteName
 from federated.processes import Command, check_server, keep_running, program
 
 KIT_DOMAIN = b"clinical-ser federated kit v1\n"
@@ -51,9 +52,6 @@ NODE_PORT = 9094
 """Where a SuperNode hands tasks to the gate, on this machine alone."""
 
 _Model = TypeVar("_Model", bound=Strict)
-NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-Hex32 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 ADDRESS = r"^[A-Za-z0-9.-]{1,253}:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$"
 Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
 
@@ -61,7 +59,7 @@ Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
 class Kit(Strict):
     """What a site tells the coordinator: public halves, signed by the identity among them."""
 
-    name: Name
+    name: SiteName
     identity: Hex32
     """Ed25519 public key: signs every answer."""
     flower: str
@@ -106,8 +104,8 @@ class Kit(Strict):
 class Invitation(Strict):
     """What the coordinator tells a site whose kit it approved."""
 
-    consortium: Name
-    site: Name
+    consortium: SiteName
+    site: SiteName
     address: Address
     """Where the SuperLink is reached."""
     identity: Hex32
@@ -228,7 +226,7 @@ def make_keys(folder: NodeFolder, name: str) -> Kit:
         What the site is called in the consortium.
     """
     try:
-        TypeAdapter(Name).validate_python(name)
+        TypeAdapter(SiteName).validate_python(name)
     except ValidationError:
         raise InvalidValueError("name", name, "small letters, digits and hyphens, 40 at most") from None
     identity = Ed25519PrivateKey.generate()

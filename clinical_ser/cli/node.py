@@ -33,10 +33,11 @@ def init(
 ) -> None:
     """Make a node: keys, policy that allows nothing yet, audit log, systemd unit, and a kit of public parts for the coordinator."""
     from clinical_ser.audit.configuration import LogConfiguration
+    from federated.names import SITE_NAME
     from federated.node import make_state
-    from federated.provisioning import NAME, make_keys, policy_text, write_units
+    from federated.provisioning import make_keys, policy_text, write_units
 
-    if re.fullmatch(NAME, name) is None:
+    if re.fullmatch(SITE_NAME, name) is None:
         raise InvalidValueError("--name", name, "small letters, digits and hyphens, 40 at most")
     if not table.is_file():
         raise InvalidValueError("--table", "what is no file", "a feature table that `extract` wrote")

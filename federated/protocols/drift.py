@@ -7,7 +7,7 @@ the population stability index compares them without anybody's row.
 import numpy as np
 from scipy.special import expit
 
-from federated.at_site import Array, numbers, standardised, weights
+from federated.at_site import Array, numbers, standardised, unclipped, weights
 from federated.protocols.scores import BINS as SCORE_BINS
 from federated.protocols.scores import bin_of
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
@@ -33,8 +33,7 @@ class Drift(Statistic):
         """Return `features` (features, cells + 1), the last cell for what is missing; `scores` (bins,); `people` (1,)."""
         mean, scale, beta, theta = (numbers(ask, name, ndim=1) for name in ("mean", "scale", "beta", "theta"))
         weight = weights(rows)
-        used = scale > 0
-        z = np.divide(rows.X - mean, scale, out=np.zeros_like(rows.X), where=used)
+        z = unclipped(rows.X, mean, scale)
         cells = np.where(np.isnan(rows.X), len(EDGES) - 1, np.searchsorted(EDGES, z, side="right") - 1)
         features = np.array([np.bincount(column, weight, minlength=len(EDGES)) for column in cells.T])
         margins = standardised(rows.X, mean, scale) @ beta[:-1] + beta[-1]

@@ -16,7 +16,7 @@ from clinical_ser.models.reference import LEVELS, MINIMUM_SUBJECTS, Conditions, 
 from clinical_ser.models.rounding import coarse, rounded
 from clinical_ser.models.state import Matrix
 from clinical_ser.models.weights import subject_weights
-from federated.at_site import EVERYBODY, Array, Scales, numbers, symmetric, times_drawn, triangle
+from federated.at_site import EVERYBODY, Array, Scales, numbers, symmetric, times_drawn, triangle, unclipped
 from federated.protocols.boosting import Ensembles, Zeros, head_of
 from federated.protocols.cohort import values_of
 from federated.protocols.margins import has_trees, trees_of
@@ -52,7 +52,7 @@ class Reference(Statistic):
         weight = subject_weights(rows.subjects[here], len(here))
         scales = Scales(rows, ask)
         Z = scales.design(-1)[here]
-        unclipped = _unclipped(rows.X[here], scales.mean[-1], scales.scale[-1])
+        values = unclipped(rows.X[here], scales.mean[-1], scales.scale[-1])
         heads = _Trees(rows, ask, here) if has_trees(ask) else _Coefficients(rows, ask, here)
         families, features = heads.out_of_fold()
         own = heads.own()
@@ -63,7 +63,7 @@ class Reference(Statistic):
         return {
             "people": np.array([len(np.unique(rows.subjects[here]))], float),
             "weight": np.array([weight.sum()]),
-            **_of_values(unclipped, weight, rows.subjects[here]),
+            **_of_values(values, weight, rows.subjects[here]),
             "families": np.concatenate([weight @ families, triangle((families.T * weight) @ families)]),
             "own": np.concatenate([weight @ own, weight @ own**2]),
             "features": np.concatenate([weight @ features, weight @ features**2]),
@@ -137,12 +137,6 @@ class _Trees:
 
     def _of(self, ensemble: int) -> Array:
         return self._known.family_margins(ensemble, self._zeros.centre[ensemble])[self._here]
-
-
-def _unclipped(X: Array, mean: Array, scale: Array) -> Array:
-    """Standardise and leave what is missing missing; constant columns are 0."""
-    used = scale > 0
-    return np.where(np.isnan(X), np.nan, np.divide(X - mean, scale, out=np.zeros_like(X), where=used))
 
 
 def _of_values(z: Array, weight: Array, subjects: NDArray[np.str_]) -> Arrays:
