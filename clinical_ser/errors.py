@@ -130,6 +130,40 @@ class SigningKeyError(ClinicalSerError):
     """A key file that cannot be used (not Ed25519, readable by others, already there); never carries the key."""
 
 
+class RegistryError(ClinicalSerError):
+    """The registry of bundles cannot do what was asked; the subclass says why."""
+
+
+class RegistryConflictError(RegistryError):
+    """Someone else switched, or a switch goes on; nothing was changed."""
+
+
+class RegistryTamperedError(RegistryError):
+    """A history, record or pointer that does not fit what was written; the message says which entry."""
+
+
+class ChangePlanError(ClinicalSerError):
+    """A change-control plan that cannot be used (pccp.toml), or that its signatures do not fit."""
+
+
+class OutsidePlanError(ChangePlanError):
+    """A change that the change-control plan does not cover.
+
+    Attributes
+    ----------
+    outside
+        What is outside, one short sentence each.
+    """
+
+    def __init__(self, outside: Iterable[str]) -> None:
+        self.outside = tuple(outside)
+        super().__init__(f"The change is outside the change-control plan: {' '.join(self.outside)}")
+
+
+class MonitoringError(ClinicalSerError):
+    """What is watched cannot be counted or compared; the message says which part."""
+
+
 class EvidenceError(ClinicalSerError):
     """An evidence.json or a file of predictions that is damaged, or of another version."""
 

@@ -22,10 +22,10 @@ from clinical_ser.evaluation.release import card_of
 from clinical_ser.evaluation.retest import Retest, measure_retest
 from clinical_ser.evaluation.software import software_versions
 from clinical_ser.models.bundle import read_bundle, sign_bundle, write_bundle
-from clinical_ser.models.registry import SHIPPED_MODELS
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.training import TrainingOptions, train
+from clinical_ser.registry.names import SHIPPED_MODELS
 from clinical_ser.screening.rerecording import rerecord, spoken_in
 from clinical_ser.screening.screener import Screener
 

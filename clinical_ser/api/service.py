@@ -34,11 +34,11 @@ from clinical_ser.audit.events import Service as ServiceEvent
 from clinical_ser.audit.exports.packed import remove_leftovers
 from clinical_ser.audit.log import AuditLog, Entry, Receipt
 from clinical_ser.audit.reading import DatabaseReader
-from clinical_ser.audit.turns import FileLock
+from clinical_ser.audit.turns import lock_of_log
 from clinical_ser.audit.witness import Witness, open_witness
 from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
-from clinical_ser.models.registry import find_model
+from clinical_ser.registry.names import find_model
 from clinical_ser.screening.result import ScreeningResult
 from reports.locale import available
 from reports.site import Site, check_filled_in, find_site
@@ -186,7 +186,7 @@ class Service:
         models = await to_thread.run_sync(served_models, configuration)
         site = await to_thread.run_sync(site_of, configuration)
         async with AsyncExitStack() as stack:
-            alone = FileLock(audit.keys / _ALONE)
+            alone = lock_of_log(audit.keys / _ALONE)
             if not alone.take():
                 # A guest who stays would have the log in turns with this one, and each would take up the other's recordings.
                 raise ServerSetupError("A server runs with this audit log already; there is one at a time.")

@@ -5,8 +5,6 @@ waits to have the log back it holds `back`, past which nobody else takes it. So 
 Every lock ends with the process, or the session, that holds it.
 """
 
-import fcntl
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Protocol
 
 from clinical_ser.audit.database import busy
 from clinical_ser.errors import AuditUnavailableError
+from clinical_ser.file_lock import FileLock
 
 _HANDED_OVER_WITHIN_S = 1.0
 """A guest looks every 20 to 50 ms; one that was not seen to take its turn for so long was stopped, or gave up."""
@@ -31,44 +30,9 @@ class Lock(Protocol):
         """Let go; nothing happens where it was not held."""
 
 
-class FileLock:
-    """A lock on a file that holds nothing.
-
-    Parameters
-    ----------
-    path
-        The file; made by the first who takes the lock alone. To share one that is not there is to find it free.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def take(self, *, shared: bool = False) -> bool:
-        """Take it, alone or with others who share it; False where someone has it already."""
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | (0 if shared else os.O_CREAT), 0o600)
-        except FileNotFoundError:
-            return shared
-        except OSError as error:
-            raise AuditUnavailableError(f"The audit log's lock cannot be opened: {error.strerror}.") from None
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return False
-            raise AuditUnavailableError(f"The audit log cannot be locked: {error.strerror}.") from None
-        self._descriptor = descriptor
-        return True
-
-    def release(self) -> None:
-        """Let go; nothing happens where it was not held."""
-        if self._descriptor is not None:
-            # A process that was forked meanwhile holds the descriptor too, and would keep the lock.
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            os.close(self._descriptor)
-            self._descriptor = None
+def lock_of_log(path: Path) -> FileLock:
+    """Return a lock of the audit log in a file; AuditUnavailableError where the system refuses it."""
+    return FileLock(path, "audit log", AuditUnavailableError)
 
 
 @dataclass
@@ -92,7 +56,7 @@ class Turns:
     @classmethod
     def beside(cls, path: Path, poll_s: float) -> "Turns":
         """Return those of a log in a file."""
-        writer, wanted, back = (FileLock(path.with_name(f"{path.name}.{name}")) for name in ("lock", "wanted", "back"))
+        writer, wanted, back = (lock_of_log(path.with_name(f"{path.name}.{name}")) for name in ("lock", "wanted", "back"))
         return cls(writer, wanted, back, poll_s)
 
     def take(self, wait_s: float, *, returning: bool = False) -> None:

@@ -12,7 +12,7 @@ from clinical_ser.audit.notes import NoteSigner
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.models.bundle import read_bundle
-from clinical_ser.models.registry import find_model
+from clinical_ser.registry.names import find_model
 
 _TAKES = {
     "jsonl": {"subject", "since", "until", "kinds", "payloads"},

@@ -19,8 +19,8 @@ from clinical_ser.embeddings import find_encoder, list_encoders
 from clinical_ser.embeddings.registry import EncoderEntry, list_backends
 from clinical_ser.errors import ClinicalSerError, EncoderError
 from clinical_ser.folders import user_folder
-from clinical_ser.models.registry import list_models
 from clinical_ser.models.signing import SigningKey, default_key_path
+from clinical_ser.registry.names import list_models
 
 if TYPE_CHECKING:
     from reports.site import Site

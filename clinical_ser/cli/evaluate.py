@@ -33,10 +33,10 @@ from clinical_ser.evaluation.gates import LEAST_REPLICATES, judge_gates, read_ga
 from clinical_ser.evaluation.planning import LearningCurve
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, from_scores, predict, read_predictions
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
-from clinical_ser.models.registry import find_model
 from clinical_ser.models.rows import select_rows
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import cohort_digest
+from clinical_ser.registry.names import find_model
 
 
 def evaluate(

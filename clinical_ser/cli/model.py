@@ -22,8 +22,8 @@ from clinical_ser.evaluation.naming import describe
 from clinical_ser.evaluation.retest import Repeated, Retest, check_setting, measure_retest
 from clinical_ser.features import catalogue
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle, sign_bundle, write_bundle
-from clinical_ser.models.registry import find_model, list_models
 from clinical_ser.models.signing import SigningKey, default_key_path
+from clinical_ser.registry.names import find_model, list_models
 
 app = typer.Typer(help="List, describe, verify and sign models.", no_args_is_help=True)
 

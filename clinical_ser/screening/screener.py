@@ -37,9 +37,9 @@ from clinical_ser.models.bundle import BundleManifest, VerifiedBundle, check_fea
 from clinical_ser.models.interpretable import EMBEDDING
 from clinical_ser.models.operating_point import Rate
 from clinical_ser.models.reference import LONGEST_WORD, Person
-from clinical_ser.models.registry import find_model
 from clinical_ser.models.signing import SignatureState
 from clinical_ser.models.trained import Answer, TrainedModel
+from clinical_ser.registry.names import find_model
 from clinical_ser.screening.measures import Measure, measures_of
 from clinical_ser.screening.result import (
     AnswerRates,

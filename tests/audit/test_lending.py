@@ -21,7 +21,7 @@ from clinical_ser.audit.erasing import erase
 from clinical_ser.audit.events import Actor, Role
 from clinical_ser.audit.log import AuditLog
 from clinical_ser.audit.sqlite import SqliteDatabase
-from clinical_ser.audit.turns import FileLock, Turns
+from clinical_ser.audit.turns import Turns, lock_of_log
 from clinical_ser.errors import AuditBusyError, AuditError, AuditTamperedError, AuditUnavailableError
 from tests.audit.faults.driving import FULL, Writer, assert_nothing_twice
 from tests.audit.log_maker import CONFIGURATION_FILE, append, database_file, make_log, payload_of, verify
@@ -283,7 +283,7 @@ def test_past_a_host_that_waits_to_have_it_back_nobody_takes_the_log(tmp_path: P
 
 
 def test_a_lock_that_is_shared_keeps_out_who_wants_it_alone(tmp_path: Path) -> None:
-    one, other, alone = (FileLock(tmp_path / "lock") for _ in range(3))
+    one, other, alone = (lock_of_log(tmp_path / "lock") for _ in range(3))
     # Nobody holds what is not there, and to look makes no file.
     assert one.take(shared=True)
     assert list(tmp_path.iterdir()) == []
@@ -533,7 +533,7 @@ def test_a_guest_that_wants_the_log_and_does_not_take_it_is_asked_less_and_less_
     configuration = make_log(tmp_path)
     database = Path(configuration.database.removeprefix("sqlite:"))
     with configuration.write(lends=True) as log:
-        wanted = FileLock(database.with_name(f"{database.name}.wanted"))
+        wanted = lock_of_log(database.with_name(f"{database.name}.wanted"))
         assert wanted.take()
         deadline = time.monotonic() + 20
         while log._pause_s < 0.4 and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from clinical_ser.folders import is_folder, user_folder
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.signing import SignatureState, TrustStore
 
-SHIPPED_MODELS = Path(__file__).parent / "shipped"
+SHIPPED_MODELS = Path(__file__).parents[1] / "models" / "shipped"
 # The form of names in `ManifestFields`, less the folder of keys that lies beside the shipped models.
 _NAME = re.compile(r"(?!trusted_keys$)[a-z0-9][a-z0-9_-]{0,63}")
 

@@ -5,10 +5,10 @@ import pytest
 
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.errors import BundleNotFoundError, InvalidValueError
-from clinical_ser.models import registry
 from clinical_ser.models.bundle import MANIFEST, write_bundle
-from clinical_ser.models.registry import ModelEntry, ModelOrigin, find_model, list_models
 from clinical_ser.models.signing import SignatureState, TrustStore
+from clinical_ser.registry import names
+from clinical_ser.registry.names import ModelEntry, ModelOrigin, find_model, list_models
 from tests.models.bundle_content import FIELDS, KEY, PAYLOAD
 
 TRUSTED = TrustStore(frozenset({KEY.public}))
@@ -19,7 +19,7 @@ def shipped(tmp_path, monkeypatch) -> Path:
     """The package's folder, standing elsewhere so that the test knows what is in it."""
     folder = tmp_path / "package"
     (folder / "trusted_keys").mkdir(parents=True)
-    monkeypatch.setattr(registry, "SHIPPED_MODELS", folder)
+    monkeypatch.setattr(names, "SHIPPED_MODELS", folder)
     return folder
 
 

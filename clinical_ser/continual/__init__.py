@@ -1,0 +1,1 @@
+"""Models that go on learning without their old data."""

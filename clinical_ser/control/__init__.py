@@ -1,0 +1,1 @@
+"""Change under control: the plan, the gate, who signs, and the switch."""
