@@ -211,7 +211,7 @@ def _train_on(table: FeatureTable, selected: Selection, options: TrainingOptions
         gate_failures=selected.gate_failures,
         counts=selected.counts,
         problems=selected.problems,
-        warnings=_warnings(rows, task, model.conformal),
+        warnings=warnings_of(rows, task, model.conformal),
         cohort_digest=cohort_digest(everyone.frame["recording"], everyone.target),
         subjects_learned_from=len(np.unique(everyone.subjects)),
         simulated=bool(marked(table.frame, "simulated").any()),
@@ -333,8 +333,8 @@ def _refits(
     rng = np.random.default_rng([options.seed, 1])
     while len(refits) < options.refits:
         drawn = people[rng.integers(len(people), size=len(people))]
-        learned, _ = _rows_of(everyone.subjects, drawn)
-        tested_again, draw = _rows_of(tested.subjects, drawn)
+        learned, _ = rows_of_draws(everyone.subjects, drawn)
+        tested_again, draw = rows_of_draws(tested.subjects, drawn)
         if min(len(np.unique(everyone.target[learned])), len(np.unique(tested.target[tested_again]))) < len(task.classes):
             continue
         again = head.settled().fit(Z[learned], labels[learned])
@@ -346,7 +346,7 @@ def _refits(
     return refits, times
 
 
-def _rows_of(subjects: NDArray[np.str_], drawn: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def rows_of_draws(subjects: NDArray[np.str_], drawn: NDArray[np.str_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the rows of each drawn subject, one draw after the other, and the number of the draw each belongs to."""
     order = np.argsort(subjects, kind="stable")
     first, after = (np.searchsorted(subjects[order], drawn, side=side) for side in ("left", "right"))
@@ -380,33 +380,44 @@ def _extractors_used(table: FeatureTable, names: tuple[str, ...]) -> dict[str, s
     return {name: fingerprint for name, fingerprint in table.extractors.items() if name in used}
 
 
+Judge = Callable[[NDArray[np.intp]], tuple[ConformalSets, OperatingPoint | None]]
+"""Positions of the rows that are known to the prediction sets and the threshold of others."""
+
+
 def _out_of_fold(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task, options: TrainingOptions) -> pd.DataFrame:
     p = probabilities(log_odds)
-    frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task), **_answers_out_of_fold(rows, log_odds, p, fold_of, task, options))
-    if log_odds.ndim == 1:
-        frame = frame.assign(log_odds=log_odds)
-    return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
 
-
-def _answers_out_of_fold(
-    rows: Rows, log_odds: NDArray[np.float64], p: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task, options: TrainingOptions
-) -> dict[str, NDArray[np.generic]]:
-    """Answer each fold by the threshold and the prediction sets that the other folds would have given: neither saw the rows it is judged by."""
-    status, covered, above = np.empty(len(p), dtype="U16"), np.zeros(len(p), bool), np.zeros(len(p), bool)
-    binary = task.kind is TaskKind.BINARY
-    for i in np.unique(fold_of):
-        here, others = np.flatnonzero(fold_of == i), np.flatnonzero(fold_of != i)
+    def judge(others: NDArray[np.intp]) -> tuple[ConformalSets, OperatingPoint | None]:
         known = rows.take(others)
         sets = ConformalSets(options.coverage).fit(p[others], known.target, groups=known.subjects)
-        point = _operating_point(known, log_odds[others], task) if binary else None
+        return sets, _operating_point(known, log_odds[others], task) if task.kind is TaskKind.BINARY else None
+
+    return out_of_fold_frame(rows, log_odds, fold_of, task, judge)
+
+
+def out_of_fold_frame(rows: Rows, log_odds: NDArray[np.float64], fold_of: NDArray[np.int_], task: Task, judge: Judge) -> pd.DataFrame:
+    """Return `Training.out_of_fold`.
+
+    Each fold is answered by the threshold and the prediction sets that `judge` makes of the other folds: neither saw the rows it is judged by.
+    """
+    p = probabilities(log_odds)
+    status, covered, above = np.empty(len(p), dtype="U16"), np.zeros(len(p), bool), np.zeros(len(p), bool)
+    for i in np.unique(fold_of):
+        here = np.flatnonzero(fold_of == i)
+        sets, point = judge(np.flatnonzero(fold_of != i))
         status[here] = answer_statuses(log_odds[here], sets, point)
         covered[here] = sets.predict(p[here])[np.arange(len(here)), rows.target[here]]
         if point is not None:
             above[here] = point.is_above(log_odds[here])
-    return {"status": status.astype(object), "covered": covered} | ({"above": above} if binary else {})
+    binary = task.kind is TaskKind.BINARY
+    frame = rows.frame.assign(fold=fold_of, label=_labels(rows, task), status=status.astype(object), covered=covered)
+    if binary:
+        frame = frame.assign(above=above, log_odds=log_odds)
+    return frame.assign(**{f"probability.{label}": p[:, k] for k, label in enumerate(task.classes)})
 
 
-def _warnings(training_rows: Rows, task: Task, conformal: ConformalSets) -> tuple[str, ...]:
+def warnings_of(training_rows: Rows, task: Task, conformal: ConformalSets) -> tuple[str, ...]:
+    """Return what has to be said of a model learned from these rows: classes without a prediction set, simulated speech."""
     empty = [f"Too few subjects of class {task.classes[k]!r} for prediction sets: every set holds it." for k in conformal.vacuous_classes_]
     simulated = ["The speech is simulated; the figures say nothing about people."] if marked(training_rows.frame, "simulated").any() else []
     return tuple(empty + simulated)

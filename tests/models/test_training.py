@@ -24,7 +24,7 @@ from clinical_ser.models.reference import Person
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey, TrustStore
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.models.training import Rows, TrainingOptions, _calibrate, _rows_of, train
+from clinical_ser.models.training import Rows, TrainingOptions, _calibrate, rows_of_draws, train
 from tests.tables import GOOD, table_of
 
 FAST = TrainingOptions(refits=4)
@@ -236,7 +236,7 @@ def test_no_tree_splits_at_one_persons_exact_value():
 
 
 def test_a_refit_counts_a_subject_drawn_twice_as_two_people():
-    rows, draw = _rows_of(np.array(["a", "b", "a"]), np.array(["a", "c", "a"]))
+    rows, draw = rows_of_draws(np.array(["a", "b", "a"]), np.array(["a", "c", "a"]))
     assert rows.tolist() == [0, 2, 0, 2]
     assert draw.tolist() == [0, 0, 2, 2]
 
