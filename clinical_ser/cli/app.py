@@ -15,10 +15,14 @@ from clinical_ser.cli import (
     embed,
     encoder,
     evaluate,
+    gate,
     model,
+    model_changes,
     node,
     node_demo,
+    pccp,
     plan,
+    registry,
     serve,
     train,
 )
@@ -75,7 +79,12 @@ app.add_typer(embed.app, name="embeddings")
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(plan.plan)
+app.command()(gate.gate)
+for act in (model_changes.approve, model_changes.shadow, model_changes.promote, model_changes.rollback, model_changes.withdraw):
+    model.app.command()(act)
 app.add_typer(model.app, name="model")
+app.add_typer(registry.app, name="registry")
+app.add_typer(pccp.app, name="pccp")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
 app.add_typer(audit.app, name="audit")

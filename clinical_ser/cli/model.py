@@ -8,6 +8,7 @@ from rich.table import Column, Table
 
 from clinical_ser.cli.console import FAILED, check_bundle_folder, check_output_folder, literal, output, print_json, print_line, program, progress
 from clinical_ser.cli.explanation import with_unit
+from clinical_ser.cli.model_history import diff, history
 from clinical_ser.cohorts.manifest import read_manifest
 from clinical_ser.cohorts.table import read_table
 from clinical_ser.cohorts.tasks import TaskKind
@@ -31,12 +32,15 @@ LARGEST_EVIDENCE_BYTES = 20_000_000
 _ANSWERS = ("flagged.", "not_flagged.", "indeterminate.")
 """Figures, class by class, of what people are answered."""
 
+app.command()(history)
+app.command()(diff)
+
 Model = Annotated[str, typer.Argument(help="Name of an installed model, or a bundle's folder.", show_default=False)]
 
 
 @app.command("list")
 def list_() -> None:
-    """List the models that ship and those in your model folder."""
+    """List the models that ship, the registry's champions and those in your model folder."""
     name, digest = Column("name", no_wrap=True), Column("digest", no_wrap=True)
     table = Table(name, "version", "task", "signature", digest, "note", box=None)
     for entry in list_models():

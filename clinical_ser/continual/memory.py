@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
+from clinical_ser.cohorts.splits import group_k_fold
+from clinical_ser.continual.affine import calibrator_posterior
 from clinical_ser.continual.linear import Loss, Rows, coordinates_of, ridge_of
 from clinical_ser.continual.posterior import Array, Posterior
 from clinical_ser.errors import TrainingError
 from clinical_ser.models.binned import BINS, Binned
 from clinical_ser.models.bundle import FeatureName, Sha256
-from clinical_ser.models.calibration import RIDGE, MarginPlatt, MulticlassPlatt
 from clinical_ser.models.fused_head import FusedHead
 from clinical_ser.models.heads import Head
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.rows import Rows as TableRows
 from clinical_ser.models.state import Finite, Matrix, State, Vector
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
-from clinical_ser.models.trained import Calibrator, TrainedModel
+from clinical_ser.models.trained import TrainedModel, at_answering_shares
 from clinical_ser.models.weights import subject_weights
 
 SCHEMA = "clinical-ser/update-memory/1"
@@ -145,29 +147,39 @@ class Memory:
             raise TrainingError(f"The memory does not follow its schema {SCHEMA!r} ({faults}).") from None
 
 
-def memory_of(model: TrainedModel, rows: TableRows, log_odds: Array, tested: TableRows | None = None) -> Memory:
+def memory_of(model: TrainedModel, rows: TableRows, *, folds: int = 5, seed: int = 0) -> Memory:
     """Return the memory of a model that was trained in one place, while its rows are still there.
+
+    Scores out of fold are those of heads with the model's own strength; `update` keeps those that it makes itself.
 
     Parameters
     ----------
     model
-        As trained; its head is linear, or fused of linear ones. Its twin without embeddings is for the caller, who has the twin's own log-odds.
+        As trained; its head is linear, or fused of linear ones.
     rows
-        The rows that the head learned from, columns in the model's order.
-    log_odds
-        What models that never heard the subjects say of `tested`, as `TrainedModel.log_odds` states it.
-    tested
-        The rows these are about; None: `rows`.
+        The rows that it learned from, columns in the model's order.
+    folds, seed
+        Of the people, for what is judged out of fold.
 
     Raises
     ------
     TrainingError
         The head is of another kind, which has no such memory.
     """
+    whole = _memory_of(model, rows, folds, seed)
+    if model.interpretable is None:
+        return whole
+    own = [model.features.index(name) for name in model.interpretable.features]
+    twin = _memory_of(
+        model.interpretable, TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame), folds, seed
+    )
+    return replace(whole, interpretable=twin)
+
+
+def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> Memory:
     parts, columns = linear_parts(model.head), part_columns(model.head)
-    classes = len(model.task.classes)
+    classes, balanced = len(model.task.classes), not model.binary
     totals = np.bincount(rows.target, minlength=classes).astype(np.float64)
-    balanced = not model.binary
     Z = model.preprocessor.transform(rows.X)
     heard = Rows(Z, rows.target, weights_of(rows.target, totals, balanced=balanced))
     heads = []
@@ -175,8 +187,8 @@ def memory_of(model: TrainedModel, rows: TableRows, log_odds: Array, tested: Tab
         mode = coordinates_of(part, prior_of(part, model.head, totals, balanced=balanced))
         _, _, hessian = Loss(replace(heard, Z=Z[:, own]), classes)(mode)
         heads.append(Posterior.at(mode, hessian, ridge_of(part)))
-    judged = rows if tested is None else tested
-    people = np.bincount(judged.target, subject_weights(judged.subjects, len(judged.target)), minlength=classes).astype(np.float64)
+    weight = subject_weights(rows.subjects, len(rows.target))
+    log_odds = at_answering_shares(model.calibrator.apply(_out_of_fold(model, rows, Z, folds, seed)), model.class_shares)
     return Memory(
         bundle=None,
         features=model.features,
@@ -184,9 +196,20 @@ def memory_of(model: TrainedModel, rows: TableRows, log_odds: Array, tested: Tab
         heads=tuple(heads),
         calibrator=calibrator_posterior(model.calibrator),
         class_totals=totals,
-        people=people,
-        scores=Binned.of(log_odds, judged.target, judged.subjects, classes),
+        people=np.bincount(rows.target, weight, minlength=classes).astype(np.float64),
+        scores=Binned.of(log_odds, rows.target, rows.subjects, classes),
     )
+
+
+def _out_of_fold(model: TrainedModel, rows: TableRows, Z: Array, folds: int, seed: int) -> Array:
+    """Return the margins of heads that never heard the subjects."""
+    labels = np.array(model.task.classes)[rows.target]
+    least = min(len(np.unique(rows.subjects[rows.target == k])) for k in range(len(model.task.classes)))
+    found = np.zeros(model.head.margins(Z).shape)
+    for fold in group_k_fold(rows.subjects, rows.target, k=min(folds, least), seed=seed):
+        head = model.head.settled().fit(Z[fold.train], labels[fold.train], groups=rows.subjects[fold.train])
+        found[fold.test] = head.margins(Z[fold.test])
+    return found
 
 
 def linear_parts(head: Head) -> tuple[LinearHead, ...]:
@@ -200,7 +223,7 @@ def linear_parts(head: Head) -> tuple[LinearHead, ...]:
     return linear
 
 
-def part_columns(head: Head) -> list[np.ndarray[tuple[int, ...], np.dtype[np.intp]]]:
+def part_columns(head: Head) -> list[NDArray[np.intp]]:
     """Return the columns of each part of `linear_parts`."""
     if isinstance(head, FusedHead):
         blocks = np.array(head.column_blocks)
@@ -208,7 +231,7 @@ def part_columns(head: Head) -> list[np.ndarray[tuple[int, ...], np.dtype[np.int
     return [np.arange(len(head.column_families))]
 
 
-def weights_of(target: np.ndarray[tuple[int, ...], np.dtype[np.int64]], totals: Array, *, balanced: bool) -> Array:
+def weights_of(target: NDArray[np.int64], totals: Array, *, balanced: bool) -> Array:
     """Return the weight of each recording in the loss, shape (rows,): 1, or what makes classes with these totals count alike."""
     if not balanced:
         return np.ones(len(target))
@@ -227,28 +250,6 @@ def prior_offset(totals: Array) -> Array:
     """Return the log-odds of the classes' shares: shape () for two, (classes,) with mean 0 for more."""
     shares = np.log(totals / totals.sum())
     return np.asarray(shares[1] - shares[0] if len(totals) == 2 else shares - shares.mean())
-
-
-def calibrator_posterior(calibrator: Calibrator) -> Posterior:
-    """Return what a calibrator learned: its covariance is the inverse of data's precision and ridge together."""
-    mode = np.append(calibrator.scale_ - 1.0, calibrator.offset_)
-    whole = np.linalg.inv(calibrator.covariance_)
-    precision = (whole + whole.T) / 2 - RIDGE * np.eye(len(mode))
-    return Posterior(precision, (precision + RIDGE * np.eye(len(mode))) @ mode, np.full(len(mode), RIDGE))
-
-
-def calibrator_at(posterior: Posterior, coordinates: Array) -> Calibrator:
-    """Return the calibrator at (scale - 1, offsets); inverse of `calibrator_posterior`."""
-    found: Calibrator
-    if len(coordinates) == 2:
-        found = MarginPlatt()
-        found.offset_ = float(coordinates[1])
-    else:
-        found = MulticlassPlatt()
-        found.offset_ = coordinates[1:].copy()
-    found.scale_ = float(coordinates[0] + 1.0)
-    found.covariance_ = posterior.covariance
-    return found
 
 
 def _state(memory: Memory) -> _MemoryState:

@@ -14,13 +14,13 @@ from threadpoolctl import threadpool_limits
 from clinical_ser.cohorts.baseline import marked
 from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold
 from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.continual.affine import calibrate
 from clinical_ser.continual.linear import Loss, Rows, coordinates_of, head_at
-from clinical_ser.continual.memory import Memory, calibrator_at, linear_parts, part_columns, prior_of, prior_offset, weights_of
+from clinical_ser.continual.memory import Memory, linear_parts, part_columns, prior_of, prior_offset, weights_of
 from clinical_ser.continual.posterior import Array, Posterior, minimise
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.models.background import Background, Backgrounds
 from clinical_ser.models.binned import Binned
-from clinical_ser.models.calibration import MIN_SCALE
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.fused_head import FusedHead
 from clinical_ser.models.heads import Head, with_margins
@@ -83,8 +83,8 @@ class Updated:
 
     training: Training
     """The new model, and what it says out of fold of the new recordings."""
-    memory: Memory
-    """For the next one."""
+    memory: Memory | None
+    """For the next one; None where there was none to begin with."""
 
 
 def update(
@@ -182,7 +182,8 @@ def _with_twin(
     added = updated.head.family_margins(Z)[:, updated.head.families_.index(EMBEDDING)]
     reproduced = reproduction(twin.training.model.preprocessor.transform(fewer.rows.X), added, rows.subjects, seed=options.seed)
     joined = replace(updated, interpretable=twin.training.model, reproduced=reproduced)
-    return Updated(replace(whole.training, model=joined), replace(whole.memory, interpretable=twin.memory))
+    known = None if whole.memory is None else replace(whole.memory, interpretable=twin.memory)
+    return Updated(replace(whole.training, model=joined), known)
 
 
 class _Update:
@@ -215,8 +216,8 @@ class _Update:
         total = len(folds) + 1 + len(self.model.refits)
         margins, fold_of = np.empty(0), np.full(len(rows.target), -1)
         for i, fold in enumerate(folds):
-            head, _ = self._head(self.known.heads, fold.train)
-            out = head.margins(self.heard.Z[fold.test])
+            one, _ = self._head(self.known.heads, fold.train)
+            out = one.margins(self.heard.Z[fold.test])
             margins = np.full((len(rows.target), *out.shape[1:]), np.nan) if not i else margins
             margins[fold.test], fold_of[fold.test] = out, i
             self._report(i + 1, total)
@@ -356,62 +357,6 @@ class _Update:
         learned = f"Updated without its old data: what {old:.0f} people taught before, and {new} new ones; figures are of the new ones."
         kept = "Reference groups and the spread of what families add in them are those of the model before."
         return (learned, kept, *warnings_of(self.rows, self.task, model.conformal))
-
-
-def calibrate(margins: Array, target: NDArray[np.int64], weight: Array, prior: Posterior) -> tuple[Calibrator, Posterior]:
-    """Fit the calibrator of `models.calibration` to margins under a prior that knows more than the ridge.
-
-    Parameters
-    ----------
-    margins
-        Shape (rows,) or (rows, classes), of recordings that the head never heard.
-    target, weight
-        Shape (rows,); weights of a subject sum to 1.
-    prior
-        Of (scale - 1, offsets), see `memory.calibrator_posterior`.
-    """
-    logits = margins if margins.ndim == 2 else np.column_stack([np.zeros_like(margins), margins])
-    offsets = np.array([[0.0], [1.0]]) if margins.ndim == 1 else np.eye(logits.shape[1])
-    design = np.concatenate([logits[:, :, None], np.broadcast_to(offsets, (len(logits), *offsets.shape))], axis=2)
-
-    def derivatives(away: Array) -> tuple[float, Array, Array]:
-        return _affine_loss(design, target, weight, away)
-
-    at, posterior = minimise(derivatives, prior)
-    if at[0] + 1.0 < MIN_SCALE:
-        # Convex in one bounded coordinate: if the free minimum lies beyond the bound, the bounded one lies on it.
-        at = _on_the_bound(derivatives, prior, at)
-        posterior = prior.after(at, derivatives(at)[2])
-    return calibrator_at(posterior, at), posterior
-
-
-def _affine_loss(design: Array, target: NDArray[np.int64], weight: Array, away: Array) -> tuple[float, Array, Array]:
-    theta = away + np.eye(len(away))[0]
-    eta = design @ theta
-    eta -= eta.max(axis=1, keepdims=True)
-    log_p = eta - np.log(np.exp(eta).sum(axis=1, keepdims=True))
-    p = np.exp(log_p)
-    residual = p.copy()
-    residual[np.arange(len(target)), target] -= 1.0
-    mean = np.einsum("nk,nki->ni", p, design)
-    hessian = np.einsum("n,nk,nki,nkj->ij", weight, p, design, design, optimize=True) - (mean.T * weight) @ mean
-    value = -float(weight @ log_p[np.arange(len(target)), target])
-    return value, np.einsum("n,nk,nki->i", weight, residual, design), hessian
-
-
-def _on_the_bound(derivatives: Callable[[Array], tuple[float, Array, Array]], prior: Posterior, at: Array) -> Array:
-    fixed = MIN_SCALE - 1.0
-    whole = prior.whole
-
-    def rest(offsets: Array) -> tuple[float, Array, Array]:
-        value, gradient, hessian = derivatives(np.append(fixed, offsets))
-        # What the prior says of the scale acts on the offsets, now that the scale stands still.
-        pull = whole[1:, 0] * fixed
-        return value + float(pull @ offsets), gradient[1:] + pull, hessian[1:, 1:]
-
-    inner = Posterior(prior.precision[1:, 1:], prior.information[1:], prior.ridge[1:])
-    offsets, _ = minimise(rest, inner, at[1:])
-    return np.append(fixed, offsets)
 
 
 def fused_of(like: FusedHead, parts: Sequence[LinearHead], totals: Array) -> FusedHead:

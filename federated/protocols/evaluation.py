@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from clinical_ser.cohorts.tasks import Task
+from clinical_ser.models.binned import BINS, bin_of, middle_of
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.heads import probabilities
 from federated.at_site import Array, numbers
 from federated.protocols.cohort import groups_of, memberships
 from federated.protocols.margins import calibrated
-from federated.protocols.scores import BINS, bin_of, middle_of
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 STATUSES = ("flagged", "not_flagged", "indeterminate")

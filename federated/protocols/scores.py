@@ -1,35 +1,12 @@
-"""Prediction sets and the operating point from binned scores: thresholds are edges of a public grid, on the cautious side.
-
-The one idea: an order statistic is somebody's score. An edge of the grid is nobody's, and moving a threshold outward to it keeps what was
-promised: sets only grow, and at least as many positives are caught.
-"""
-
-from dataclasses import dataclass
+"""Scores out of fold, counted in bins: what prediction sets and the operating point are made of (`clinical_ser.models.binned`)."""
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 
-from clinical_ser.errors import TrainingError
-from clinical_ser.models.conformal import ROUNDING, ConformalSets
-from clinical_ser.models.operating_point import DEFAULT_CONFIDENCE, METHOD, OperatingPoint, Rate, lower_bound, positives_needed
-from federated.at_site import Array, weights_in_class
+from clinical_ser.models.binned import BINS, Binned, bin_of, spread_of
+from federated.at_site import weights_in_class
 from federated.protocols.margins import calibrated
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
-
-BINS = 200
-"""Of equal width in the stated probability: 0.005 each. AUROC from them lies within some thousandths, with a bound that can be computed."""
-EDGES = np.linspace(0.0, 1.0, BINS + 1)
-
-
-def bin_of(p: Array) -> NDArray[np.int64]:
-    """Return the bin of each probability; an edge belongs to the bin above it."""
-    return np.clip(np.searchsorted(EDGES, p, side="right") - 1, 0, BINS - 1).astype(np.int64)
-
-
-def middle_of(bins: NDArray[np.int64], count: int = BINS) -> Array:
-    """Return the probability that a bin stands for, of so many."""
-    return (bins + 0.5) / count
 
 
 @register
@@ -47,104 +24,10 @@ class Scores(Statistic):
         cell = (rows.fold * 2 + rows.target) * BINS + bin_of(expit(log_odds))
         mass = np.bincount(cell, weights_in_class(rows), minlength=folds * 2 * BINS).reshape(folds, 2, BINS)
         cells = [[(rows.fold == fold) & (rows.target == k) for k in (0, 1)] for fold in range(folds)]
-        spread = [[_spread(log_odds[here], rows.subjects[here]) for here in of_fold] for of_fold in cells]
+        spread = [[spread_of(log_odds[here], rows.subjects[here]) for here in of_fold] for of_fold in cells]
         return {"mass": mass, "spread": np.array(spread)}
 
 
-def _spread(scores: Array, subjects: NDArray[np.str_]) -> list[float]:
-    """Return what the intraclass correlation and the effective number are made of: subjects, rows, and five sums."""
-    if not len(scores):
-        return [0.0] * 7
-    _, place, rows = np.unique(subjects, return_inverse=True, return_counts=True)
-    means = np.bincount(place, scores) / rows
-    within = float(np.sum((scores - means[place]) ** 2))
-    return [len(rows), len(scores), float(np.sum(rows**2)), float(scores.sum()), float(rows @ means**2), within, float(np.sum(1 / rows))]
-
-
-@dataclass(frozen=True, eq=False)
-class Binned:
-    """Totals of `Scores`, over the folds that are looked at."""
-
-    mass: Array
-    """Shape (2, BINS)."""
-    spread: Array
-    """Shape (2, 7)."""
-
-    @classmethod
-    def of(cls, totals: Arrays, *, without: int | None = None) -> "Binned":
-        """Add up all folds, or all but one."""
-        keep = np.arange(len(totals["mass"])) != (-1 if without is None else without)
-        return cls(totals["mass"][keep].sum(axis=0), totals["spread"][keep].sum(axis=0))
-
-    def conformal(self, coverage: float) -> ConformalSets:
-        """Return the sets of `ConformalSets`, their thresholds moved outward to the next edge."""
-        sets = ConformalSets(coverage)
-        sets.subjects_ = tuple(round(float(spread[0])) for spread in self.spread)
-        sets.thresholds_ = tuple(self._threshold(k, coverage) for k in (0, 1))
-        return sets
-
-    def _threshold(self, k: int, coverage: float) -> float | None:
-        # The score is 1 - p(class): p for class 0, and 1 - p for class 1, whose bins are therefore read from the top.
-        mass = self.mass[k] if k == 0 else self.mass[k][::-1]
-        people = mass.sum()
-        reached = np.cumsum(mass) >= coverage * (people + 1) - ROUNDING * (people + 1) - 1e-6
-        return float(EDGES[1:][np.argmax(reached)]) if reached.any() else None
-
-    def operating_point(self, target_sensitivity: float) -> OperatingPoint:
-        """Return the highest edge at which the sensitivity is shown to meet the target; see `clinical_ser.models.operating_point.choose`.
-
-        Raises
-        ------
-        TrainingError
-            A class has nobody.
-        """
-        if (self.mass.sum(axis=1) < 0.5).any():
-            raise TrainingError("An operating point needs recordings of both classes.")
-        # share[k][j]: of class k, at or above edge j.
-        share = [np.append(np.cumsum(mass[::-1])[::-1], 0.0) / mass.sum() for mass in self.mass]
-        effective = [_effective(spread) for spread in self.spread]
-        edges = np.arange(1, BINS)[::-1]
-        bounds = lower_bound(np.clip(share[1][edges], 0, 1), effective[1], DEFAULT_CONFIDENCE)
-        attained = bool((bounds >= target_sensitivity).any())
-        caught = share[1][edges] >= 1 - 1e-9
-        at = int(edges[np.argmax(bounds >= target_sensitivity)] if attained else edges[np.argmax(caught)] if caught.any() else edges[-1])
-        people = round(float(self.spread[1][0]))
-        note = None
-        if not attained:
-            note = (
-                f"{people} positive subjects cannot show a sensitivity of {target_sensitivity:.0%} with {DEFAULT_CONFIDENCE:.0%} confidence, "
-                f"whatever the threshold; at least {positives_needed(target_sensitivity)} are needed. "
-                "The threshold is below every positive recording."
-            )
-        elif share[0][at] >= 1 - 1e-9:
-            note = f"Only a threshold below every negative recording shows a sensitivity of {target_sensitivity:.0%}: everyone would be flagged."
-        return OperatingPoint(
-            threshold=float(logit(EDGES[at])),
-            target_sensitivity=target_sensitivity,
-            confidence=DEFAULT_CONFIDENCE,
-            sensitivity=_rate(float(share[1][at]), effective[1], people),
-            specificity=_rate(1 - float(share[0][at]), effective[0], round(float(self.spread[0][0]))),
-            attained=attained,
-            method=f"{METHOD}; the score taken down to the next edge of {BINS} bins of the probability",
-            note=note,
-        )
-
-
-def _rate(value: float, effective: float, people: int) -> Rate:
-    value = min(max(value, 0.0), 1.0)
-    lower = float(lower_bound(np.array([value]), effective, DEFAULT_CONFIDENCE)[0])
-    upper = 1.0 - float(lower_bound(np.array([1.0 - value]), effective, DEFAULT_CONFIDENCE)[0])
-    return Rate(value=value, lower=lower, upper=upper, subjects=people, effective=effective)
-
-
-def _effective(spread: Array) -> float:
-    """Independent recordings that a mean over subjects is worth, as `operating_point` estimates it from rows."""
-    subjects, rows, squared_rows, total, between_squares, within_squares, inverse = spread.tolist()
-    correlation = 1.0
-    if subjects >= 2 and rows > subjects + 0.5:
-        between = (between_squares - total**2 / rows) / (subjects - 1)
-        within = within_squares / (rows - subjects)
-        typical = (rows - squared_rows / rows) / (subjects - 1)
-        whole = between + (typical - 1.0) * within
-        correlation = float(np.clip((between - within) / whole, 0.0, 1.0)) if whole > 0 else 1.0
-    return float(subjects**2 / (correlation * subjects + (1.0 - correlation) * inverse))
+def binned(totals: Arrays, *, without: int | None = None) -> Binned:
+    """Add up the totals of all folds, or of all but one."""
+    return Binned.of_folds(totals["mass"], totals["spread"], without=without)

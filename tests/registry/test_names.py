@@ -4,12 +4,14 @@ from pathlib import Path
 import pytest
 
 from clinical_ser.cohorts.tasks import DEPRESSION
-from clinical_ser.errors import BundleNotFoundError, InvalidValueError
-from clinical_ser.models.bundle import MANIFEST, write_bundle
+from clinical_ser.errors import BundleNotFoundError, InvalidValueError, RegistryTamperedError
+from clinical_ser.models.bundle import MANIFEST, read_bundle, write_bundle
 from clinical_ser.models.signing import SignatureState, TrustStore
-from clinical_ser.registry import names
+from clinical_ser.registry import Pointers, Record, Registry, names
 from clinical_ser.registry.names import ModelEntry, ModelOrigin, find_model, list_models
+from clinical_ser.screening import Screener
 from tests.models.bundle_content import FIELDS, KEY, PAYLOAD
+from tests.registry.keeping import keep
 
 TRUSTED = TrustStore(frozenset({KEY.public}))
 
@@ -35,6 +37,80 @@ def test_a_name_finds_the_shipped_model_before_the_users(shipped, own):
     write_bundle(own / "beta", FIELDS, PAYLOAD)
     assert find_model("alpha") == shipped / "alpha"
     assert find_model("beta") == own / "beta"
+
+
+@pytest.fixture
+def registry(own) -> Registry:
+    return Registry(own.parent / "registry")
+
+
+def switch(registry: Registry, name: str, **roles: str) -> None:
+    head = registry.head(name)
+    registry.switch(name, expected=head.digest if head else None, action="promoted", pointers=Pointers(**roles), actor="quality")
+
+
+def test_the_registrys_champion_comes_after_the_shipped_model_and_before_the_users(shipped, own, registry, tmp_path):
+    write_bundle(shipped / "alpha", FIELDS, PAYLOAD)
+    write_bundle(own / "ward", FIELDS, PAYLOAD)
+    first, second = keep(registry, tmp_path, "1"), keep(registry, tmp_path, "2")
+    switch(registry, "ward", challenger=second)
+    assert find_model("ward") == own / "ward"  # which nothing in the registry has taken the place of yet
+    for name in ("ward", "alpha"):
+        switch(registry, name, champion=first, challenger=second)
+    assert find_model("ward") == find_model("ward@champion") == find_model(f"ward@{first[:8]}") == registry.folder_of(first)
+    assert find_model("ward@challenger") == registry.folder_of(second)
+    assert find_model("alpha") == shipped / "alpha"
+    for text in ("alpha@champion", f"alpha@{first[:8]}", "ward@shadow", "nobody@champion"):
+        with pytest.raises(InvalidValueError, match=f"Bad value '{text}' for"):
+            find_model(text)
+    entries = [(entry.name, entry.origin, entry.version, entry.problem) for entry in list_models(trusted=TRUSTED)]
+    assert entries == [
+        ("alpha", ModelOrigin.SHIPPED, "1.2.0", None),
+        ("alpha", ModelOrigin.REGISTRY, None, "hidden by the shipped model of the same name"),
+        ("ward", ModelOrigin.REGISTRY, "1", None),
+        ("ward", ModelOrigin.USER, None, "hidden by the registry's model of the same name; rename its folder"),
+    ]
+
+
+def test_nothing_answers_for_a_champion_that_was_withdrawn(own, registry, tmp_path):
+    write_bundle(own / "ward", FIELDS, PAYLOAD)
+    switch(registry, "ward", champion=keep(registry, tmp_path))
+    switch(registry, "ward")
+    with pytest.raises(InvalidValueError, match=r"its champion was withdrawn"):
+        find_model("ward")
+    assert "withdrawn" in list_models(trusted=TRUSTED)[0].problem
+
+
+def test_a_bundle_in_the_registry_that_was_replaced_or_a_head_moved_back_finds_nothing(own, registry, tmp_path):
+    first, second = keep(registry, tmp_path, "1"), keep(registry, tmp_path, "2")
+    switch(registry, "ward", champion=first)
+    head = registry.head_path("ward").read_text()
+    switch(registry, "ward", champion=second)
+    os.rename(registry.folder_of(second), tmp_path / "aside")
+    os.rename(registry.folder_of(first), registry.folder_of(second))  # sound, and another one
+    with pytest.raises(RegistryTamperedError, match="is not the one that was added"):
+        find_model("ward")
+    assert list_models(trusted=TRUSTED)[0].problem.startswith("manifest.json: the bundle's digest is")
+    registry.head_path("ward").write_text(head)
+    with pytest.raises(RegistryTamperedError, match="moved back"):
+        find_model("ward")
+    assert "moved back" in list_models(trusted=TRUSTED)[0].problem
+
+
+def test_a_folder_called_like_a_role_does_not_stand_in_for_the_registry(own, registry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_bundle(Path("ward@champion"), FIELDS, PAYLOAD)
+    with pytest.raises(InvalidValueError):
+        find_model("ward@champion")
+    assert find_model("./ward@champion") == Path("ward@champion")
+
+
+def test_a_screener_answers_with_the_registrys_champion(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLINICAL_SER_HOME", str(tmp_path))
+    registry, bundle = Registry.default(), read_bundle(names.SHIPPED_MODELS / "depression-simulated")
+    digest = registry.add(names.SHIPPED_MODELS / "depression-simulated", Record.of(bundle, change="imported", name="ward"))
+    switch(registry, "ward", champion=digest)
+    assert Screener.load("ward").digest == digest
 
 
 def test_a_path_is_taken_as_it_is(own, tmp_path):

@@ -1,0 +1,165 @@
+"""`clinical-ser gate`: champion against challenger on the plan's frozen holdouts; a comparison and its report out, for two roles to sign."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from clinical_ser.audit.answering import Recorder
+from clinical_ser.cli.console import FAILED, check_output_folder, errors, literal, output, print_json, program
+from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
+from clinical_ser.control.gate import Comparison, Verdict, compare
+from clinical_ser.control.parts import ChangePlan, Modification
+from clinical_ser.control.plan import Change, read_plan
+from clinical_ser.control.promotion import covered, members_of
+from clinical_ser.control.site_figures import LARGEST_SUMMARY_BYTES, SiteFigures
+from clinical_ser.errors import InvalidValueError
+from clinical_ser.evaluation.figure import Figure
+from clinical_ser.folders import user_folder
+from clinical_ser.models.bundle import VerifiedBundle, read_bundle
+from clinical_ser.registry import Registry
+from clinical_ser.registry.names import find_model
+from clinical_ser.registry.records import is_digest_like
+
+OUTCOMES = {"met": "met", "not_met": "[bold]NOT met[/bold]", "cannot_be_judged": "[bold]cannot be judged[/bold]"}
+COMPARISON = "comparison.json"
+Model = "A model's name, `name@challenger`, the digest of a bundle in the registry, or a bundle's folder."
+
+
+def gate(
+    champion: Annotated[str, typer.Argument(help=Model, show_default=False)],
+    challenger: Annotated[str, typer.Argument(help=Model, show_default=False)],
+    plan: Annotated[Path, typer.Option(help="The change-control plan (pccp.toml).", show_default=False)],
+    output_folder: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for comparison.json, the report and each site's summary.", show_default=False)
+    ],
+    holdout: Annotated[
+        list[str] | None, typer.Option(help="A site and its frozen feature table: SITE=TABLE (repeatable).", show_default=False)
+    ] = None,
+    summary: Annotated[
+        list[Path] | None, typer.Option(help="Summary that another site made of its holdout (repeatable).", show_default=False)
+    ] = None,
+    modification: Annotated[
+        str | None, typer.Option(help="Of the plan; needed for a challenger that is not in the registry.", show_default=False)
+    ] = None,
+    epsilon_left: Annotated[
+        float | None,
+        typer.Option(help="What is left of the privacy budget after the change; the plan's less what the registry counted otherwise."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
+) -> None:
+    """Judge a challenger against the champion by the plan; exit 1 if a requirement is not met."""
+    asked = read_plan(plan)
+    tables = _tables(holdout or [])
+    summaries = [SiteFigures.from_json(_bytes(path)) for path in summary or []]
+    if not tables and not summaries:
+        raise InvalidValueError("--holdout", None, "the holdouts of the plan, or summaries of them with --summary")
+    check_output_folder(output_folder)
+    before, after = _bundle(champion), _bundle(challenger)
+    registry = Registry.default() if user_folder("data") else None
+    change, which = _change(registry, asked, after, modification)
+    errors.print("Comparing ...")
+    found = compare(
+        asked,
+        which,
+        before,
+        after,
+        tables,
+        summaries=summaries,
+        members=members_of(registry, [before.digest, after.digest]) if registry else None,
+        epsilon_left=_left(which, change) if epsilon_left is None else epsilon_left,
+        change=change,
+    )
+    write_comparison(found, asked, output_folder)
+    if registry is not None and change is not None:
+        registry.attach(after.digest, found.to_json())
+    if as_json:
+        print_json(found)
+    else:
+        show(found)
+        if found.met:
+            output.print(f"Next: {program()} model approve {literal(output_folder / COMPARISON)} --plan {literal(plan)} --role ROLE --name NAME")
+    if not found.met:
+        raise typer.Exit(FAILED)
+
+
+def write_comparison(found: Comparison, plan: ChangePlan, folder: Path) -> None:
+    """Write comparison.json, report.html, report.pdf and a summary a site; each replaces what is there in one step."""
+    from reports.change import html_report, pdf_report
+
+    files = {COMPARISON: found.to_json(), "report.html": html_report(found, plan).encode(), "report.pdf": pdf_report(found, plan)}
+    files |= {f"{site.site}.figures.json": site.to_json() for site in found.sites}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with replaced(folder / name) as unfinished:
+            unfinished.write_bytes(content)
+
+
+def show(found: Comparison) -> None:
+    """Print the verdicts."""
+    output.print(f"\n[bold]{literal(found.model)}[/bold]  {found.champion[:12]} against {found.challenger[:12]}, {literal(found.modification)}")
+    for site in found.sites:
+        people = ", ".join(f"{n} {literal(label)}" for label, n in site.subjects_by_class.items())
+        output.print(f"  {literal(site.site)}: {site.recordings} recordings of {site.subjects} people ({people})")
+        if not site.members_checked:
+            output.print("  [yellow]![/yellow] not checked whether people of it taught a model: the registry does not know whom they learned from")
+    table = Table(box=None, padding=(0, 1, 0, 1))
+    for column in ("requirement", "where", "champion", "challenger", "judged", ""):
+        table.add_column(column, overflow="fold", no_wrap=column == "requirement")
+    for one in found.verdicts:
+        table.add_row(*_row(one))
+    output.print(table)
+    if found.simulated:
+        output.print("  [yellow]![/yellow] simulated speech: the figures mean nothing for a real person")
+    output.print(f"{'All requirements are met' if found.met else f'{len(found.not_met)} requirements are NOT met'}. Comparison {found.digest}")
+
+
+def _row(one: Verdict) -> tuple[str, ...]:
+    judged = one.because or "" if one.judged is None else str(one.judged)
+    return (*map(literal, (one.requirement, one.where, _value(one.champion), _value(one.challenger), judged)), OUTCOMES[one.outcome])
+
+
+def _value(figure: Figure | None) -> str:
+    return "" if figure is None or figure.value is None else f"{figure.value:.3f}"
+
+
+def _tables(given: list[str]) -> dict[str, FeatureTable]:
+    tables = {}
+    for text in given:
+        site, equals, path = text.partition("=")
+        if not equals or not site or not path:
+            raise InvalidValueError("--holdout", "a text without a site, an equals sign and a table", "SITE=TABLE, such as north=north.parquet")
+        if site in tables:
+            raise InvalidValueError("--holdout", f"site {site!r} twice", "each site once")
+        tables[site] = read_table(Path(path))
+    return tables
+
+
+def _left(modification: Modification, change: Change | None) -> float | None:
+    most = modification.limits.epsilon_at_most
+    return None if most is None or change is None else most - (change.epsilon or 0.0)
+
+
+def _bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(LARGEST_SUMMARY_BYTES + 1)
+
+
+def _bundle(model: str) -> VerifiedBundle:
+    if is_digest_like(model) and user_folder("data"):
+        registry = Registry.default()
+        return registry.bundle(registry.find(model))
+    return read_bundle(find_model(model))
+
+
+def _change(registry: Registry | None, plan: ChangePlan, challenger: VerifiedBundle, modification: str | None) -> tuple[Change | None, Modification]:
+    """Return what was done and what covers it, as the registry has it; or what the caller says, for a bundle that is not in one."""
+    if registry is not None and challenger.digest in registry.digests():
+        change, found = covered(registry, plan.plan.model, challenger.digest, plan, recorder=Recorder.find())
+        if modification not in {None, found.id}:
+            raise InvalidValueError("--modification", modification, f"{found.id!r}, which covers what the registry's record says, or none")
+        return change, found
+    if modification is None:
+        raise InvalidValueError("--modification", None, f"one of {[one.id for one in plan.modification]}: the challenger is not in the registry")
+    return None, plan.modification_of(modification)

@@ -1,0 +1,112 @@
+"""`clinical-ser model approve|shadow|promote|rollback|withdraw`: who answers under a name, changed by the plan and recorded."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clinical_ser.audit.answering import Recorder
+from clinical_ser.cli.console import literal, output, program
+from clinical_ser.control import promotion
+from clinical_ser.control.approval import RoleKey, read_signatures
+from clinical_ser.control.approval import approve as approve_comparison
+from clinical_ser.control.gate import LARGEST_COMPARISON_BYTES, Comparison
+from clinical_ser.control.plan import read_plan
+from clinical_ser.errors import ChangePlanError, InvalidValueError
+from clinical_ser.models.signing import default_key_path
+from clinical_ser.monitoring.journal import Journal
+from clinical_ser.registry import Entry, Registry
+
+Bundle = Annotated[str, typer.Argument(help="A bundle in the registry: 8 hex digits of its digest or more, or NAME@challenger.", show_default=False)]
+PlanOption = Annotated[Path, typer.Option("--plan", help="The change-control plan (pccp.toml).", show_default=False)]
+Name = Annotated[str, typer.Argument(help="The name under which the model answers.", show_default=False)]
+Reason = Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)]
+
+
+def approve(
+    comparison: Annotated[Path, typer.Argument(help="comparison.json of `gate`.", show_default=False)],
+    plan: PlanOption,
+    role: Annotated[str, typer.Option(help="The role that approves, as the plan names it.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Your name; it becomes part of what is signed.", show_default=False)],
+    key: Annotated[Path | None, typer.Option(help="Private key of the role (PEM); this machine's otherwise.")] = None,
+) -> None:
+    """Sign a comparison in a role, and keep the signature with the challenger in the registry."""
+    read, asked = _read(comparison), read_plan(plan)
+    signed = approve_comparison(asked, read, role=role, name=name, key=RoleKey.load(key or default_key_path()))
+    registry = Registry.default()
+    registry.attach(read.challenger, read.to_json())
+    registry.attach(read.challenger, signed.to_json())
+    output.print(f"Approved as {literal(role)} by key {signed.key_id}: comparison {read.digest[:12]} of bundle {read.challenger[:12]}.")
+    output.print(f'  "{literal(signed.meaning)}"')
+
+
+def shadow(bundle: Bundle, plan: PlanOption, reason: Annotated[str, typer.Option(help="Why.", show_default=False)] = "") -> None:
+    """Let a challenger answer silently beside the champion: nothing it says is given out."""
+    asked, registry = read_plan(plan), Registry.default()
+    digest = registry.find(bundle)
+    entry = promotion.shadow(registry, asked.plan.model, digest, asked, recorder=Recorder.find(), reason=reason)
+    _tell(entry, f"{digest[:12]} answers in the shadow of {literal(entry.name)}")
+
+
+def promote(
+    bundle: Bundle,
+    plan: Annotated[Path | None, typer.Option("--plan", help="The change-control plan (pccp.toml).", show_default=False)] = None,
+    first: Annotated[str | None, typer.Option(help="Let a first bundle answer under this name, which has none yet.", show_default=False)] = None,
+    reason: Annotated[str, typer.Option(help="Why; needed with --first.", show_default=False)] = "",
+    journal: Annotated[
+        Path | None, typer.Option(help="The server's folder of counts, where the plan asks for recordings in the shadow.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a challenger the champion: only what the plan covers, the gate found met, and every role approved."""
+    registry = Registry.default()
+    digest = registry.find(bundle)
+    if (plan is None) == (first is None):
+        raise InvalidValueError("--plan", "given with --first" if plan else None, "one of --plan and --first")
+    if plan is not None:
+        asked = read_plan(plan)
+        entry = promotion.promote(
+            registry,
+            asked.plan.model,
+            digest,
+            asked,
+            recorder=Recorder.find(),
+            signatures=read_signatures(plan),
+            journal=Journal(journal) if journal else None,
+            reason=reason,
+        )
+    else:
+        entry = promotion.open_name(registry, first or "", digest, recorder=Recorder.find(), reason=reason)
+    _tell(entry, f"{digest[:12]} answers as {literal(entry.name)}")
+    if plan is not None:
+        output.print(f"  Back at once with: {program()} model rollback {literal(entry.name)} --reason REASON")
+
+
+def rollback(name: Name, reason: Reason) -> None:
+    """Bring back the champion before, at once."""
+    entry = promotion.rollback(Registry.default(), name, recorder=Recorder.find(), reason=reason)
+    _tell(entry, f"{(entry.pointers.champion or '')[:12]} answers again as {literal(name)}")
+
+
+def withdraw(
+    name: Name,
+    reason: Reason,
+    champion: Annotated[bool, typer.Option("--champion", help="The champion too: then nothing answers under the name.")] = False,
+) -> None:
+    """Take challenger and shadow away; with --champion, let nothing answer under the name."""
+    entry = promotion.withdraw(Registry.default(), name, recorder=Recorder.find(), reason=reason, champion=champion)
+    _tell(entry, f"Withdrawn from {literal(name)}")
+
+
+def _tell(entry: Entry, what: str) -> None:
+    output.print(f"{what}. Entry {entry.number} of its history, {entry.digest[:12]}.")
+    if not Recorder.find().is_on:
+        output.print("  [yellow]![/yellow] this site has no audit log, so only the registry's history has it")
+
+
+def _read(path: Path) -> Comparison:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_COMPARISON_BYTES + 1)
+    except OSError as error:
+        raise ChangePlanError(f"The comparison cannot be read: {error.strerror}.") from None
+    return Comparison.from_json(raw)
