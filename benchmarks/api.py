@@ -1,9 +1,11 @@
 """How fast the HTTP API answers, what the audit adds, and where it saturates; beside the bare feature extraction of the same clip in the same run.
 
-    python -m benchmarks.api --data DATA [--folder DIR] [--seconds 20] [--workers 2] [--json FILE]
+    python -m benchmarks.api --data DATA [--folder DIR] [--seconds 20] [--workers 2] [--switches 0] [--only-switches] [--json FILE]
 
 DATA holds recordings (RAVDESS), of which a clip of five seconds is made; DIR has to be on the disk that is meant. The client runs on the same machine
 and takes a part of it: figures are what is left. Every answer is durable in the audit log before it is counted.
+
+With --switches, a server of its own is asked at a steady rate while the champion of its model changes in the registry so many times.
 """
 
 import argparse
@@ -13,13 +15,15 @@ import io
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +41,11 @@ from clinical_ser.api.api_keys import add_key
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Role
 from clinical_ser.features import extraction
+from clinical_ser.models.bundle import MANIFEST, SIGNATURE, read_bundle
+from clinical_ser.models.strict_json import canonical_json
+from clinical_ser.registry.names import find_model
+from clinical_ser.registry.records import Pointers, Record
+from clinical_ser.registry.store import Registry
 from clinical_ser.screening import load_model
 
 MODEL = "emotion-emodb"
@@ -44,6 +53,9 @@ CLIP_S = 5.0
 PAIRS = 40
 """Of one request and one bare extraction, in turn, so that what else the machine does meets both."""
 LOAD = 0.8
+NAME, SWITCH_LOAD, CALM_S, REST_S = "bench", 0.5, 20.0, 5.0
+IDLE_S = 10.0
+"""The server hangs up on a connection that is idle for 30 s."""
 PORT, METRICS_PORT = 18443, 18444
 Rows = list[dict[str, object]]
 
@@ -55,6 +67,7 @@ class Answered:
     status: int
     seconds: float
     body: bytes
+    ended: float = 0.0
 
 
 class Connection:
@@ -134,9 +147,13 @@ async def latency(clip: bytes, key: str) -> Rows:
     ]
 
 
+def metrics() -> str:
+    return urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics").read().decode()
+
+
 def recorded() -> tuple[float, float]:
     """Return how many commits the server waited for, and for how long, from its metrics."""
-    text = urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics").read().decode()
+    text = metrics()
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("clinical_ser_audit_commit_duration_seconds_"))
     name = "clinical_ser_audit_commit_duration_seconds"
     return float(found[f"{name}_count"]), float(found[f"{name}_sum"])
@@ -272,6 +289,99 @@ async def measured(clip: bytes, key: str, signing: ec.EllipticCurvePrivateKey, s
     return tables
 
 
+def versions(folder: Path) -> tuple[Registry, list[str]]:
+    """Put two versions of the model into a registry, under a name that can be switched, and return their digests."""
+    registry, digests = Registry(folder / "registry"), []
+    for version in ("1", "2"):
+        copy = folder / f"version-{version}"
+        shutil.copytree(find_model(MODEL), copy, ignore=shutil.ignore_patterns(SIGNATURE))
+        manifest = json.loads((copy / MANIFEST).read_bytes()) | {"name": NAME, "version": version}
+        (copy / MANIFEST).write_bytes(canonical_json(manifest))
+        digests.append(registry.add(copy, Record.of(read_bundle(copy), change="imported")))
+    promote(registry, digests[0])
+    return registry, digests
+
+
+def promote(registry: Registry, digest: str) -> None:
+    head = registry.head(NAME)
+    registry.switch(
+        NAME, expected=head and head.digest, action="promoted", pointers=Pointers(champion=digest), bundle=digest, actor="bench", reason="bench"
+    )
+
+
+async def switching(clip: bytes, key: str, registry: Registry, digests: list[str], switches: int) -> Rows:
+    """Ask at a rate, first of one model, then while the champion changes again and again."""
+    most = await saturated(clip, key, 4, 8.0)
+    rate = SWITCH_LOAD * most
+    calm_until = time.perf_counter() + CALM_S
+    calm = await named(clip, key, rate, lambda: time.perf_counter() > calm_until, "calm", digests)
+    loop = asyncio.get_running_loop()
+    moved: list[tuple[float, str]] = []
+
+    async def move() -> None:
+        for number in range(1, switches + 1):
+            digest = digests[number % 2]
+            await loop.run_in_executor(None, promote, registry, digest)
+            moved.append((time.perf_counter(), digest))
+            while digest not in await loop.run_in_executor(None, metrics):
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(REST_S)
+
+    moving = loop.create_task(move())
+    found = await named(clip, key, rate, moving.done, "moving", digests)
+    await moving
+    took, busy = [], []
+    ends = [at for at, _ in moved[1:]] + [float("inf")]
+    for (at, digest), until in zip(moved, ends, strict=True):
+        later = [one for one in found if at < one.ended < until]
+        first = min(one.ended for one in later if one.body == digest.encode())
+        took.append(first - at)
+        # From the promotion until the old model has answered its last: the time in which there are two crews, and one of them starts.
+        last = max((one.ended for one in later if one.body != digest.encode()), default=first)
+        busy += [one.seconds for one in later if one.ended <= max(first, last)]
+    lost = sum(one.status != 201 for one in [*calm, *found])
+    mixed = sum(one.body not in {digest.encode() for digest in digests} for one in found)
+    seconds = {"calm": [one.seconds for one in calm], "switching": busy}
+    return [
+        {"switching": f"requests, at {rate:.1f} a second ({SWITCH_LOAD:.0%} of the most)", "figure": len(calm) + len(found)},
+        {"switching": "of which lost", "figure": lost},
+        {"switching": "answers that name no model, or both", "figure": mixed},
+        {
+            "switching": f"switches; from the promotion to the first answer of the new model, s (of {len(took)})",
+            "figure": f"{min(took):.1f} to {max(took):.1f}",
+        },
+        *(
+            {"switching": f"{name}: p50 / p99, ms", "figure": f"{ms(quantile(each, 0.5))} / {ms(quantile(each, 0.99))}"}
+            for name, each in seconds.items()
+        ),
+    ]
+
+
+async def named(clip: bytes, key: str, rate: float, done: Callable[[], bool], what: str, digests: list[str]) -> list[Answered]:
+    """Ask at a rate, each of another person, and keep which models the answers name, in place of their bodies, and when they came."""
+    found: list[Answered] = []
+    free: list[tuple[Connection, float]] = []
+    began = time.perf_counter()
+
+    async def one(number: int, due: float) -> None:
+        connection, used = free.pop() if free else (await Connection.open(), time.perf_counter())
+        if time.perf_counter() - used > IDLE_S:
+            connection = await Connection.open()
+        answer = await connection.ask(screening(clip, key, f"{what} {number}"))
+        ended = time.perf_counter()
+        models = b" ".join(digest.encode() for digest in digests if digest.encode() in answer.body)
+        found.append(Answered(answer.status, ended - due, models, ended))
+        free.append((connection, time.perf_counter()))
+
+    tasks = []
+    while not done():
+        due = began + len(tasks) / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(len(tasks), due)))
+    await asyncio.gather(*tasks)
+    return found
+
+
 def memory(process: int) -> Rows:
     """Return the memory of the server and of its workers."""
     rows: Rows = []
@@ -290,6 +400,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--switches", type=int, default=0)
+    parser.add_argument("--only-switches", action="store_true")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
@@ -301,24 +413,44 @@ def main() -> None:
         signing = ec.generate_private_key(ec.SECP384R1())
         public = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(signing.public_key())) | {"kid": "k", "use": "sig", "alg": "ES384"}
         (folder / "jwks.json").write_text(json.dumps({"keys": [public]}))
-        (folder / "server.toml").write_text(
-            f'models = ["{MODEL}"]\napi_keys = "{folder}/api_keys.json"\nspool = "{folder}/spool"\n'
-            f"[listen]\nport = {PORT}\nmetrics_port = {METRICS_PORT}\n[work]\nworkers = {given.workers}\n"
-            "[limits]\nscreenings_per_s = 1e6\nrequests_per_s = 1e6\nconcurrent = 512\nwaiting = 512\n"
-            f'[[cds.clients]]\niss = "https://ehr.example"\nkeys = "{folder}/jwks.json"\n'
-        )
-        environment = os.environ | {"CLINICAL_SER_AUDIT": str(folder / "audit.toml")}
-        command = [sys.executable, "-m", "clinical_ser", "serve", "--config", str(folder / "server.toml")]
-        with (folder / "server.log").open("wb") as log:
-            server = subprocess.Popen(command, env=environment, stderr=log)
-        try:
-            wait_until_ready(server)
-            tables = asyncio.run(measured(clip_of(given.data), key, signing, given.seconds))
-            tables["Memory after it"] = memory(server.pid)
-        finally:
-            server.terminate()
-            server.wait(60)
+        (folder / "server.toml").write_text(settings(folder, MODEL, given.workers))
+        clip, tables = clip_of(given.data), {}
+        if not given.only_switches:
+            with served(folder) as server:
+                tables = asyncio.run(measured(clip, key, signing, given.seconds))
+                tables["Memory after it"] = memory(server.pid)
+        if given.switches:
+            registry, digests = versions(folder / "home")
+            (folder / "server.toml").write_text(settings(folder, NAME, given.workers))
+            with served(folder) as server:
+                name = f"Another champion, {given.switches} times"
+                tables[name] = asyncio.run(switching(clip, key, registry, digests, given.switches))
+                tables["Memory after that"] = memory(server.pid)
     publish(tables, given.json)
+
+
+def settings(folder: Path, model: str, workers: int) -> str:
+    return (
+        f'models = ["{model}"]\napi_keys = "{folder}/api_keys.json"\nspool = "{folder}/spool"\n'
+        f"[listen]\nport = {PORT}\nmetrics_port = {METRICS_PORT}\n[work]\nworkers = {workers}\n"
+        "[limits]\nscreenings_per_s = 1e6\nrequests_per_s = 1e6\nconcurrent = 512\nwaiting = 512\n"
+        f'[[cds.clients]]\niss = "https://ehr.example"\nkeys = "{folder}/jwks.json"\n'
+    )
+
+
+@contextmanager
+def served(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a server as it is configured in a folder, and stop it."""
+    environment = os.environ | {"CLINICAL_SER_AUDIT": str(folder / "audit.toml"), "CLINICAL_SER_HOME": str(folder / "home")}
+    command = [sys.executable, "-m", "clinical_ser", "serve", "--config", str(folder / "server.toml")]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(command, env=environment, stderr=log)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 def wait_until_ready(server: "subprocess.Popen[bytes]") -> None:

@@ -4,16 +4,17 @@ The one idea: a question is public, so whether it is allowed follows from the pl
 its slit, a scale that is nearly nothing cuts the cohort at a value, a hundred heads are a hundred questions: none of these is training.
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from federated.at_site import EVERYBODY
-from federated.plan import Plan
+from federated.plan import Kind, Plan
 from federated.refusals import RefusedError
 from federated.statistics import Ask
 from federated.wire import Message
@@ -23,7 +24,11 @@ MOST_NORM = 30.0
 seventh of a SD, in which there are dozens of people wherever sites are large enough to take part."""
 MOST_OF_A_MAP = 50.0
 """Largest entry of a calibration."""
-COEFFICIENTS = ("beta", "own", "refits")
+COEFFICIENTS = ("beta", "own", "refits", "head")
+FROZEN: dict[Kind, tuple[str, ...]] = {"update": ("mean", "scale", "median"), "recalibrate": ("mean", "scale", "median", "head")}
+"""What does not move in a run that begins with a model: arrays that every question about its rows carries, and whose digest is in the plan."""
+OF_STEPS = 3
+"""Answers of a recalibration that are compared: as it was, with an intercept, and with a slope too; two of them may become the model."""
 OFTENER = {"newton": 2, "calibration": 2, "moments": 2, "reference": 3}
 """How often one exchange may ask for a statistic; for every other once."""
 
@@ -49,15 +54,45 @@ def check_asks(plan: Plan, asks: Sequence[Ask]) -> None:
     if not named <= set(plan.statistics) or (of_local_trees and "stacking" not in plan.statistics):
         raise RefusedError("statistic_not_allowed")
     counted = Counter(ask.statistic for ask in asks)
-    heads = len(plan.strengths) * (plan.folds + 1) + plan.refits
+    heads = most_heads(plan)
     fits = (
         all(times <= OFTENER.get(name, 1) for name, times in counted.items())
         and _entries(asks, "newton", "beta") <= heads
         and _entries(asks, "calibration", "theta") <= heads
+        and all(_is_frozen(plan, ask) for ask in asks)
         and all(_options_fit(plan, ask) and _arrays_fit(plan, ask) for ask in asks)
     )
     if not fits:
         raise RefusedError("asks_beyond_the_plan")
+
+
+def most_heads(plan: Plan) -> int:
+    """Return how many heads, or maps, one exchange may ask about."""
+    if plan.kind == "recalibrate":
+        return OF_STEPS + 2 * (plan.folds + 1 + plan.refits)
+    return (len(plan.strengths) if plan.kind == "train" else 1) * (plan.folds + 1) + plan.refits
+
+
+def frozen_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the digest of arrays by their names, shapes and values, in hex: what a plan says that its questions have in common."""
+    told = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name], dtype=np.float64)
+        told.update(f"{name} {values.shape}\n".encode() + values.tobytes())
+    return told.hexdigest()
+
+
+def _is_frozen(plan: Plan, ask: Ask) -> bool:
+    """Tell whether what may not move is what the plan says; who took part has nothing to do with it."""
+    names = FROZEN.get(plan.kind)
+    if plan.kind in {"monitor", "gate"}:
+        # Sites have the models: a question says which, and can bring no other.
+        told = {"model": plan.parent, "challenger": plan.challenger, "sites": json.dumps(list(plan.site_names))}
+        return not ask.arrays and all(ask.options.get(name, wanted) == wanted for name, wanted in told.items())
+    if names is None or ask.statistic == "cohort":
+        return True
+    moved = "head" in names and "beta" in ask.arrays and not np.array_equal(ask.arrays["beta"], np.tile(ask.arrays.get("head", ()), (plan.folds, 1)))
+    return not moved and frozen_digest({name: ask.arrays[name] for name in names if name in ask.arrays}) == plan.frozen
 
 
 def scales_of(asks: Sequence[Ask]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
@@ -96,7 +131,8 @@ def _arrays_fit(plan: Plan, ask: Ask) -> bool:
     steep = [np.asarray(arrays[name]) for name in COEFFICIENTS if name in arrays]
     ends = [("draw", plan.refits), ("left_out", plan.folds)]
     return (
-        all(values.ndim > 0 and _longest(values) <= MOST_NORM for values in steep)
+        ("median" not in arrays or plan.kind != "train")
+        and all(values.ndim > 0 and _longest(values) <= MOST_NORM for values in steep)
         and ("theta" not in arrays or float(np.abs(arrays["theta"]).max(initial=0.0)) <= MOST_OF_A_MAP)
         and all(len(values) == plan.folds + 1 for pair in scales_of([ask]) for values in pair)
         and all(_within(arrays[name], end) for name, end in ends if name in arrays)

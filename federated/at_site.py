@@ -19,8 +19,8 @@ EVERYBODY = -1
 """In place of a fold that is left out, or of a bootstrap sample: nothing is."""
 
 
-def standardised(X: Array, mean: Array, scale: Array) -> Array:
-    """Return Z as `clinical_ser.models.preprocessing.Preprocessor` would, with what is missing at the mean.
+def standardised(X: Array, mean: Array, scale: Array, missing: Array | None = None) -> Array:
+    """Return Z as `clinical_ser.models.preprocessing.Preprocessor` would, with what is missing at the mean, or where a model puts it.
 
     Parameters
     ----------
@@ -28,8 +28,10 @@ def standardised(X: Array, mean: Array, scale: Array) -> Array:
         Shape (rows, features), NaN where missing.
     mean, scale
         Shape (features,); a scale of 0 marks a column that does not vary.
+    missing
+        Shape (features,), what stands for a missing value; None: the mean.
     """
-    filled = np.where(np.isnan(X), mean, X)
+    filled = np.where(np.isnan(X), mean if missing is None else missing, X)
     used = scale > 0
     return np.clip(np.divide(filled - mean, scale, out=np.zeros_like(filled), where=used), -MAX_ABS_Z, MAX_ABS_Z)
 
@@ -41,12 +43,18 @@ def unclipped(X: Array, mean: Array, scale: Array) -> Array:
 
 
 class Scales:
-    """The preprocessors of an ask: `mean` and `scale`, shape (folds + 1, features); entry k leaves fold k out, the last nothing."""
+    """The preprocessors of an ask: `mean` and `scale`, shape (folds + 1, features); entry k leaves fold k out, the last nothing.
+
+    Of a model that was there before, and puts what is missing elsewhere than at the mean, `median` of the same shape says where.
+    """
 
     def __init__(self, rows: SiteRows, ask: Ask):
         self.mean, self.scale = (numbers(ask, name, ndim=2) for name in ("mean", "scale"))
         if self.mean.shape != self.scale.shape or self.mean.shape[1] != rows.X.shape[1]:
             raise InvalidValueError("mean and scale", f"shapes {self.mean.shape} and {self.scale.shape}", f"(folds + 1, {rows.X.shape[1]})")
+        self._missing = numbers(ask, "median", ndim=2) if "median" in ask.arrays else self.mean
+        if self._missing.shape != self.mean.shape:
+            raise InvalidValueError("median", f"shape {self._missing.shape}", f"{self.mean.shape}")
         self._rows = rows
         self._known: dict[int, Array] = {}
 
@@ -59,7 +67,7 @@ class Scales:
         """Return Z with a last column of ones, all rows, by the preprocessor that leaves `fold` out (`EVERYBODY`: none)."""
         place = self.folds if fold == EVERYBODY else fold
         if place not in self._known:
-            Z = standardised(self._rows.X, self.mean[place], self.scale[place])
+            Z = standardised(self._rows.X, self.mean[place], self.scale[place], self._missing[place])
             self._known[place] = np.column_stack([Z, np.ones(len(Z))])
         return self._known[place]
 

@@ -86,6 +86,13 @@ def _of_plan(node: NodeFolder, policy: Policy, plan: Plan) -> Iterator[Finding]:
     yield Finding("this site among its sites", here, "" if here else f"they are {', '.join(plan.site_names)}")
     enough = len(plan.sites) >= policy.release.minimum_sites
     yield Finding(f"its {len(plan.sites)} sites", enough, "" if enough else f"release.minimum_sites is {policy.release.minimum_sites}")
+    may, known = plan.kind in policy.release.kinds, policy.table_of(plan.kind) is not None
+    yield Finding(f"a run of kind {plan.kind}", may, "" if may else "release.kinds does not name it")
+    if may and not known:
+        yield Finding("a table for it", allowed=False, why=f"[tables] names none of kind {plan.kind}")
+    for digest in (plan.parent, plan.challenger) if plan.kind in {"monitor", "gate"} else ():
+        if digest is not None:
+            yield Finding(f"model {digest}", digest in policy.models, "" if digest in policy.models else "[models] does not name it")
     for name in plan.statistics:
         leaves = name in policy.release.statistics
         yield Finding(f"statistic {name}", leaves, "" if leaves else "release.statistics does not name it")
@@ -98,10 +105,19 @@ def _of_plan(node: NodeFolder, policy: Policy, plan: Plan) -> Iterator[Finding]:
         yield Finding("the plan as a whole, with the table as it is", reason is None, "" if reason is None else reason.replace("_", " "))
 
 
+_KINDS = {
+    "train": "a model trained from nothing",
+    "update": "an update of a model that is there",
+    "recalibrate": "the calibration of a model that is there, anew",
+    "monitor": "counts that show whether recordings have moved",
+    "gate": "two models compared at each site, whose figures are told apart",
+}
+
+
 def summary(plan: Plan) -> str:
     """Return what a plan does, in a few lines."""
     return (
-        f"{plan.name} {plan.version}: task {plan.task.name}, head {plan.head}, "
+        f"{plan.name} {plan.version}: {_KINDS[plan.kind]}, task {plan.task.name}, head {plan.head}, "
         f"{len(plan.features)} features ({', '.join(sorted(plan.extractors))}), "
         f"{plan.folds} folds, {plan.refits} bootstrap samples; groups: {', '.join(plan.groups) or 'none'}; "
         f"sites: {', '.join(plan.site_names)}."

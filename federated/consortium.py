@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,6 +45,8 @@ from federated.provisioning import (
 )
 
 FOLDER_VARIABLE = "CLINICAL_SER_CONSORTIUM"
+WATCHING = "watching"
+"""Folder for what runs of monitoring are read against: a reference and a state for each model."""
 CONNECTION = "consortium"
 """Name of the SuperLink in Flower's own configuration."""
 REGISTER_EVERY_S = 5.0
@@ -91,7 +93,7 @@ class RunStatus(Strict):
     started: datetime
     updated: datetime
     bundle: str | None = None
-    """Digest of what came out."""
+    """Digest of the model that came out; None of a run that makes none."""
     missing: tuple[str, ...] = ()
     """Sites that were asked and have not answered; they are asked again."""
 
@@ -335,8 +337,18 @@ class Consortium:
         """Return the names of all runs."""
         return sorted(path.parent.name for path in (self.folder / "runs").glob("*/plan.json"))
 
-    def add_run(self, run: str, plan: bytes, digest: str) -> None:
-        """Keep a plan as a run to be made."""
+    def add_run(self, run: str, plan: bytes, digest: str, *, beside: Callable[[Path], None] | None = None) -> None:
+        """Keep a plan as a run to be made.
+
+        Parameters
+        ----------
+        run
+            Its name.
+        plan, digest
+            The plan's bytes, and what sites approve.
+        beside
+            Puts what the run begins with (a model, a memory) into the folder that it is given.
+        """
         folder = self.folder / "runs" / run
         now = datetime.now(UTC)
         try:
@@ -351,6 +363,8 @@ class Consortium:
             draft.mkdir(mode=0o700)
             write_new_file(draft / "plan.json", plan, mode=0o600)
             write_new_file(draft / "status.json", status.model_dump_json().encode(), mode=0o600)
+            if beside is not None:
+                beside(draft)
             draft.rename(folder)
 
     def status(self, run: str) -> RunStatus:

@@ -26,8 +26,11 @@ from clinical_ser.atomic_folder import sync_folder, write_new_file
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, FederatedRound, Outcome, Purpose, Role
 from clinical_ser.audit.log import AuditLog
-from clinical_ser.cohorts.table import read_table, replaced
-from clinical_ser.errors import ClinicalSerError, FederationError, InvalidValueError, SiteRefusalError
+from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
+from clinical_ser.control.plan import read_plan as read_change_plan
+from clinical_ser.errors import BundleError, ChangePlanError, ClinicalSerError, FederationError, InvalidValueError, SiteRefusalError
+from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.rows import select_rows
 from clinical_ser.models.training import cohort_digest
 from clinical_ser.strict import Strict
 from federated.asking import asks_of, check_asks, scales_of
@@ -39,7 +42,7 @@ from federated.names import Hex32
 from federated.plan import Plan
 from federated.policy import Policy
 from federated.refusals import Reason, RefusedError
-from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, without_rare
+from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, whole_rows, without_rare
 from federated.statistics import Ask, SiteRows, contribution, known_statistics
 from federated.version import code_digest
 from federated.wire import Message
@@ -230,6 +233,8 @@ class Node:
             raise RefusedError("not_in_the_plan")
         if plan.software != code_digest():
             raise RefusedError("another_version")
+        if plan.kind not in policy.release.kinds or policy.table_of(plan.kind) is None:
+            raise RefusedError("kind_not_allowed")
         if step > plan.most_exchanges:
             raise RefusedError("too_many_exchanges")
         if len(plan.sites) < max(policy.release.minimum_sites, plan.minimum_sites):
@@ -434,11 +439,12 @@ class Node:
 
     def _rows(self, policy: Policy, plan: Plan) -> tuple[SiteRows, "_Data"]:
         """Return the usable rows, and what stands for the data they are from."""
-        path = self._folder / policy.table
+        path = self._folder / str(policy.table_of(plan.kind))
         try:
             before = hashlib.sha256(path.read_bytes()).hexdigest()
             table = read_table(path)
-            rows = site_rows(table, plan, self._secret(), workspace_of(self._folder, plan))
+            whole = plan.kind in {"monitor", "gate"}
+            rows = self._whole(policy, plan, table) if whole else site_rows(table, plan, self._secret(), workspace_of(self._folder, plan))
             after = hashlib.sha256(path.read_bytes()).hexdigest()
         except RefusedError:
             raise
@@ -450,11 +456,39 @@ class Node:
         data = _Data(tags_of(table, self._secret()), before)
         if len(np.unique(rows.subjects)) < policy.release.minimum_subjects:
             raise RefusedError("too_few_subjects")
+        if plan.kind == "monitor":
+            return rows, data
+        if plan.kind == "gate":
+            selected = select_rows(table, plan.task, plan.features, use_baseline=False, used_as="compared with").rows
+            if min(len(np.unique(selected.subjects[selected.target == k])) for k in (0, 1)) < policy.release.minimum_subjects_of_a_class:
+                raise RefusedError("too_few_of_a_class")
+            return rows, data
         if min(len(np.unique(rows.subjects[rows.target == k])) for k in (0, 1)) < policy.release.minimum_subjects_of_a_class:
             raise RefusedError("too_few_of_a_class")
         if least_in_a_fold(rows, plan.folds) < LEAST_IN_A_FOLD:
             raise RefusedError("too_few_in_a_fold")
         return without_rare(rows, plan.groups, policy.release.minimum_group), data
+
+    def _whole(self, policy: Policy, plan: Plan, table: FeatureTable) -> SiteRows:
+        """Return a table as a run about released models looks at it, with the models and the change-control plan that were approved."""
+        bundles, change_plan = {}, None
+        for digest in (plan.parent, plan.challenger):
+            if digest is None:
+                continue
+            if digest not in policy.models:
+                raise RefusedError("models_differ")
+            try:
+                bundles[digest] = read_bundle(self._folder / policy.models[digest], expected_digest=digest)
+            except BundleError:
+                raise RefusedError("models_differ") from None
+        if plan.change_plan is not None:
+            try:
+                change_plan = read_change_plan(self._folder / str(policy.change_plan))
+            except ChangePlanError:
+                raise RefusedError("change_plan_differs") from None
+            if change_plan.digest != plan.change_plan:
+                raise RefusedError("change_plan_differs")
+        return whole_rows(table, plan, bundles, site=policy.name, least=policy.release.minimum_group, change_plan=change_plan)
 
     def _secret(self) -> bytes:
         found = (self._state / SECRET).read_bytes()
@@ -590,10 +624,11 @@ def own_rows(folder: Path, policy: Policy, plan: Plan) -> SiteRows:
     """Return a node's rows as it answered about them in a run; FederationError where its table is not that of the run any more."""
     try:
         run = _read(_Run, folder / STATE / "runs" / plan.run / "run.json")
-        raw = hashlib.sha256((folder / policy.table).read_bytes()).hexdigest()
+        table = folder / str(policy.table_of(plan.kind))
+        raw = hashlib.sha256(table.read_bytes()).hexdigest()
         if run.plan != plan.digest or run.data != raw:
             raise FederationError("The table is not the one that this run was about.")
-        return site_rows(read_table(folder / policy.table), plan, (folder / STATE / SECRET).read_bytes(), workspace_of(folder, plan))
+        return site_rows(read_table(table), plan, (folder / STATE / SECRET).read_bytes(), workspace_of(folder, plan))
     except RefusedError as refusal:
         raise FederationError(
             f"The node has answered no run of this plan, or its table does not serve it: {refusal.reason.replace('_', ' ')}."

@@ -37,7 +37,21 @@ BOOSTED = ("cohort", "moments", "tree_start", "tree_sums", "tree_centres", "cali
 LOCAL = (*LINEAR, "stacking")
 """The same of a linear model with trees of each site's own under it."""
 STATISTICS: dict[str, tuple[str, ...]] = {"linear": LINEAR, "boosted": BOOSTED, "linear+local": LOCAL}
-"""What a plan asks for, by its head."""
+"""What a plan of training asks for, by its head."""
+Kind = Literal["train", "update", "recalibrate", "monitor", "gate"]
+KINDS: dict[Kind, tuple[str, ...]] = {
+    "train": (),
+    "update": ("cohort", "newton", "calibration", "scores", "evaluation", "reference"),
+    "recalibrate": ("cohort", "calibration", "scores", "evaluation"),
+    "monitor": ("drift",),
+    "gate": ("comparison",),
+}
+"""What the other kinds of run ask for; whoever asks for anything else in one is refused. Training may ask for whatever its plan names."""
+EXCHANGES: dict[Kind, int] = {"update": 20, "recalibrate": 16, "monitor": 2, "gate": 2}
+"""How many questions the other kinds take at most."""
+SINCE = ("kind", "parent", "frozen", "challenger", "change_plan", "forgetting", "step")
+"""Fields that the first plans did not have: left out of the spelling where they say what a plan without them means, so that old plans keep their
+bytes, and the digests that people approved."""
 
 Fingerprint = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -55,6 +69,21 @@ class Plan(Strict):
     """A run."""
 
     schema_id: Literal["clinical-ser/federated-plan/1"] = SCHEMA
+    kind: Kind = "train"
+    """What comes out: a model from nothing (`train`); the parent's child (`update`, `recalibrate`); counts (`monitor`); each site's comparison of two
+    models (`gate`)."""
+    parent: Hex32 | None = None
+    """Digest of the bundle that is updated, watched or compared with: the champion."""
+    challenger: Hex32 | None = None
+    """Digest of the bundle that a gate compares with the parent."""
+    change_plan: Hex32 | None = None
+    """Digest of the change-control plan that a gate is held to."""
+    frozen: Hex32 | None = None
+    """Digest of what all questions have in common and no answer may move: scales, and the head where it stays (`asking.frozen_digest`)."""
+    forgetting: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor by which what the parent learned counts less, of an update; of a recalibration, if given, the parent's scores out of fold."""
+    step: Literal["intercept", "slope"] | None = None
+    """How much of the calibration moves, of a recalibration; None: as much as the test says is justified, and nothing where that is nothing."""
     run: SiteName
     """Name of the run; a node knows no two of one name."""
     name: ModelName
@@ -101,13 +130,36 @@ class Plan(Strict):
             raise ValueError(f"trees that take at most {MOST_EXCHANGES} exchanges: fewer rounds, or less depth")
         if PERSONS & {*self.groups, self.fold_column}:
             raise ValueError("groups of people, and none by a column that names one person or recording")
+        self._check_kind()
         if self.created.tzinfo is None:
             raise ValueError("a moment with its time zone")
         return self
 
+    def _check_kind(self) -> None:
+        needs = {
+            "parent": self.kind != "train",
+            "challenger": self.kind == "gate",
+            "change_plan": self.kind == "gate",
+            "frozen": self.kind in {"update", "recalibrate"},
+            "forgetting": self.kind == "update",
+        }
+        optional = {"forgetting"} if self.kind == "recalibrate" else set()
+        for name, needed in needs.items():
+            if name not in optional and (getattr(self, name) is not None) != needed:
+                raise ValueError(f"{name} {'is needed' if needed else 'has no place'} in a plan of kind {self.kind}")
+        if self.step is not None and self.kind != "recalibrate":
+            raise ValueError(f"step has no place in a plan of kind {self.kind}")
+        if self.kind == "gate" and self.parent == self.challenger:
+            raise ValueError("champion and challenger are two models")
+        if self.kind != "train" and (self.head != "linear" or self.boosting is not None):
+            raise ValueError(f"a linear head, in a plan of kind {self.kind}; trees are trained anew")
+        if self.kind != "train" and set(self.statistics) != set(KINDS[self.kind]):
+            raise ValueError(f"the statistics of kind {self.kind}: {', '.join(KINDS[self.kind])}")
+
     def to_bytes(self) -> bytes:
         """Return the plan's one spelling."""
-        return canonical_json(self.model_dump(mode="json"))
+        told = self.model_dump(mode="json")
+        return canonical_json({name: value for name, value in told.items() if name not in SINCE or value != type(self).model_fields[name].default})
 
     @property
     def digest(self) -> str:
@@ -134,6 +186,8 @@ class Plan(Strict):
     @property
     def most_exchanges(self) -> int:
         """How many questions sites answer at most: enough for training, too few to go on until one person is singled out."""
+        if self.kind != "train":
+            return EXCHANGES[self.kind]
         return MOST_EXCHANGES_LINEAR if self.head == "linear" else MOST_EXCHANGES
 
     @property

@@ -12,7 +12,7 @@ from pydantic import Field, StringConstraints, ValidationError
 from clinical_ser.errors import FederationError
 from clinical_ser.strict import Strict
 from federated.names import Hex32, SiteName
-from federated.plan import MINIMUM_SITES, Word
+from federated.plan import MINIMUM_SITES, Kind, Word
 
 MOST_BYTES = 1 << 20
 
@@ -30,6 +30,8 @@ class Release(Strict):
     """What may leave."""
 
     statistics: tuple[Word, ...] = ()
+    kinds: tuple[Kind, ...] = ("train",)
+    """What kinds of run may ask for them: training, unless more are written down."""
     minimum_sites: int = Field(default=MINIMUM_SITES, ge=MINIMUM_SITES)
     minimum_subjects: int = Field(default=20, ge=1)
     """Fewer people with a usable, labelled recording, and this site takes no part."""
@@ -67,6 +69,13 @@ class Policy(Strict):
     """Ed25519 public key of whoever may ask; None before the site joined a consortium."""
     table: str
     """The site's feature table, in this folder or with its whole path."""
+    tables: dict[Kind, str] = Field(default_factory=dict)
+    """Tables of other kinds of run: the new people of an update, the recordings that are watched, the frozen holdout of a gate. A gate has no other;
+    for the rest `table` serves where none is named."""
+    models: dict[Hex32, str] = Field(default_factory=dict)
+    """Digest of a bundle to its folder, in this folder or with its whole path: the models that are watched or compared here."""
+    change_plan: str | None = None
+    """The change-control plan (pccp.toml) that a gate is held to, as the site has it."""
     approved: Approved = Approved()
     release: Release = Release()
     privacy: PrivacyLimit = PrivacyLimit()
@@ -78,6 +87,10 @@ class Policy(Strict):
     def approved_builds(self) -> tuple[str, ...]:
         """SHA-256 of the Flower app builds that may run."""
         return self.approved.builds
+
+    def table_of(self, kind: Kind) -> str | None:
+        """Return the table that a kind of run is about, None where there is none."""
+        return self.tables.get(kind, None if kind == "gate" else self.table)
 
     @classmethod
     def read(cls, path: Path) -> "Policy":

@@ -41,6 +41,7 @@ def as_training(trained: Trained, *, cohort_digest: str) -> Training:
         f"Figures are of one recording a subject and of probabilities in steps of 0.005; the area under the ROC curve is within {bound:.4f} "
         "of that of the unbinned ones."
     )
+    warnings += trained.notes
     if people.simulated:
         warnings.append("The speech is simulated; the figures say nothing about people.")
     return Training(
@@ -97,6 +98,7 @@ def publish(
     replicates: int = REPLICATES,
     workers: int = 1,
     replace: bool = False,
+    done: str = "Trained",
 ) -> Published:
     """Evaluate, describe and save a run.
 
@@ -116,13 +118,15 @@ def publish(
         Signs the bundle; None leaves it unsigned.
     statement, supplied, replicates, workers, replace
         As in `clinical-ser train`.
+    done
+        What sites did with the model, for its statement: `Trained`, `Updated`, `Recalibrated`.
 
     Returns
     -------
     Published
         Card, evidence with curves, and the bundle's digest.
     """
-    origin = f"Trained across {sites} sites; no recording left any of them."
+    origin = f"{done} across {sites} sites; no recording left any of them."
     words = with_origin(" ".join(part for part in (origin, statement) if part), simulated=trained.cohort.simulated)
     training = as_training(trained, cohort_digest=cohort_digest)
     predictions = of_training(training, name=name, version=version, statement=words)

@@ -15,16 +15,13 @@ from typing import Any, Self
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from clinical_ser.cohorts.table import replaced
 from clinical_ser.errors import ClinicalSerError, FederationError
-from federated.consortium import FOLDER_VARIABLE, Consortium, Exchange, alone
+from federated.consortium import FOLDER_VARIABLE, WATCHING, Consortium, Exchange, alone
 from federated.flower import GridChannel
 from federated.identities import Identity
+from federated.leading import Coordinator, lead_run
 from federated.plan import read_plan
-from federated.publishing import publish
 from federated.secure_sums import DEADLINE_S, ExchangeRecord, SecureSums
-from federated.stacking import LOCAL_WEIGHTS, stack_across
-from federated.training import commitment, train_across
 
 DEADLINE_VARIABLE = "CLINICAL_SER_DEADLINE_S"
 
@@ -79,22 +76,8 @@ def _lead(consortium: Consortium, run: str, grid: Grid) -> None:
             on_step=kept.at,
             on_wait=kept.without,
         )
-        trained = train_across(sums, plan.settings)
-        published = publish(
-            trained,
-            folder / "model",
-            name=plan.name,
-            version=plan.version,
-            sites=len(plan.sites),
-            cohort_digest=commitment(sums.commitments),
-            key=consortium.identity,
-            replace=True,
-        )
-        if plan.head == "linear+local":
-            sealed = stack_across(sums, trained).sealed(identity, plan.digest, published.digest)
-            with replaced(folder / LOCAL_WEIGHTS) as unfinished:
-                unfinished.write_bytes(sealed)
-        kept.finished(published.digest, sums.exchanges)
+        at = Coordinator(folder, consortium.folder / WATCHING, consortium.identity, identity, consortium.audit)
+        kept.finished(lead_run(plan, sums, at), sums.exchanges)
 
 
 class _Kept:
@@ -119,7 +102,7 @@ class _Kept:
         """Note which sites have not answered."""
         self._write(missing=tuple(sites))
 
-    def finished(self, bundle: str, exchanges: Sequence[ExchangeRecord]) -> None:
+    def finished(self, bundle: str | None, exchanges: Sequence[ExchangeRecord]) -> None:
         """Note what came out."""
         self._write(state="finished", bundle=bundle, exchanges=_told(exchanges), process=None)
 

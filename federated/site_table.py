@@ -14,6 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.control.parts import ChangePlan
+from clinical_ser.models.bundle import BundleManifest, VerifiedBundle
 from clinical_ser.models.rows import Rows, select_rows
 from federated.plan import Plan
 from federated.protocols.cohort import values_of
@@ -62,6 +64,56 @@ def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | 
         secret=secret,
         workspace=workspace,
     )
+
+
+def whole_rows(
+    table: FeatureTable, plan: Plan, bundles: Mapping[str, VerifiedBundle], *, site: str, least: int, change_plan: ChangePlan | None = None
+) -> SiteRows:
+    """Return a table for a run that looks at it as it is, without folds, and with recordings that have no label.
+
+    Parameters
+    ----------
+    table
+        Of the recordings that are watched, or of a frozen holdout.
+    plan
+        What was approved.
+    bundles
+        Digest to bundle: the models that the plan names.
+    site
+        This site's name.
+    least
+        People of whom a count by name may leave.
+    change_plan
+        What a gate is held to.
+
+    Raises
+    ------
+    RefusedError
+        The table's features are not those of the plan and its models, or were measured by other code.
+    """
+    measured_alike = all(table.extractors.get(name) == wanted for name, wanted in plan.extractors.items())
+    alike = all(_measured_by(one.manifest) == (plan.features, plan.extractors) for one in bundles.values())
+    if not (set(plan.features) <= set(table.feature_names) and measured_alike and alike):
+        raise RefusedError("features_differ")
+    rows = len(table.frame)
+    others = [name for name in table.frame.columns if name not in table.feature_names]
+    return SiteRows(
+        X=table.features[:, [table.feature_names.index(name) for name in plan.features]],
+        target=np.zeros(rows, np.int64),
+        subjects=table.subjects,
+        fold=np.zeros(rows, np.int64),
+        frame=table.frame[others].reset_index(drop=True),
+        names=plan.features,
+        table=table,
+        bundles=bundles,
+        site=site,
+        least=least,
+        change_plan=change_plan,
+    )
+
+
+def _measured_by(manifest: BundleManifest) -> tuple[tuple[str, ...], dict[str, str]]:
+    return tuple(manifest.features), dict(manifest.extractors)
 
 
 def fold_of(subject: str, seed: int, folds: int) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clinical_ser.errors import FederationError, InvalidValueError
 from clinical_ser.evaluation.release import REPLICATES
 from clinical_ser.models.background import BackgroundLearner
+from clinical_ser.models.binned import BINS
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.reference import Cut, cuts, summarise
@@ -128,7 +129,7 @@ def _shapes(settings: Settings) -> dict[str, tuple[int, ...]]:
         "simulated": (1,),
         **{f"group.{column}": (len(values), 3) for column, values in settings.groups.items()},
     }
-    figures = {"mass": (folds, 2, scores.BINS), "spread": (folds, 2, 7), "everybody": evaluation.CELLS}
+    figures = {"mass": (folds, 2, BINS), "spread": (folds, 2, 7), "everybody": evaluation.CELLS}
     return {
         **judged,
         **figures,
@@ -175,7 +176,7 @@ def stack_across(sums: Sums, trained: Trained) -> Together:
     told = {**judged, "theta": maps.theta[: len(folds)]}
     options: dict[str, Scalar] = {"families": ",".join(settings.families), "seed": settings.seed}
     (binned,) = counted.total("scores", [Ask(scores.Scores.name, told, options)])
-    without = [scores.Binned.of(binned, without=fold) for fold in folds]
+    without = [scores.binned(binned, without=fold) for fold in folds]
     thresholds = np.array([one.operating_point(settings.task.target_sensitivity).threshold for one in without])
     limits = np.array([evaluation.thresholds_of(one.conformal(settings.coverage)) for one in without])
     groups = json.dumps({column: list(values) for column, values in trained.shown.items()})
@@ -219,7 +220,7 @@ def site_model(rows: SiteRows, shared: TrainedModel, together: Together) -> Trai
             background.hear(tested, stacked_head(heads, of_fold, maps, fold), scales.design(fold)[tested, :-1])
     drawn = [(head, times_drawn(rows, i)) for i, head in enumerate(again)]
     healthy = rows.target == 0
-    whole = scores.Binned.of(together.binned)
+    whole = scores.binned(together.binned)
     model = replace(
         shared,
         head=own,

@@ -14,6 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from clinical_ser.cohorts.table import FeatureTable
+from clinical_ser.control.parts import ChangePlan
+from clinical_ser.models.bundle import VerifiedBundle
+
 Arrays = dict[str, NDArray[np.float64]]
 Scalar = bool | int | float | str
 
@@ -42,6 +46,16 @@ class SiteRows:
     """The site's own, for draws that nobody else may predict (bootstrap samples, noise)."""
     workspace: Path | None = None
     """Folder for what is learned here and stays here (local heads, normalisation layers); None: nothing may be kept."""
+    table: FeatureTable | None = None
+    """The site's whole table, of runs that look at recordings without a label too."""
+    bundles: Mapping[str, VerifiedBundle] = field(default_factory=dict)
+    """Digest to bundle: the models of the plan, as this site has them."""
+    change_plan: ChangePlan | None = None
+    """The site's copy of the change-control plan that a gate is held to."""
+    site: str = ""
+    """The site's name, of runs whose answers are told apart by site."""
+    least: int = 1
+    """People of whom a count by name may leave; fewer are counted without their name."""
 
     def __len__(self) -> int:
         return len(self.target)

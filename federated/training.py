@@ -15,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clinical_ser.cohorts.tasks import Task, TaskKind
+from clinical_ser.continual.affine import calibrator_posterior
+from clinical_ser.continual.linear import ridge_of
+from clinical_ser.continual.memory import Memory, linear_parts
+from clinical_ser.continual.posterior import Posterior
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.evaluation.subgroups import MINIMUM_OF_A_CLASS
 from clinical_ser.features import catalogue
 from clinical_ser.models.background import Backgrounds
+from clinical_ser.models.binned import Binned
 from clinical_ser.models.heads import Head
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.preprocessing import Preprocessor
 from clinical_ser.models.reference import MINIMUM_SUBJECTS, ReferenceGroups
 from clinical_ser.models.trained import Refit, TrainedModel
 from clinical_ser.models.training import MINIMUM_SUBJECTS_PER_CLASS
-from federated.at_site import EVERYBODY, Array
+from federated.at_site import EVERYBODY, Array, symmetric
 from federated.boosting import BoostingSettings, grow
 from federated.protocols import calibration, cohort, evaluation, newton, reference, scores, standardisation
 from federated.protocols.margins import named_trees
@@ -44,6 +49,8 @@ SAMPLES_NEARLY = 1e-2
 """The same of bootstrap samples, before their last step: what it leaves is a hundredth of their spread squared."""
 ROUNDING_OF_COUNTS = 0.1
 MINIMUM_FOLDS = 2
+Scaled = dict[str, Array]
+"""`mean` and `scale`, shape (folds + 1, features), and of a model that puts what is missing elsewhere than at the mean its `median`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,10 @@ class Trained:
     """Largest Newton decrement of heads (trees have none) and maps at the end, as checked after their last step."""
     judged: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """What the figures are of: `mean`, `scale` and the heads of the folds, as `protocols.margins.out_of_fold` reads them."""
+    memory: Memory | None = None
+    """What an update needs in place of the data; None of trees, which have none."""
+    notes: tuple[str, ...] = ()
+    """What has to be said of the model beside its figures."""
 
 
 def train_across(sums: Sums, settings: Settings, *, progress: Callable[[int, str], None] | None = None) -> Trained:
@@ -177,11 +188,11 @@ def train_across(sums: Sums, settings: Settings, *, progress: Callable[[int, str
     TrainingError
         Too few people, or totals that no rows can have.
     """
-    return _Run(sums, settings, progress or (lambda _done, _what: None)).train()
+    return Run(sums, settings, progress or (lambda _done, _what: None)).train()
 
 
 @dataclass(eq=False)
-class _Moving:
+class Moving:
     """The heads of one strength, their maps, and the bootstrap samples that follow them."""
 
     of: int
@@ -194,7 +205,7 @@ class _Moving:
     """How many the samples have taken."""
 
     @classmethod
-    def behind(cls, grid: newton.Heads, maps: calibration.Maps, of: int, settings: Settings) -> "_Moving":
+    def behind(cls, grid: newton.Heads, maps: calibration.Maps, of: int, settings: Settings) -> "Moving":
         """Start bootstrap samples where the heads of strength `of` stand."""
         count, folds = settings.refits, settings.folds
         of_strength = np.arange(of * (folds + 1), (of + 1) * (folds + 1))
@@ -203,22 +214,17 @@ class _Moving:
         refit_maps = calibration.Maps(np.tile(maps.theta[of_strength[-1]], (count, 1)), np.full(count, of), everybody, draws)
         return cls(of, heads, maps.take(of_strength), refits, refit_maps)
 
-    def alone(self, grid: newton.Heads, maps: calibration.Maps) -> "_Moving":
+    def alone(self, grid: newton.Heads, maps: calibration.Maps) -> "Moving":
         """Return these without the other strengths, the heads as far as the grid has brought them."""
         of_strength = np.arange(self.of * len(self.heads.beta), (self.of + 1) * len(self.heads.beta))
         self.heads, self.maps = grid.take(of_strength), maps.take(of_strength)
         self.maps.system, self.refit_maps.system = np.zeros_like(self.maps.system), np.zeros_like(self.refit_maps.system)
         return self
 
-    def asks(self, mean: Array, scale: Array) -> list[Ask]:
+    def asks(self, scales: Scaled) -> list[Ask]:
         """Return the questions for everybody's next step."""
-        systems = self.heads.beta[None, :-1].copy()
-        return [
-            self.heads.ask(mean, scale),
-            self.maps.ask(mean, scale, systems),
-            self.refits.ask(mean, scale),
-            self.refit_maps.ask(mean, scale, systems),
-        ]
+        judged = {**scales, "beta": self.heads.beta[None, :-1].copy()}
+        return [self.heads.ask(scales), self.maps.ask_about(judged), self.refits.ask(scales), self.refit_maps.ask_about(judged)]
 
     def follow(self, totals: Arrays, mapped: Arrays) -> None:
         """Let the samples take a step."""
@@ -235,7 +241,7 @@ class _Moving:
 
 
 @dataclass(eq=False)
-class _Learned:
+class Learned:
     """Heads that came to rest, of one kind or another, and their maps."""
 
     judged: Mapping[str, NDArray[Any]]
@@ -270,7 +276,7 @@ class Counted:
         return found
 
 
-class _Run:
+class Run:
     """One run; the order of its methods is the order of its exchanges."""
 
     def __init__(self, sums: Sums, settings: Settings, progress: Callable[[int, str], None]):
@@ -281,18 +287,20 @@ class _Run:
         """Ask, step by step, and put the model together."""
         settings = self._settings
         people = self._who()
-        self._mean, self._scale = self._scales()
-        learned = self._boosted() if settings.head == "boosted" else self._linear(people)
+        self._scaled = self._scales()
+        learned = self._learn(people)
         binned, verified = self._scores(learned)
-        sets = [scores.Binned.of(binned, without=fold).conformal(settings.coverage) for fold in range(settings.folds)]
-        points = [scores.Binned.of(binned, without=fold).operating_point(settings.task.target_sensitivity) for fold in range(settings.folds)]
+        without = [self._with_memory(scores.binned(binned, without=fold), learned) for fold in range(settings.folds)]
+        sets = [each.conformal(settings.coverage) for each in without]
+        points = [each.operating_point(settings.task.target_sensitivity) for each in without]
         shown = groups_shown(people, settings)
         thresholds = np.array([point.threshold for point in points])
         limits = np.array([evaluation.thresholds_of(one) for one in sets])
         evaluated, *described = self._describe(learned, thresholds, limits, shown, people)
         if abs(evaluated["everybody"].sum() - people.people) > ROUNDING_OF_COUNTS:
             raise TrainingError("Not everybody was judged who was counted at the beginning; a site answered about other rows than before.")
-        model = self._model(learned, scores.Binned.of(binned), described, people)
+        whole = self._with_memory(scores.binned(binned), learned)
+        model = self._model(learned, whole, described, people)
         everybody_s = None if learned.coefficients is None else learned.coefficients.take(np.array([settings.folds]))
         return Trained(
             model=model,
@@ -305,34 +313,68 @@ class _Run:
             exchanges=self._sums.done,
             at_rest=verified,
             judged=learned.judged,
+            memory=self._remember(learned, model, whole, people),
+            notes=self._notes(people),
         )
 
-    def _who(self) -> Cohort:
+    def _notes(self, people: Cohort) -> tuple[str, ...]:
+        del people
+        return ()
+
+    def _remember(self, learned: Learned, model: TrainedModel, binned: Binned, people: Cohort) -> Memory | None:
+        """Return what is kept of the people who were asked."""
+        if learned.coefficients is None:
+            return None
+        return Memory(
+            bundle=None,
+            features=model.features,
+            classes=tuple(model.task.classes),
+            heads=(Posterior.at(learned.coefficients.beta[-1], self._curvature, ridge_of(linear_parts(model.head)[0])),),
+            calibrator=calibrator_posterior(model.calibrator),
+            class_totals=people.recordings.sum(axis=0),
+            people=people.weight.sum(axis=0),
+            scores=binned,
+        )
+
+    def _learn(self, people: Cohort) -> Learned:
+        return self._boosted() if self._settings.head == "boosted" else self._linear(people)
+
+    def _with_memory(self, binned: Binned, learned: Learned) -> Binned:
+        """Add scores that are remembered of people who are not asked any more; here of nobody."""
+        del learned
+        return binned
+
+    def _ask_who(self) -> Ask:
         settings = self._settings
         options: dict[str, Scalar] = {
             "folds": settings.folds,
             "groups": json.dumps({k: list(v) for k, v in settings.groups.items()}),
             "checks": json.dumps(settings.checks),
         }
+        return Ask(cohort.Cohort.name, {}, options)
+
+    def _who(self) -> Cohort:
+        settings = self._settings
         origin = np.zeros(len(settings.features))
         first = Ask(standardisation.Moments.name, {"centre": origin}, {"folds": settings.folds})
-        who, self._first = self._total("cohort", [Ask(cohort.Cohort.name, {}, options), first])
+        who, self._first = self._total("cohort", [self._ask_who(), first])
         self._people = Cohort.of(who, settings)
         return self._people
 
-    def _scales(self) -> tuple[Array, Array]:
+    def _scales(self) -> Scaled:
         known = self._first["known"].sum(axis=0)
         centre = np.divide(self._first["sum"].sum(axis=0), known, out=np.zeros_like(known), where=known > 0)
         ask = Ask(standardisation.Moments.name, {"centre": centre}, {"folds": self._settings.folds, "squares": True})
         (moments,) = self._total("standardise", [ask])
         standardisation.check_resolved(moments, self._settings.features, len(self._sums.sites))
-        return standardisation.scales(moments, centre, self._people.recordings.sum(axis=1))
+        mean, scale = standardisation.scales(moments, centre, self._people.recordings.sum(axis=1))
+        return {"mean": mean, "scale": scale}
 
-    def _boosted(self) -> _Learned:
+    def _boosted(self) -> Learned:
         """Grow trees, and calibrate what they say of rows that they never heard."""
         settings = self._settings
-        grown = grow(self._sums, self._mean, self._scale, settings.families, settings.boosting, draws=range(settings.refits))
-        scales = {"mean": self._mean, "scale": self._scale}
+        scales = self._scaled
+        grown = grow(self._sums, scales["mean"], scales["scale"], settings.families, settings.boosting, draws=range(settings.refits))
         judged = scales | named_trees(grown.take(range(settings.folds)).arrays())
         maps, started = calibration.Maps.of_one(settings.folds, settings.refits), self._sums.done
         while not (maps.decrement <= NEARLY).all():
@@ -342,21 +384,23 @@ class _Run:
         of_folds, of_draws = np.split(np.arange(len(maps.theta)), [settings.folds + 1])
         everybody_s, *again = grown.take(range(settings.folds, len(grown.start))).heads(settings.task.classes, seed=settings.seed)
         described = scales | named_trees(grown.arrays() | grown.zeros.arrays())
-        return _Learned(judged, described, maps.take(of_folds), maps.take(of_draws), everybody_s, tuple(again))
+        return Learned(judged, described, maps.take(of_folds), maps.take(of_draws), everybody_s, tuple(again))
 
-    def _linear(self, people: Cohort) -> _Learned:
+    def _linear(self, people: Cohort) -> Learned:
         """Bring coefficients and their calibration to rest together."""
         moving = self._search(people)
         self._refine(moving)
+        return self._learned(moving)
+
+    def _learned(self, moving: Moving) -> Learned:
         settings, heads = self._settings, moving.heads
         folds, strength = settings.folds, float(heads.strength[settings.folds])
-        scales = {"mean": self._mean, "scale": self._scale}
-        judged = scales | {"beta": heads.beta[:folds].copy()}
+        judged = self._scaled | {"beta": heads.beta[:folds].copy()}
         own, *again = (linear_head(settings, beta, strength) for beta in (heads.beta[folds], *moving.refits.beta))
         described = judged | {"own": heads.beta[folds].copy(), "refits": moving.refits.beta}
-        return _Learned(judged, described, moving.maps, moving.refit_maps, own, tuple(again), heads)
+        return Learned(judged, described, moving.maps, moving.refit_maps, own, tuple(again), heads)
 
-    def _search(self, people: Cohort) -> "_Moving":
+    def _search(self, people: Cohort) -> "Moving":
         """Let every strength come near its minimum, and keep the one with the least held-out loss.
 
         Bootstrap samples set out from whichever strength leads, and set out again when another takes the lead. Out-of-fold figures are those of heads
@@ -377,21 +421,21 @@ class _Run:
         )
         maps = calibration.Maps.of_systems(len(strengths), folds)
         # All strengths start at the same place: one question serves them.
-        (totals,) = self._total("newton", [newton.Heads(start, left_out, all_drawn, np.ones(folds + 1)).ask(self._mean, self._scale)])
+        (totals,) = self._total("newton", [newton.Heads(start, left_out, all_drawn, np.ones(folds + 1)).ask(self._scaled)])
         repeated = {name: np.tile(values, (len(strengths), *[1] * (values.ndim - 1))) for name, values in totals.items()}
         losses = self._held_out(grid.step(repeated))
-        moving = _Moving.behind(grid, maps, 0, settings)
+        moving = Moving.behind(grid, maps, 0, settings)
         for searched in range(MOST_SEARCHES):
-            systems = grid.beta.reshape(len(strengths), folds + 1, -1)[:, :folds].copy()
-            asks = [grid.ask(self._mean, self._scale), maps.ask(self._mean, self._scale, systems)]
-            asks += [moving.refits.ask(self._mean, self._scale), moving.refit_maps.ask(self._mean, self._scale, systems)] if searched else []
+            judged = self._scaled | {"beta": grid.beta.reshape(len(strengths), folds + 1, -1)[:, :folds].copy()}
+            asks = [grid.ask(self._scaled), maps.ask_about(judged)]
+            asks += [moving.refits.ask(self._scaled), moving.refit_maps.ask_about(judged)] if searched else []
             totals, mapped, *again = self._total("newton", asks)
             before, losses = losses, self._held_out(grid.step(totals))
             maps.step(mapped)
             if again and int(np.argmin(losses)) == moving.of:
                 moving.follow(*again)
             else:
-                moving = _Moving.behind(grid, maps, int(np.argmin(losses)), settings)
+                moving = Moving.behind(grid, maps, int(np.argmin(losses)), settings)
             if _decided(losses, np.abs(losses - before), LOSS_SETTLED * everybody.sum()):
                 break
         return moving.alone(grid, maps)
@@ -399,25 +443,25 @@ class _Run:
     def _held_out(self, losses: Array) -> Array:
         return np.asarray(losses.reshape(len(self._settings.strengths), -1).sum(axis=1))
 
-    def _refine(self, moving: "_Moving") -> None:
+    def _refine(self, moving: "Moving") -> None:
         """Bring the chosen heads to rest, and the bootstrap samples and all maps with them."""
         for _ in range(MOST_REFINEMENTS):
             if moving.arrived:
                 return
-            totals, mapped, *again = self._total("refine", moving.asks(self._mean, self._scale))
+            totals, mapped, *again = self._total("refine", moving.asks(self._scaled))
             moving.heads.step(totals)
             moving.maps.step(mapped)
             moving.follow(*again)
         raise TrainingError(f"Heads and calibration did not settle in {MOST_REFINEMENTS} exchanges; do the features separate the classes?")
 
-    def _scores(self, learned: _Learned) -> tuple[Arrays, float]:
+    def _scores(self, learned: Learned) -> tuple[Arrays, float]:
         """Bin the scores, and look once more whether heads and maps are at rest where they stand."""
         heads, maps = learned.coefficients, learned.maps
         theta = maps.theta.copy()
         *checked, mapped, binned = self._total(
             "scores",
             [
-                *([] if heads is None else [heads.ask(self._mean, self._scale)]),
+                *([] if heads is None else [heads.ask(self._scaled)]),
                 maps.ask_about(learned.judged),
                 Ask(scores.Scores.name, {**learned.judged, "theta": theta[: self._settings.folds]}),
             ],
@@ -428,24 +472,25 @@ class _Run:
         maps.theta = theta
         if heads is not None:
             rest = max(rest, heads.distance(checked[0]))
+            self._curvature = symmetric(checked[0]["hessian"][-1], heads.beta.shape[1])
         scored, people = binned["mass"].sum(axis=(0, 2)), self._people.subjects
         if rest > AT_REST or np.abs(scored - people).max() > ROUNDING_OF_COUNTS:
             raise TrainingError("Heads and calibration were taken to be at rest, and are not; a site answered about other rows than before.")
         return binned, rest
 
-    def _describe(self, learned: _Learned, thresholds: Array, limits: Array, shown: Mapping[str, tuple[str, ...]], people: Cohort) -> list[Arrays]:
+    def _describe(self, learned: Learned, thresholds: Array, limits: Array, shown: Mapping[str, tuple[str, ...]], people: Cohort) -> list[Arrays]:
         """Evaluate, and describe the reference groups."""
         judged = {**learned.judged, "theta": learned.maps.theta[: self._settings.folds], "threshold": thresholds, "limits": limits}
         asks = [Ask(evaluation.Evaluation.name, judged, {"groups": json.dumps({column: list(values) for column, values in shown.items()})})]
         asks += [Ask(reference.Reference.name, learned.described, {"sex": sex}) for sex in ("", *_sexes(people, self._settings))]
         return self._total("evaluate", asks)
 
-    def _model(self, learned: _Learned, binned: scores.Binned, described: Sequence[Arrays], people: Cohort) -> TrainedModel:
+    def _model(self, learned: Learned, binned: Binned, described: Sequence[Arrays], people: Cohort) -> TrainedModel:
         settings = self._settings
         shares = people.weight.sum(axis=0)
         stated = tuple((shares / shares.sum()).tolist())
         title = settings.task.classes[0].replace("_", " ")
-        mean, scale = self._mean[-1], self._scale[-1]
+        mean, scale = self._scaled["mean"][-1], self._scaled["scale"][-1]
         sexes = ("", *_sexes(people, settings))
         groups = [reference.ReferenceTotals(t, settings.features, sex, title, mean, scale) for t, sex in zip(described, sexes, strict=True)]
         published = [group for group in groups if group.published]

@@ -223,6 +223,15 @@ class Fhir(Strict):
     """Whether the subject's name here is an identifier, or the id of a Patient resource."""
 
 
+class Monitoring(Strict):
+    """Counts of what was screened, by which a change is seen (`clinical-ser monitor`): cells by day and model, and nothing of anyone."""
+
+    folder: AbsolutePath | None = None
+    """Of the journal; without it nothing is counted, and a shadow is not asked."""
+    person_days: int = Field(default=28, ge=1, le=366)
+    """In so many days a person is counted once: several recordings of one person are not those of several."""
+
+
 class ServerConfiguration(Strict):
     """Everything that a site configures for its server."""
 
@@ -249,6 +258,7 @@ class ServerConfiguration(Strict):
     smart: tuple[Smart, ...] = ()
     cds: Cds = Cds()
     fhir: Fhir = Fhir()
+    monitoring: Monitoring = Monitoring()
     tracing: bool = False
 
     @property

@@ -28,13 +28,15 @@ class Work(Strict):
     kind
         A screening, or the gate alone.
     model
-        A name or folder of the configuration.
+        The digest of its bundle.
     options
         Of `Screener.screen`.
     longest_s
         A recording that decodes to more is not screened, but said to be longer.
     decoded_s
         One that decodes to more is refused.
+    counted
+        Whether to answer with the cells of the recording too, after the result.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Work(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     longest_s: float | None = None
     decoded_s: float
+    counted: bool = False
 
 
 class Done(Strict):
@@ -55,12 +58,15 @@ class Done(Strict):
         Why it was refused.
     seconds
         The time that it worked.
+    result_bytes
+        How much of the body is the result, where its cells come after it (`Cells`).
     """
 
     kind: str
     code: str = ""
     detail: str = ""
     seconds: float = 0.0
+    result_bytes: int | None = None
 
 
 def encode(head: Strict, size: int) -> bytes:

@@ -7,10 +7,13 @@ outcome is made once, whatever is tried twice.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import ParamSpec
 
+from clinical_ser.api.counting import split
 from clinical_ser.api.frames import Work
-from clinical_ser.api.service import Served, Service, failure_of
+from clinical_ser.api.generation import Generation, Served
+from clinical_ser.api.service import Service, failure_of
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Kept, Outcome
 from clinical_ser.api.workers import LOST, WorkerLostError
@@ -21,6 +24,15 @@ MOST_ATTEMPTS = 2
 """A recording that was worked on when the server ended, twice, may be why it ended."""
 _RETRY_S = (0.2, 1.0, 5.0)
 """Between tries to record an outcome, the last again and again: a disk that is full has to be emptied by someone."""
+
+
+@dataclass
+class _Heard:
+    """What is left of a recording that was worked on, for the counts and for a shadow."""
+
+    served: Served | None = None
+    parts: list[bytes] = field(default_factory=list)
+    cells: bytes = b""
 
 
 class Jobs:
@@ -106,8 +118,12 @@ class Jobs:
     async def _one(self, kept: Kept) -> None:
         service = self._service
         if await self._durably(kept, service.store.started, kept):
-            outcome = await self._outcome(kept)
-            await self._durably(kept, service.finish_job, kept, outcome)
+            # The model that answers now, which may be another than when the recording was accepted: the result names it.
+            with service.generation.taken() as generation:
+                heard = _Heard()
+                outcome = await self._outcome(kept, generation, heard)
+                if await self._durably(kept, service.finish_job, kept, outcome) and heard.served is not None:
+                    service.was_answered(kept, outcome, heard.served, heard.parts, heard.cells)
         service.spool.remove(kept.id)
 
     async def _durably(self, kept: Kept, function: Callable[P, object], *arguments: P.args, **options: P.kwargs) -> bool:
@@ -133,29 +149,36 @@ class Jobs:
         except AuditError:
             return False
 
-    async def _outcome(self, kept: Kept) -> Outcome:
+    async def _outcome(self, kept: Kept, generation: Generation, heard: _Heard) -> Outcome:
         if kept.attempts >= MOST_ATTEMPTS:
             return failure_of("interrupted", "The server ended twice while it worked on this recording.")
-        served = self._service.models.get(kept.order.model)
+        served = generation.models.get(kept.order.model)
         if served is None:
             return failure_of("no-model", "The model that was asked for is not served any more.")
-        return await self._screened(kept, served)
+        if served.withdrawn:
+            return failure_of("withdrawn", "The model that was asked for was withdrawn.")
+        heard.served = served
+        return await self._screened(kept, generation, served, heard)
 
-    async def _screened(self, kept: Kept, served: Served) -> Outcome:
+    async def _screened(self, kept: Kept, generation: Generation, served: Served, heard: _Heard) -> Outcome:
         service, order = self._service, kept.order
         try:
             limits, work = service.configuration.limits, service.configuration.work
-            asked = Work(kind="screening", model=served.source, options=order.metadata.options(), decoded_s=limits.decoded_s)
+            options, counted = order.metadata.options(), service.counting.is_on
+            asked = Work(kind="screening", model=served.digest, options=options, decoded_s=limits.decoded_s, counted=counted)
             parts = await service.in_thread(self._parts, kept)
-            done, answer = await service.workers.run(asked, parts, sum(map(len, parts)), lane="job", timeout_s=work.job_timeout_s)
+            if service.shadows.of(served.id) is not None:
+                heard.parts = parts
+            done, answer = await generation.workers.run(asked, parts, sum(map(len, parts)), lane="job", timeout_s=work.job_timeout_s)
         except SpoolError as error:
             return failure_of("lost", str(error))
         except WorkerLostError as lost:
             return failure_of(lost.reason, LOST[lost.reason])
         if done.kind != "result":
             return failure_of(done.code, done.detail)
+        raw, heard.cells = split(done, answer)
         try:
-            return service.checked(served, answer)
+            return service.checked(served, raw)
         except ServerError as error:
             return failure_of("failed", str(error))
 

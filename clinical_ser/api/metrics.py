@@ -86,6 +86,32 @@ class Limit(StrEnum):
     CONCURRENCY = "concurrency"
 
 
+class Switch(StrEnum):
+    """What came of a change of champion in the registry."""
+
+    DONE = "done"
+    FAILED = "failed"
+    """The new model cannot be used; the one before it goes on answering."""
+
+
+class Counted(StrEnum):
+    """What became of a recording that the monitoring was to count."""
+
+    COUNTED = "counted"
+    AGAIN = "again"
+    """Its person was counted lately."""
+    FAILED = "failed"
+
+
+class Shadowed(StrEnum):
+    """What became of a recording that a shadow was to hear too."""
+
+    COUNTED = "counted"
+    SKIPPED = "skipped"
+    """Too many waited already."""
+    FAILED = "failed"
+
+
 class ServerMetrics:
     """The server's counters, in a registry of their own. Threads may share it.
 
@@ -118,6 +144,9 @@ class ServerMetrics:
         self._traces = own.counter("trace_exports", "Batches of spans that were sent to the collector, or not.", "outcome")
         self._ready = own.gauge("ready", "1 while /readyz says so.")
         self._models = own.gauge("model_info", "Models that answer.", "name", "version", "digest")
+        self._counted = own.counter("recordings_counted", "Recordings for the journal of counts, by what became of them.", "outcome")
+        self._shadowed = own.counter("shadow_recordings", "Recordings for a shadow, by what became of them.", "outcome")
+        self._switches = own.counter("model_switches", "Changes of champion in the registry, by what came of them.", "outcome")
         own.gauge("build_info", "This program.", "version").labels(version[:_MAX_LABEL]).set(1)
         self._registry.register(_LostLines(lost_lines))
         ProcessCollector(registry=self._registry)
@@ -133,7 +162,14 @@ class ServerMetrics:
                 self._screenings.labels(outcome, "")
         for stage in Stage:
             self._stages.labels(stage)
-        for counter, reasons in ((self._restarts, Restart), (self._denied, Denial), (self._limited, Limit)):
+        for counter, reasons in (
+            (self._restarts, Restart),
+            (self._denied, Denial),
+            (self._limited, Limit),
+            (self._switches, Switch),
+            (self._counted, Counted),
+            (self._shadowed, Shadowed),
+        ):
             for reason in reasons:
                 counter.labels(reason)
         for sent in ("sent", "failed"):
@@ -206,6 +242,23 @@ class ServerMetrics:
             self._models.remove(*before)
         self._models.labels(*labels).set(1)
         self._loaded[name] = labels
+
+    def model_unloaded(self, name: str) -> None:
+        """Say that no model answers under a name any more."""
+        if (before := self._loaded.pop(name, None)) is not None:
+            self._models.remove(*before)
+
+    def model_switched(self, outcome: Switch) -> None:
+        """Count a change of champion in the registry."""
+        self._switches.labels(outcome).inc()
+
+    def recording_counted(self, outcome: Counted) -> None:
+        """Count what became of a recording for the journal of counts."""
+        self._counted.labels(outcome).inc()
+
+    def shadowed(self, outcome: Shadowed) -> None:
+        """Count what became of a recording for a shadow."""
+        self._shadowed.labels(outcome).inc()
 
     def exposition(self) -> bytes:
         """Return all of it in Prometheus' text format (0.0.4)."""

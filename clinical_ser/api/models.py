@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from clinical_ser.api.access import Open, Scope
+from clinical_ser.api.generation import Served
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import Routes, principal_of, service_of
-from clinical_ser.api.service import Served
 from clinical_ser.evaluation.card import Card
 from clinical_ser.strict import Strict
 
@@ -65,9 +65,10 @@ async def me(request: Request) -> Response:
 @routes.at("GET", "/v1/models", access=Scope.MODELS, summary="List the models", responses={200: {"description": "All.", "model": ModelsView}})
 async def models(request: Request) -> Response:
     """Return the models that answer here, the one that does where none is asked for among them."""
-    served = service_of(request).models
-    first = next(iter(served))
-    found = ModelsView(models=tuple(_view(each, default=name == first) for name, each in served.items()))
+    generation = service_of(request).generation
+    first = next(iter(generation.models))
+    answering = {name: each for name, each in generation.models.items() if not each.withdrawn}
+    found = ModelsView(models=tuple(_view(each, default=name == first) for name, each in answering.items()))
     return Response(found.model_dump_json(), media_type="application/json")
 
 
@@ -95,7 +96,7 @@ def _view(served: Served, *, default: bool) -> ModelView:
     return ModelView(
         id=manifest.name,
         version=manifest.version,
-        digest=served.bundle.digest,
+        digest=served.digest,
         task=manifest.task.name,
         classes=manifest.task.classes,
         simulated=manifest.simulated,

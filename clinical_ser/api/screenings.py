@@ -17,14 +17,16 @@ from starlette.responses import Response
 
 from clinical_ser.api.access import Principal, Scope
 from clinical_ser.api.bodies import Received, metadata_of, no_room, parsed, receive
+from clinical_ser.api.counting import split
 from clinical_ser.api.documenting import BINARY, IDEMPOTENCY_KEY, idempotency_header, json_body, screening_body, screening_headers
 from clinical_ser.api.frames import Work
+from clinical_ser.api.generation import Generation, Served
 from clinical_ser.api.limits import unavailable
 from clinical_ser.api.metrics import Outcome, Stage
 from clinical_ser.api.negotiation import best_language, best_media
 from clinical_ser.api.problems import Problem
 from clinical_ser.api.routing import CLOSE, Routes, address_of, body_of, principal_of, service_of
-from clinical_ser.api.service import ROOM_BYTES, Served, Service, digest_of, new_id, told_by
+from clinical_ser.api.service import ROOM_BYTES, Service, digest_of, new_id, told_by
 from clinical_ser.api.spool import SpoolError
 from clinical_ser.api.store import Failure, Kept, Metadata, Order, Reviewed, same_as
 from clinical_ser.api.store import Outcome as KeptOutcome
@@ -203,8 +205,8 @@ async def _screened(asked: _Asked, service: Service, principal: Principal, reque
         with service.observing.stage(Stage.READ_BODY):
             received = await receive(request, service.configuration.limits, service.spool, screening)
     try:
-        with _alone(service, repeat):
-            order, served = _order(received, service, asked)
+        with _alone(service, repeat), service.generation.taken() as generation:
+            order, served = _order(received, generation, asked)
             digest = digest_of(received.metadata, received.digest.encode())
             known = await service.in_thread(_known, service, principal, order, served, repeat, digest)
             if known.kept is not None:
@@ -214,7 +216,8 @@ async def _screened(asked: _Asked, service: Service, principal: Principal, reque
             if service.configuration.require_notice and order.notice is None:
                 detail = "The person has to be told of the system first: say in `notice` which version of the text they were given."
                 raise Problem(HTTPStatus.FORBIDDEN, "no-notice", detail)
-            work = _Screening(service, principal, screening, order, served, None if repeat is None else (repeat, digest), known.same)
+            bound = None if repeat is None else (repeat, digest)
+            work = _Screening(service, generation, principal, screening, order, served, bound, known.same)
             answer = None if asked.later or received.spooled is not None else await work.at_once(received.parts)
             return answer or await work.accept(received)
     finally:
@@ -237,19 +240,22 @@ def _alone(service: Service, repeat: str | None) -> Any:
         service.in_flight.discard(repeat)
 
 
-def _order(received: Received, service: Service, asked: _Asked) -> tuple[Order, Served]:
+def _order(received: Received, generation: Generation, asked: _Asked) -> tuple[Order, Served]:
     metadata: Metadata = metadata_of(received.metadata)
-    served = _served(service, metadata.model)
+    served = _served(generation, metadata.model)
     if metadata.end is not None and metadata.end <= (metadata.start or 0.0):
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "does-not-fit", "The metadata does not fit: end: a time after the start is expected.")
     return Order(metadata=metadata, model=served.id, actor=asked.actor, body=received.digest, size=received.size), served
 
 
-def _served(service: Service, model: str | None) -> Served:
+def _served(generation: Generation, model: str | None) -> Served:
     """Return the model that was asked for, the first where none was."""
-    served = service.models.get(model) if model else next(iter(service.models.values()))
+    models = generation.models
+    served = models.get(model) if model else next(iter(models.values()))
     if served is None:
-        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(service.models)}.")
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "no-model", f"There is no such model; there are {', '.join(models)}.")
+    if served.withdrawn:
+        raise unavailable("withdrawn", "This model was withdrawn; nothing answers in its place yet, and nothing was kept of this recording.", 3600)
     return served
 
 
@@ -263,7 +269,7 @@ class _Known:
 def _known(service: Service, principal: Principal, order: Order, served: Served, repeat: str | None, digest: bytes) -> _Known:
     """Look for an answer that there is, and record that it is shown again."""
     subject = principal.subject(order.metadata.subject)
-    same = same_as(principal.tenant, subject, order.body, served.bundle.digest, order.metadata)
+    same = same_as(principal.tenant, subject, order.body, served.digest, order.metadata)
     before = service.store.repeated(repeat) if repeat else None
     if before is not None and before[0] != service.store.bound(digest):
         detail = "This Idempotency-Key came with another request; a new request needs a new key."
@@ -290,19 +296,34 @@ class _Screening:
     """One recording on its way."""
 
     def __init__(
-        self, service: Service, principal: Principal, screening: str, order: Order, served: Served, repeat: tuple[str, bytes] | None, same: str
+        self,
+        service: Service,
+        generation: Generation,
+        principal: Principal,
+        screening: str,
+        order: Order,
+        served: Served,
+        repeat: tuple[str, bytes] | None,
+        same: str,
     ) -> None:
-        self._service, self._principal, self._id = service, principal, screening
+        self._service, self._generation, self._principal, self._id = service, generation, principal, screening
         self._order, self._served, self._repeat, self._same = order, served, repeat, same
 
     async def at_once(self, parts: list[bytes]) -> Response | None:
         """Answer; None where the recording is too long for that."""
         service, limits = self._service, self._service.configuration.limits
         options = self._order.metadata.options()
-        work = Work(kind="screening", model=self._served.source, options=options, longest_s=limits.at_once_s, decoded_s=limits.decoded_s)
+        work = Work(
+            kind="screening",
+            model=self._served.digest,
+            options=options,
+            longest_s=limits.at_once_s,
+            decoded_s=limits.decoded_s,
+            counted=service.counting.is_on,
+        )
         timeout_s = service.configuration.work.at_once_timeout_s
         try:
-            done, answer = await service.workers.run(work, parts, self._order.size, lane="at_once", timeout_s=timeout_s)
+            done, answer = await self._generation.workers.run(work, parts, self._order.size, lane="at_once", timeout_s=timeout_s)
         except BusyError as busy:
             service.observing.metrics.screening(Outcome.SHED)
             raise unavailable("busy", "Too many recordings wait for a worker; nothing was kept of this one.", busy.retry_after_s) from None
@@ -312,13 +333,15 @@ class _Screening:
             return None
         if done.kind != "result":
             raise await self._failed(done.code, done.detail)
+        raw, cells = split(done, answer)
         try:
-            outcome = service.checked(self._served, answer)
+            outcome = service.checked(self._served, raw)
         except ServerError as error:
             raise await self._failed("failed", str(error)) from None
         with service.observing.stage(Stage.RECORD):
             kept, notices = await service.in_thread(self._keep, outcome)
         service.observing.metrics.screening(Outcome.ANSWERED)
+        service.was_answered(kept, outcome, self._served, parts, cells)
         return view(kept, HTTPStatus.CREATED, notices)
 
     def _keep(self, outcome: KeptOutcome) -> tuple[Kept, tuple[str, ...]]:
@@ -546,17 +569,19 @@ async def quality(
 ) -> Response:
     """Tell whether a recording, or what there is of it so far, would be usable. Nothing is screened, kept or recorded."""
     principal, service = principal_of(request), service_of(request)
-    served = _served(service, model)
+    _served(service.generation, model)
     limits = service.configuration.limits
     service.screening_rate.take(principal.client)
     with service.screenings_at_once.taken(principal.client):
         body = await body_of(request, limits.at_once_bytes)
         if not body:
             raise Problem(HTTPStatus.BAD_REQUEST, "empty", "The body holds no recording.")
-        work = Work(kind="quality", model=served.source, decoded_s=limits.decoded_s, longest_s=limits.at_once_s)
         timeout_s = service.configuration.work.at_once_timeout_s
         try:
-            done, answer = await service.workers.run(work, [body], len(body), lane="at_once", timeout_s=timeout_s)
+            with service.generation.taken() as generation:
+                served = _served(generation, model)
+                work = Work(kind="quality", model=served.digest, decoded_s=limits.decoded_s, longest_s=limits.at_once_s)
+                done, answer = await generation.workers.run(work, [body], len(body), lane="at_once", timeout_s=timeout_s)
         except BusyError as busy:
             raise unavailable("busy", "Too many recordings wait for a worker.", busy.retry_after_s) from None
         except WorkerLostError as lost:

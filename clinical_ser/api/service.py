@@ -9,8 +9,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
@@ -20,9 +20,13 @@ from pydantic import ValidationError
 
 from clinical_ser.api.access import Principal
 from clinical_ser.api.configuration import ServerConfiguration
+from clinical_ser.api.counting import Answered, Counting
+from clinical_ser.api.following import Following
+from clinical_ser.api.generation import Generation, Served, served_models
 from clinical_ser.api.limits import AtOnce, Rate
 from clinical_ser.api.metrics import Restart
 from clinical_ser.api.observing import Observing
+from clinical_ser.api.shadow import Shadows
 from clinical_ser.api.spool import Spool
 from clinical_ser.api.store import Failure, Kept, Order, Outcome, Readers, Store
 from clinical_ser.api.workers import Workers
@@ -37,8 +41,6 @@ from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.audit.turns import lock_of_log
 from clinical_ser.audit.witness import Witness, open_witness
 from clinical_ser.errors import AuditError, AuditUnavailableError, ServerError, ServerSetupError
-from clinical_ser.models.bundle import VerifiedBundle, read_bundle
-from clinical_ser.registry.names import find_model
 from clinical_ser.screening.result import ScreeningResult
 from reports.locale import available
 from reports.site import Site, check_filled_in, find_site
@@ -66,57 +68,10 @@ _ADOPT_EVERY, _EXPIRE_EVERY = 15, 1800
 _CLOCK_S = 3600.0
 
 
-@dataclass(frozen=True)
-class Served:
-    """A model that is served.
-
-    Attributes
-    ----------
-    source
-        Its name or folder in the configuration, by which the workers know it.
-    bundle
-        Verified when the server started.
-    """
-
-    source: str
-    bundle: VerifiedBundle
-
-    @property
-    def id(self) -> str:
-        """What clients call it."""
-        return self.bundle.manifest.name
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Name, digest and version."""
-        return {"name": self.id, "digest": self.bundle.digest, "version": self.bundle.manifest.version}
-
-
 def site_of(configuration: ServerConfiguration) -> Site:
     """Return what the site configured for its reports."""
     found = find_site(configuration.site)
     check_filled_in(found)
-    return found
-
-
-def served_models(configuration: ServerConfiguration) -> Mapping[str, Served]:
-    """Return the models of a configuration by their ids, the first first.
-
-    Raises
-    ------
-    BundleError, InvalidValueError
-        One is not there, or cannot be trusted.
-    ServerSetupError
-        Two have one name, or one cannot be served.
-    """
-    found: dict[str, Served] = {}
-    for source in configuration.models:
-        served = Served(source, read_bundle(find_model(source)))
-        if served.id in found:
-            raise ServerSetupError(f"Two of the models have the name {served.id}; clients could not tell them apart.")
-        if served.bundle.manifest.uses_baseline:
-            raise ServerSetupError(f"The model {served.id} compares with earlier recordings, which this server does not keep: use the command line.")
-        found[served.id] = served
     return found
 
 
@@ -129,8 +84,10 @@ class Service:
         Of the server and of the log.
     log, readers, store
         The one writer, connections for reading, and the screenings that are kept.
-    models, workers, spool
-        What answers, where, and where accepted recordings wait.
+    generation, spool
+        What answers now, and where accepted recordings wait. Whoever works on a recording takes the generation once, with `taken`.
+    following
+        Puts another generation in its place when the registry has another champion.
     """
 
     def __init__(
@@ -138,24 +95,19 @@ class Service:
         configuration: ServerConfiguration,
         audit: LogConfiguration,
         log: AuditLog,
-        models: Mapping[str, Served],
         site: Site,
         observing: Observing,
     ) -> None:
-        self.configuration, self.audit, self.log, self.models, self.site, self.observing = configuration, audit, log, models, site, observing
-        self.workers = Workers(
-            configuration,
-            {served.source: served.bundle.digest for served in models.values()},
-            on_lost=lambda reason: observing.metrics.worker_restarted(Restart(reason)),
-            on_trouble=lambda error: observing.logs.write("worker-does-not-start", level="error", error=error),
-            on_spent=observing.metrics.stage,
-        )
+        self.configuration, self.audit, self.log, self.site, self.observing = configuration, audit, log, site, observing
+        self.generation: Generation
+        self.following, self.shadows = Following(self), Shadows(self)
         self.spool = Spool(configuration.spool_folder)
         self.readers = Readers(audit, log)
         self.store = Store(log, self.readers)
         self.languages = available(site.languages_folder)
         self.actor = operator().model_copy(update={"role": Role.SERVICE})
         self.ready = False
+        self.counting = Counting(self)
         self._failed_at: float | None = None
         self._troubled = False
         self._started_at = (time.time(), time.monotonic())
@@ -183,7 +135,6 @@ class Service:
         ServerSetupError, BundleError, InvalidValueError
             A model or a worker cannot be started.
         """
-        models = await to_thread.run_sync(served_models, configuration)
         site = await to_thread.run_sync(site_of, configuration)
         async with AsyncExitStack() as stack:
             alone = lock_of_log(audit.keys / _ALONE)
@@ -193,12 +144,17 @@ class Service:
             stack.callback(alone.release)
             log = await to_thread.run_sync(partial(audit.write, lends=True))
             stack.push_async_callback(to_thread.run_sync, log.close)
-            service = cls(configuration, audit, log, models, site, observing)
+            service = cls(configuration, audit, log, site, observing)
             stack.callback(service.readers.close)
+            await service.in_thread(service.following.begin)
+            models = await service.in_thread(served_models, configuration)
+            service.generation = Generation(models, service.crew(models))
             await service.in_thread(service._open)
             stack.push_async_callback(service._stopped)
             await service.workers.start()
-            stack.push_async_callback(service.workers.close)
+            stack.push_async_callback(service._close_crews)
+            service.counting.start()
+            stack.push_async_callback(service.counting.close)
             if configuration.witness is not None:
                 service.witness = await to_thread.run_sync(open_witness, configuration.witness)
                 stack.callback(service.witness.close)
@@ -209,12 +165,38 @@ class Service:
             yield service
             service.ready = False
 
+    def crew(self, models: Mapping[str, Served]) -> Workers:
+        """Return workers for these models, which are not started yet."""
+        metrics, logs = self.observing.metrics, self.observing.logs
+        return Workers(
+            self.configuration,
+            {served.digest: served.folder for served in models.values()},
+            on_lost=lambda reason: metrics.worker_restarted(Restart(reason)),
+            on_trouble=lambda error: logs.write("worker-does-not-start", level="error", error=error),
+            on_spent=metrics.stage,
+        )
+
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """The models that answer now, to be told of; whoever works with one takes the generation."""
+        return {name: served for name, served in self.generation.models.items() if not served.withdrawn}
+
+    @property
+    def workers(self) -> Workers:
+        """The crew that has them."""
+        return self.generation.workers
+
+    async def _close_crews(self) -> None:
+        await self.following.close()
+        await self.shadows.close()
+        await self.workers.close()
+
     def _open(self) -> None:
         """Make the tables, and record that the server started and which models answer from now on."""
         self.store.prepare()
         started = Entry(ServiceEvent(actor=self.actor, action="started", component=COMPONENT), purpose=Purpose.SYSTEM)
         with self.reading() as reader:
-            changes = [change for served in self.models.values() for change in activation(reader, self.actor, **served.identity)]
+            changes = [change for served in self.generation.models.values() for change in activation(reader, self.actor, **served.identity)]
         self.record([started, *changes])
         self.store.take_in_reviews()
 
@@ -257,7 +239,8 @@ class Service:
             room = self.spool.free_bytes >= ROOM_BYTES
         except OSError:
             room = False
-        ready = self.ready and self.workers.alive > 0 and room and not lately
+        default = next(iter(self.generation.models.values()))
+        ready = self.ready and self.workers.alive > 0 and room and not lately and not default.withdrawn
         self.observing.metrics.ready(ready)
         return ready
 
@@ -274,6 +257,7 @@ class Service:
         while True:
             metrics = self.observing.metrics
             metrics.queue(self.jobs.taken - self.jobs.running, self.jobs.running)
+            self.following.look()
             self.workers.tend()
             metrics.workers(self.workers.alive)
             metrics.log_size(self.log.size)
@@ -337,6 +321,16 @@ class Service:
         moment = datetime.fromisoformat(receipt.time)
         return Kept(screening, principal.tenant, "accepted", 0, moment, None, order, Outcome(), receipt.index, ())
 
+    def was_answered(self, kept: Kept, outcome: Outcome, served: Served, parts: Sequence[bytes], cells: bytes) -> None:
+        """Have a recording whose answer is recorded counted, and shown to the shadow, if there is one; nobody waits for either."""
+        if not self.counting.is_on or outcome.result is None:
+            return
+        answered = Answered.of(kept, outcome.result, kept.finished_at or datetime.now(UTC))
+        self.counting.offer(answered, served, cells)
+        shadow = self.shadows.of(served.id)
+        if shadow is not None and parts and shadow.model.digest != served.digest:
+            shadow.offer(answered, list(parts), kept.order.metadata.options())
+
     def finish_job(self, kept: Kept, outcome: Outcome) -> None:
         """Record what came of an accepted recording, and keep it, in one commit; asked for again, it is done once."""
         assert kept.record is not None
@@ -360,7 +354,7 @@ class Service:
             result = ScreeningResult.model_validate_json(answer)
         except ValidationError:
             raise ServerError("A worker's answer is no result.") from None
-        if result.model.digest != served.bundle.digest:
+        if result.model.digest != served.digest:
             raise ServerError("The model's files were replaced while it was served; restart the server.")
         # Written anew: what a worker that was taken over wrote could be read in two ways.
         return Outcome.of(result, result.model_dump_json().encode())

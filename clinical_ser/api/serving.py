@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -23,12 +24,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from clinical_ser.api.app import Application
 from clinical_ser.api.cds_clients import CdsClients
 from clinical_ser.api.configuration import ServerConfiguration
+from clinical_ser.api.generation import served_models
 from clinical_ser.api.logs import configure_logs
 from clinical_ser.api.metrics import ServerMetrics
 from clinical_ser.api.metrics_server import MetricsServer
 from clinical_ser.api.observing import Observing
 from clinical_ser.api.security import Authenticator
-from clinical_ser.api.service import Service, served_models, site_of
+from clinical_ser.api.service import Service, site_of
 from clinical_ser.api.tracing import open_tracing
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.errors import ServerSetupError
@@ -140,12 +142,15 @@ async def _until_told(configuration: ServerConfiguration, audit: LogConfiguratio
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    # Nobody has anything to look at yet, but from the first moment on the signal must not end the program, as it would by itself.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
     ready = False
 
     async def run() -> None:
         nonlocal ready
         async with listening(configuration, audit, observing) as running:
             ready = True
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, partial(running.application.service.following.look, again=True))
             on_ready(running)
             # A server that ended by itself ends the program, for whoever starts it again.
             await asyncio.wait({running.task, asyncio.ensure_future(told.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field
 
+from clinical_ser.api.access import named_in
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.database import Database, Statements
 from clinical_ser.audit.events import RECORD, Actor, Hex32, Purpose, Review, ShortText, canonical
@@ -393,13 +394,20 @@ class Store:
         return rows
 
     def finished(self, kept: Kept, outcome: Outcome) -> Beside:
-        """Return the change of an accepted screening that now has its outcome; the recording's key is forgotten with it."""
+        """Return the change of an accepted screening that now has its outcome; the recording's key is forgotten with it.
+
+        From now on it is the answer to the same recording asked of the model that answered, which need not be the one that did when it was accepted.
+        """
+        order, answer = kept.order, outcome.answer
+        subject = named_in(kept.tenant, kept.subject)
+        same = None if answer is None else same_as(kept.tenant, subject, order.body, answer.model, order.metadata)
 
         def rows(key: SubjectKey, receipts: Sequence[Receipt]) -> Statements:
             result_of, record, sealed = _outcome_columns(kept.id, key, outcome, receipts, self._log.lookup)
             about = _seal(key, kept.id, "about", kept.order.model_copy(update={"spooled": None}))
             state = "done" if outcome.answer else "failed"
-            return [(_FINISH, [(state, _now(), result_of, record, about, sealed, kept.id)])]
+            values = (state, _now(), result_of, record, about, sealed, same and self._log.lookup(same), kept.id)
+            return [(_FINISH, [values])]
 
         return rows
 
@@ -505,7 +513,7 @@ class _Noted:
 
 _INSERT = "INSERT INTO screenings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FINISH = (
-    "UPDATE screenings SET state = ?, finished = ?, result_of = ?, record = ?, about = ?, outcome = ? "
+    "UPDATE screenings SET state = ?, finished = ?, result_of = ?, record = ?, about = ?, outcome = ?, same = ? "
     "WHERE id = ? AND state IN ('accepted', 'running')"
 )
 

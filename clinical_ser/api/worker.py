@@ -13,10 +13,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from traceback import extract_tb
 from types import TracebackType
@@ -24,11 +25,15 @@ from typing import Any
 
 import numpy as np
 
+from clinical_ser.api.cells import Cells
 from clinical_ser.api.frames import Done, Work, encode, receive
-from clinical_ser.audio import load
+from clinical_ser.audio import QualityReport, load
 from clinical_ser.audio.loading import from_samples
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.errors import AudioError, AudioTooLongError, ClinicalSerError, InvalidValueError, ServerSetupError
+from clinical_ser.features.vector import FeatureVector
+from clinical_ser.monitoring.counts import Grid
+from clinical_ser.screening.result import ScreeningResult
 from clinical_ser.screening.screener import Screener
 
 MEMORY = "memory"
@@ -45,31 +50,34 @@ class Setup:
     Attributes
     ----------
     models
-        Names or folders of the configuration, and the digests that the server has recorded as answering.
+        The folders of the models by the digests that the server has recorded as answering; work names the digest.
     encoders
         As in the configuration.
     memory_mib
         Of address space; 0 for no limit.
+    niceness
+        By how much to stand back for other processes.
     """
 
     models: Mapping[str, str]
     encoders: tuple[str, ...]
     memory_mib: int
+    niceness: int = 0
 
 
 def serve(connection: socket.socket, setup: Setup) -> None:
     """Load the models, then answer until the server hangs up."""
-    screeners = {name: Screener.load(name, encoders=setup.encoders) for name in setup.models}
-    for name, screener in screeners.items():
-        if screener.digest != setup.models[name]:
+    models = {digest: _Model(_Screener.load(Path(folder), encoders=setup.encoders)) for digest, folder in setup.models.items()}
+    for digest, model in models.items():
+        if model.screener.digest != digest:
             raise ServerSetupError("The model's files were replaced while it was served; restart the server.")
-    _warm(screeners)
+    _warm([model.screener for model in models.values()])
     _answer(connection, Done(kind="ready"))
     while (frame := receive(connection, MAX_BODY_BYTES)) is not None:
         head, body = frame
         started = time.perf_counter()
         work = Work.model_validate(head)
-        done, answer = _worked(screeners[work.model], work, body)
+        done, answer = _worked(models[work.model], work, body)
         _answer(connection, done.model_copy(update={"seconds": time.perf_counter() - started}), answer)
         if done.code == MEMORY:
             # What was half done when memory ran out is nothing to go on from.
@@ -78,7 +86,35 @@ def serve(connection: socket.socket, setup: Setup) -> None:
         del frame, body, answer
 
 
-def _worked(screener: Screener, work: Work, body: bytearray) -> tuple[Done, bytes]:
+class _Screener(Screener):
+    """Keeps, until it is asked for, what the model was given of the last recording, which is counted and not given out."""
+
+    entered: FeatureVector | None = None
+
+    def _entering(self, vector: FeatureVector, quality: QualityReport) -> FeatureVector:
+        self.entered = super()._entering(vector, quality)
+        return self.entered
+
+
+class _Model:
+    """A model, and the cells in which its recordings are counted."""
+
+    def __init__(self, screener: _Screener) -> None:
+        self.screener = screener
+
+    @cached_property
+    def grid(self) -> Grid:
+        return Grid(self.screener.model)
+
+    def cells(self, result: ScreeningResult, codec: str) -> bytes:
+        """Return the cells of the recording that was screened last."""
+        vector, self.screener.entered = self.screener.entered, None
+        return Cells.of(self.grid, None if vector is None else vector.values, result, codec).model_dump_json().encode()
+
+
+def _worked(model: _Model, work: Work, body: bytearray) -> tuple[Done, bytes]:
+    screener = model.screener
+    screener.entered = None
     options = dict(work.options)
     start, end = options.pop("start", None), options.pop("end", None)
     try:
@@ -90,9 +126,11 @@ def _worked(screener: Screener, work: Work, body: bytearray) -> tuple[Done, byte
         if day := options.pop("recorded_on", None):
             options["recorded_on"] = date.fromisoformat(day)
         result = screener.screen(recording, **options)
+        answer = result.model_dump_json().encode()
+        cells = model.cells(result, recording.source.codec) if work.counted else None
     except (ClinicalSerError, MemoryError) as error:
         return _refused(error), b""
-    return Done(kind="result"), result.model_dump_json().encode()
+    return (Done(kind="result"), answer) if cells is None else (Done(kind="result", result_bytes=len(answer)), answer + cells)
 
 
 def _refused(error: ClinicalSerError | MemoryError) -> Done:
@@ -114,14 +152,14 @@ def _answer(connection: socket.socket, done: Done, body: bytes = b"") -> None:
     connection.sendall(encode(done, len(body)) + body)
 
 
-def _warm(screeners: Mapping[str, Screener]) -> None:
+def _warm(screeners: Sequence[Screener]) -> None:
     """Let every library load and every cache fill before the first recording: voiced pulses with pauses, which a gate lets pass or refuses."""
     time_s = np.arange(int(_WARM_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     pulses = sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 20))
     envelope = np.clip(np.sin(2 * np.pi * 2.5 * time_s), 0, None) * (np.sin(2 * np.pi * 0.3 * time_s) > -0.7)
     noise = np.random.default_rng(0).normal(size=len(time_s)) * 1e-4
     recording = from_samples(0.1 * pulses * envelope + noise, SAMPLE_RATE_HZ)
-    for screener in screeners.values():
+    for screener in screeners:
         for _ in range(2):
             with suppress(ClinicalSerError):
                 screener.screen(recording)
@@ -176,7 +214,9 @@ def main(arguments: list[str]) -> None:
     _end_with(int(arguments[1]))
     _keep_quiet()
     told: dict[str, Any] = json.loads(arguments[2])
-    setup = Setup(told["models"], tuple(told["encoders"]), told["memory_mib"])
+    setup = Setup(told["models"], tuple(told["encoders"]), told["memory_mib"], told["niceness"])
+    with suppress(OSError):  # a sandbox may not allow it
+        os.nice(setup.niceness)
     _confine(setup)
     try:
         serve(connection, setup)

@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.frames import MAX_ANSWER_BYTES, PREFIX_BYTES, Done, Work, done_of, encode, sizes_of
@@ -109,34 +110,49 @@ class Workers:
     ----------
     configuration
         Its `work`, `models` and `encoders`.
-    digests
-        Of the models, by their names or folders: a worker that finds another one is refused.
+    models
+        The folders of the models, by their digests: a worker that finds another one there is refused.
     on_lost
         Called with the reason whenever a worker is lost.
     on_trouble
         Called once when a worker cannot be replaced, which is tried again and again.
     on_spent
         Called with the seconds that a recording waited for a worker, and that it was worked on.
+    workers
+        How many; None for as many as the configuration says.
+    niceness
+        By how much they stand back for other processes (nice(2)).
     """
 
     def __init__(
         self,
         configuration: ServerConfiguration,
-        digests: Mapping[str, str],
+        models: Mapping[str, Path],
         on_lost: Callable[[Lost], None] = lambda _: None,
         on_trouble: Callable[[Exception], None] = lambda _: None,
         on_spent: Callable[[Stage, float], None] = lambda *_: None,
+        *,
+        workers: int | None = None,
+        niceness: int = 0,
     ) -> None:
         self._work, self._limits = configuration.work, configuration.limits
-        self._arguments = json.dumps({"models": dict(digests), "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib})
+        self._size = workers or configuration.work.workers
+        folders = {digest: str(folder) for digest, folder in models.items()}
+        told = {"models": folders, "encoders": configuration.encoders, "memory_mib": configuration.work.memory_mib, "niceness": niceness}
+        self._arguments = json.dumps(told)
         self._on_lost, self._on_trouble, self._on_spent = on_lost, on_trouble, on_spent
         self._all: set[_Worker] = set()
         self._free: list[_Worker] = []
         self._waiting: dict[Lane, deque[asyncio.Future[_Worker]]] = {"at_once": deque(), "job": deque()}
         self._busy: dict[Lane, int] = {"at_once": 0, "job": 0}
         self._mean_s = 0.3
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = self._shrinking = False
+        self._holders = 0
+        self._unheld = asyncio.Event()
+        self._unheld.set()
+        self.small = asyncio.Event()
+        """Set when a crew that was retired has ended, or has only those workers left that are busy."""
         self.counts = Counts()
 
     @property
@@ -155,23 +171,70 @@ class Workers:
         """Recordings whose clients wait for a worker."""
         return len(self._waiting["at_once"])
 
-    async def start(self) -> None:
+    async def start(self, *, together: bool = True) -> None:
         """Start all, and return when they are warm.
+
+        Parameters
+        ----------
+        together
+            All at once; otherwise one after the other, which leaves the machine's cores to another crew that is at work meanwhile.
 
         Raises
         ------
         ServerSetupError
             One cannot start, with the reason that it gives.
         """
-        started = await asyncio.gather(*(self._spawn() for _ in range(self._work.workers)), return_exceptions=True)
+        at_a_time = self._size if together else 1
+        try:
+            while len(self._all) < self._size:
+                await self._start(at_a_time)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self, number: int) -> None:
+        started = await asyncio.gather(*(self._spawn() for _ in range(number)), return_exceptions=True)
         for found in started:
             if isinstance(found, _Worker):
                 self._all.add(found)
                 self._give(found)
         for found in started:
             if isinstance(found, BaseException):
-                await self.close()
                 raise found
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the crew, also when it is retired."""
+        self._holders += 1
+        self._unheld.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._unheld.set()
+
+    async def retire(self, grace_s: float) -> None:
+        """Close the crew once nobody holds it any more.
+
+        Parameters
+        ----------
+        grace_s
+            After so long, when whoever waits for an answer has it and only jobs can still be at work, workers that have nothing to do end too.
+        """
+        try:
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self._unheld.wait()
+            except TimeoutError:
+                self._shrinking = True
+                while self._free:
+                    self._dismiss(self._free.pop())
+                self.small.set()
+                await self._unheld.wait()
+        finally:
+            await self.close()
+            self.small.set()
 
     async def close(self) -> None:
         """End all; whoever waits is told."""
@@ -252,14 +315,14 @@ class Workers:
     # ── who is next ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _may_take(self, lane: Lane) -> bool:
-        return lane == "at_once" or self._busy["job"] < max(1, self._work.workers - 1)
+        return lane == "at_once" or self._busy["job"] < max(1, self._size - 1)
 
     async def _taken(self, lane: Lane) -> _Worker:
         if self._free and self._may_take(lane):
             self._busy[lane] += 1
             return self._free.pop()
         if lane == "at_once" and len(self._waiting[lane]) >= self._limits.waiting:
-            raise BusyError(max(1, round(self._mean_s * (1 + len(self._waiting[lane]) / self._work.workers))))
+            raise BusyError(max(1, round(self._mean_s * (1 + len(self._waiting[lane]) / self._size))))
         waiting: asyncio.Future[_Worker] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(waiting)
         try:
@@ -285,16 +348,31 @@ class Workers:
                     self._busy[lane] += 1
                     waiting.set_result(worker)
                     return
-        self._free.append(worker)
+        if self._shrinking:
+            self._dismiss(worker)
+        else:
+            self._free.append(worker)
 
     def _replace(self, worker: _Worker) -> None:
+        self.counts.replaced += 1
+        if self._shrinking and not any(self._waiting.values()):
+            self._dismiss(worker)
+            return
         worker.end()
         self._all.discard(worker)
-        self.counts.replaced += 1
         if not self._closed:
-            task = asyncio.get_running_loop().create_task(self._fresh(worker))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(self._fresh(worker))
+
+    def _dismiss(self, worker: _Worker) -> None:
+        worker.end()
+        self._all.discard(worker)
+        if not self._closed:
+            self._begin(asyncio.to_thread(worker.process.wait))
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _fresh(self, before: _Worker) -> None:
         await asyncio.to_thread(before.process.wait)

@@ -18,6 +18,7 @@ from clinical_ser.cli import (
     gate,
     model,
     model_changes,
+    monitor,
     node,
     node_demo,
     pccp,
@@ -25,6 +26,7 @@ from clinical_ser.cli import (
     registry,
     serve,
     train,
+    update,
 )
 from clinical_ser.cli.compare import compare
 from clinical_ser.cli.console import INTERRUPTED, complain, output
@@ -77,6 +79,7 @@ app.command()(cohort.extract)
 app.command()(embed.embed)
 app.add_typer(embed.app, name="embeddings")
 app.command()(train.train)
+app.command()(update.update)
 app.command()(evaluate.evaluate)
 app.command()(plan.plan)
 app.command()(gate.gate)
@@ -85,6 +88,7 @@ for act in (model_changes.approve, model_changes.shadow, model_changes.promote, 
 app.add_typer(model.app, name="model")
 app.add_typer(registry.app, name="registry")
 app.add_typer(pccp.app, name="pccp")
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(encoder.app, name="encoder")
 app.add_typer(cache.app, name="cache")
 app.add_typer(audit.app, name="audit")

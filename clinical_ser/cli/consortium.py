@@ -92,12 +92,24 @@ def plan(
     coverage: Annotated[float, typer.Option(min=0.5, max=0.99, help="Of the prediction sets.")] = 0.90,
     seed: Annotated[int, typer.Option(min=0, help="Of folds and samples.")] = 0,
     minimum_sites: Annotated[int, typer.Option(min=3, help="Fewer sites, and nothing is added up.")] = 3,
+    kind: Annotated[str, typer.Option(help="train, update, recalibrate, monitor, or gate; all but train begin with --parent.")] = "train",
+    parent: Annotated[Path | None, typer.Option(help="The champion's bundle.")] = None,
+    memory: Annotated[Path | None, typer.Option(help="The champion's memory.json (update, recalibrate).")] = None,
+    forgetting: Annotated[float | None, typer.Option(help="What a person of then is worth now; 1 forgets nothing (update, recalibrate).")] = None,
+    step: Annotated[str | None, typer.Option(help="intercept or slope; as much as is justified otherwise (recalibrate).")] = None,
+    names: Annotated[list[str] | None, typer.Option(help="What is counted by name, as device=handset,headset (monitor; repeatable).")] = None,
+    challenger: Annotated[Path | None, typer.Option(help="The challenger's bundle (gate).")] = None,
+    change_plan: Annotated[Path | None, typer.Option(help="The change-control plan, pccp.toml (gate).")] = None,
+    modification: Annotated[str | None, typer.Option(help="Which of its modifications the challenger came from (gate).")] = None,
 ) -> None:
     """Write down what a run will do; its digest is what sites approve."""
     from clinical_ser.features.extraction import feature_names, fingerprints
-    from federated.plan import STATISTICS, Participant, Plan
+    from federated.plan import KINDS, STATISTICS, Participant, Plan
+    from federated.planning import Beginning, lay_beside, plan_beginning
 
     consortium = _open(folder)
+    if kind not in KINDS:
+        raise InvalidValueError("--kind", kind, list(KINDS))
     members, known = consortium.members(), feature_names(feature_set)
     if not members:
         raise FederationError("No site is approved yet; `consortium approve` takes their kits.")
@@ -107,29 +119,45 @@ def plan(
         raise InvalidValueError("--feature", unknown[0], "a feature of the chosen sets")
     if head not in STATISTICS:
         raise InvalidValueError("--head", head, sorted(STATISTICS))
+    beginning = None
+    if kind != "train":
+        if parent is None:
+            raise InvalidValueError("--parent", "nothing", f"the folder of the champion's bundle, of kind {kind}")
+        beginning = Beginning(kind, parent, memory, forgetting, step, challenger, change_plan, modification, _names(names))
+    elif given := [value for value in (parent, memory, forgetting, step, names, challenger, change_plan, modification) if value is not None]:
+        raise InvalidValueError("--kind", kind, f"another kind, since {len(given)} options are given that begin with a model")
+    participants = tuple(Participant(name=name, identity=members[name].identity) for name in sorted(site or members))
+    key = consortium.identity.public.raw.hex()
     try:
-        made = Plan(
-            run=run,
-            name=model or run,
-            version=version,
-            task=read_task(Path(task)) if task.endswith(".toml") else get_task(task),
-            features=tuple(name for name in known if not feature or name in feature),
-            extractors=fingerprints(feature_set),
-            sites=tuple(Participant(name=name, identity=members[name].identity) for name in sorted(site or members)),
-            coordinator=consortium.identity.public.raw.hex(),
-            head=head,
-            statistics=STATISTICS[head],
-            folds=folds,
-            refits=refits,
-            coverage=coverage,
-            seed=seed,
-            minimum_sites=minimum_sites,
-            created=datetime.now(UTC),
+        free = {"version": version, "folds": folds, "refits": refits, "seed": seed, "minimum_sites": minimum_sites} | (
+            {"name": model} if model else {}
+        )
+        made = (
+            plan_beginning(beginning, run=run, sites=participants, coordinator=key, **free)
+            if beginning
+            else Plan(
+                run=run,
+                name=model or run,
+                version=version,
+                task=read_task(Path(task)) if task.endswith(".toml") else get_task(task),
+                features=tuple(name for name in known if not feature or name in feature),
+                extractors=fingerprints(feature_set),
+                sites=participants,
+                coordinator=key,
+                head=head,
+                statistics=STATISTICS[head],
+                folds=folds,
+                refits=refits,
+                coverage=coverage,
+                seed=seed,
+                minimum_sites=minimum_sites,
+                created=datetime.now(UTC),
+            )
         )
     except ValidationError as error:
         fault = error.errors()[0]
         raise InvalidValueError("plan", ".".join(str(part) for part in fault["loc"]) or "its sites", fault["msg"]) from None
-    consortium.add_run(run, made.to_bytes(), made.digest)
+    consortium.add_run(run, made.to_bytes(), made.digest, beside=(lambda draft: lay_beside(beginning, made, draft)) if beginning else None)
     output.print(f"Planned for {len(made.sites)} sites, {len(made.features)} features: {literal(folder / 'runs' / run / 'plan.json')}")
     output.print("Send it to the sites; they approve it by its digest:")
     print_line(made.digest)
@@ -225,9 +253,48 @@ def _lead(consortium: "Consortium", run: str, *, detach: bool) -> None:
         raise FederationError(f"Run {run!r} ended at {now.step or 'its beginning'}: {why} `consortium resume` goes on with it.")
     made = [exchange for exchange in now.exchanges if not exchange.again]
     output.print(f"[green]Finished[/green]: {len(made)} exchanges in {sum(exchange.seconds for exchange in made):.0f} s.")
-    model = literal(consortium.run_folder(run) / "model")
-    output.print(f"The model is in {model} (`{program()} model card {model}` shows its figures); its digest:")
-    print_line(now.bundle or "")
+    _tell_what_came_out(consortium.run_folder(run), now.bundle)
+
+
+def _tell_what_came_out(folder: Path, bundle: str | None) -> None:
+    from federated.leading import COMPARISON, FIGURES, JUSTIFIED, MEMORY, MODEL, MONITOR
+
+    if (folder / JUSTIFIED).exists():
+        step = json.loads((folder / JUSTIFIED).read_bytes())["step"]
+        output.print(f"What the new people justify: {step} (every test is in {literal(folder / JUSTIFIED)}).")
+        if bundle is None:
+            output.print("No model was made: nothing is to be done. --step would make one all the same; what an update gains, an update shows.")
+            return
+    if bundle is not None:
+        model = literal(folder / MODEL)
+        output.print(f"The model is in {model} (`{program()} model card {model}` shows its figures); its digest:")
+        print_line(bundle)
+        if (folder / MEMORY).exists():
+            output.print(f"What its next update needs lies in {literal(folder / MEMORY)}; it does not travel with the model.")
+    elif (folder / MONITOR).exists():
+        found = json.loads((folder / MONITOR).read_bytes())
+        if found["reference"] is None:
+            output.print("These counts are the reference that later runs are watched against.")
+        for alarm in found["alarms"]:
+            complain("Alarm", f"{alarm['channel']} ({alarm['direction']}): {alarm['advice']}")
+        output.print(
+            f"Counts of {found['counts']['recordings']} people are in {literal(folder / MONITOR)}; an alarm opens a candidate, never a release."
+        )
+    else:
+        met = json.loads((folder / COMPARISON).read_bytes())["met"]
+        output.print(f"The comparison is in {literal(folder / COMPARISON)}, each site's figures in {literal(folder / FIGURES)}.")
+        output.print("[green]Every requirement of the change-control plan is met.[/green]" if met else "Not every requirement of the plan is met.")
+
+
+def _names(given: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """Read `device=handset,headset`."""
+    found = {}
+    for one in given or ():
+        what, sign, values = one.partition("=")
+        if not sign or not all(values.split(",")):
+            raise InvalidValueError("--names", one, "a kind and its values, as device=handset,headset")
+        found[what] = tuple(values.split(","))
+    return found
 
 
 def _show(runs: list["RunStatus"]) -> None:

@@ -1,13 +1,19 @@
 """`clinical-ser registry`: which bundles are kept, what each came from, and whether all of it is as it was written."""
 
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
 
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import FAILED, literal, output, print_json, print_line
-from clinical_ser.errors import BundleSchemaError
+from clinical_ser.cli.train import own_key
+from clinical_ser.cohorts.table import read_table
+from clinical_ser.control.learning import take_in
+from clinical_ser.control.unlearning import Replaced, forget_subject
+from clinical_ser.errors import BundleSchemaError, InvalidValueError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.registry import Record, Registry
@@ -47,6 +53,13 @@ def add(
     change: Annotated[
         Literal["imported", "trained"], typer.Option(help="Whether it came from elsewhere or was trained here from the start.")
     ] = "imported",
+    table: Annotated[
+        Path | None,
+        typer.Option(help="The table it was trained on, here: what an update needs in place of the data is made from it.", show_default=False),
+    ] = None,
+    keep_contributions: Annotated[
+        bool, typer.Option("--keep-contributions", help="With --table: keep what each person added, so that they can be taken out again.")
+    ] = False,
 ) -> None:
     """Take a bundle in. It answers under no name before it is promoted."""
     if name is not None:
@@ -55,12 +68,18 @@ def add(
     folder = find_model(bundle)
     taken = read_bundle(folder)
     subjects, recordings = _counts(taken)
+    if keep_contributions and table is None:
+        raise InvalidValueError("--keep-contributions", "given without --table", "the table that the model was trained on")
+    change = change if table is None else "trained"
     if taken.digest in registry.digests():
         registry.add(folder, registry.record(taken.digest))
         output.print(f"Bundle {taken.digest[:_SHOWN]} is in the registry already, as {literal(registry.record(taken.digest).name)}.")
         return
     record = Record.of(taken, change=change, name=name, subjects=subjects, recordings=recordings)
-    digest = registry.add(folder, record)
+    if table is not None:
+        digest = take_in(registry, folder, record, read_table(table), keep_contributions=keep_contributions)
+    else:
+        digest = registry.add(folder, record)
     output.print(f"Bundle {digest[:_SHOWN]} added as {literal(record.name)} {literal(record.version)}, {taken.signature.state}.")
 
 
@@ -71,6 +90,54 @@ def _counts(bundle: VerifiedBundle) -> tuple[dict[str, int], int]:
     except BundleSchemaError:
         return {}, 0
     return card.internal.flow.subjects_by_class, card.training.recordings
+
+
+@app.command()
+def forget(
+    subject: Annotated[str, typer.Argument(help="The person, as your tables name them.", show_default=False)],
+    reason: Annotated[str, typer.Option(help="Why; it is recorded.", show_default=False)],
+    table: Annotated[
+        Path | None, typer.Option(help="The champion's training table, for models whose sums cannot be freed: they are trained again without them.")
+    ] = None,
+    sign: Annotated[bool, typer.Option("--sign/--no-sign", help="Sign with this machine's key; made on first use.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Say which bundles learned from a person, make candidates that did not, and destroy what was kept of the person."""
+    found = forget_subject(
+        Registry.default(),
+        subject,
+        recorder=Recorder.find(),
+        reason=reason,
+        key=own_key() if sign else None,
+        table=read_table(table) if table else None,
+    )
+    if as_json:
+        print_json(found, indent=2)
+    elif not found.saw:
+        output.print("No bundle of this registry is known to have learned from this person.")
+        output.print(
+            "  Bundles without a list of people (`registry show`: members.json) cannot say; they came from elsewhere, or were added without --table."
+        )
+    else:
+        for each in found.saw:
+            held = f", answers as {literal(', '.join(each.answers_as))}" if each.answers_as else ""
+            output.print(f"  {each.bundle[:_SHOWN]} {literal(each.name)} {literal(each.version)} learned from this person{held}")
+        for one in found.replaced:
+            _show_replaced(one)
+    if not found.done:
+        raise typer.Exit(FAILED)
+
+
+def _show_replaced(one: Replaced) -> None:
+    if one.candidate is None:
+        output.print(f"[yellow]![/yellow] {literal(one.name)} still answers with what it learned: {literal(one.why or '')}")
+        return
+    how = "taken out of its sums" if one.how == "subtracted" else "trained again without them"
+    calibration = "" if one.calibration_too else ", but for the two numbers of its last recalibration"
+    output.print(
+        f"{literal(one.name)}: {how}{calibration}. Candidate {one.candidate[:_SHOWN]} is the challenger; {one.champion[:_SHOWN]} answers until the gate "
+        "lets it (`gate`, `model approve`, `model promote`)."
+    )
 
 
 @app.command("list")

@@ -74,7 +74,7 @@ def train(
         seed=seed,
     )
     name = _model_name(name, output_folder)
-    _check_version(version)
+    check_version(version)
     wanted = task_named(task)
     check_bundle_folder(output_folder, replace=replace)
     if predictions:
@@ -141,7 +141,8 @@ def _model_name(name: str | None, folder: Path) -> str:
     return _fitting(ModelName, folder.resolve().name, "--name", None, f"one, because the folder's name cannot be the model's: {form}")
 
 
-def _check_version(version: str) -> None:
+def check_version(version: str) -> None:
+    """Make sure that the bundle's manifest will take a version."""
     _fitting(Version, version, "--version", version, "a digit, then letters, digits, and . + -, 32 at most")
 
 

@@ -24,21 +24,23 @@ class Rows:
     Z
         Shape (rows, features), on the head's own scales.
     target
-        Shape (rows,), class numbers; where labels are guesses, `belief` counts and this is not looked at.
+        Shape (rows,), class numbers.
     weight
         Shape (rows,).
-    belief
-        Shape (rows, classes), how probable each class is; None where labels are known.
     """
 
     Z: Array
     target: NDArray[np.int64]
     weight: Array
-    belief: Array | None = None
 
     def take(self, index: NDArray[np.intp]) -> "Rows":
         """Return the rows at `index`."""
-        return Rows(self.Z[index], self.target[index], self.weight[index], None if self.belief is None else self.belief[index])
+        return Rows(self.Z[index], self.target[index], self.weight[index])
+
+    def and_(self, others: "Rows") -> "Rows":
+        """Return these rows and then others."""
+        target = np.concatenate([self.target, others.target])
+        return Rows(np.concatenate([self.Z, others.Z]), target, np.concatenate([self.weight, others.weight]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,7 @@ class Loss:
         rows, C = self.rows, self.contrasts
         design = np.column_stack([rows.Z, np.ones(len(rows.Z))])
         log_p = log_softmax(design @ coordinates.reshape(design.shape[1], -1) @ C.T, axis=1)
-        truth = np.eye(self.classes)[rows.target] if rows.belief is None else rows.belief
+        truth = np.eye(self.classes)[rows.target]
         p = np.exp(log_p)
         value = -float(rows.weight @ (truth * log_p).sum(axis=1))
         gradient = design.T @ ((p - truth) * rows.weight[:, None] @ C)

@@ -188,7 +188,7 @@ def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> M
         _, _, hessian = Loss(replace(heard, Z=Z[:, own]), classes)(mode)
         heads.append(Posterior.at(mode, hessian, ridge_of(part)))
     weight = subject_weights(rows.subjects, len(rows.target))
-    log_odds = at_answering_shares(model.calibrator.apply(_out_of_fold(model, rows, Z, folds, seed)), model.class_shares)
+    log_odds = at_answering_shares(model.calibrator.apply(out_of_fold_margins(model, rows, Z, folds=folds, seed=seed)), model.class_shares)
     return Memory(
         bundle=None,
         features=model.features,
@@ -201,8 +201,8 @@ def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> M
     )
 
 
-def _out_of_fold(model: TrainedModel, rows: TableRows, Z: Array, folds: int, seed: int) -> Array:
-    """Return the margins of heads that never heard the subjects."""
+def out_of_fold_margins(model: TrainedModel, rows: TableRows, Z: Array, *, folds: int = 5, seed: int = 0) -> Array:
+    """Return the margins of heads with a model's strength that never heard the subjects, shape (rows,) or (rows, classes)."""
     labels = np.array(model.task.classes)[rows.target]
     least = min(len(np.unique(rows.subjects[rows.target == k])) for k in range(len(model.task.classes)))
     found = np.zeros(model.head.margins(Z).shape)

@@ -156,6 +156,11 @@ def justified(
     )
 
 
+def saved_by(smaller: Training, larger: Training, model: TrainedModel, rows: TableRows) -> Array:
+    """Return what one training's out-of-fold answers save on another's of the same rows, shape (people,), in nats each."""
+    return _saved(_log_odds(smaller, model), _log_odds(larger, model), rows)
+
+
 def _log_odds(training: Training, model: TrainedModel) -> Array:
     frame = training.out_of_fold
     if model.binary:

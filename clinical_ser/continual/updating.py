@@ -17,13 +17,13 @@ from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.continual.affine import calibrate
 from clinical_ser.continual.linear import Loss, Rows, coordinates_of, head_at
 from clinical_ser.continual.memory import Memory, linear_parts, part_columns, prior_of, prior_offset, weights_of
-from clinical_ser.continual.posterior import Array, Posterior, minimise
+from clinical_ser.continual.posterior import TOLERANCE, Array, Posterior, minimise
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.models.background import Background, Backgrounds
 from clinical_ser.models.binned import Binned
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.fused_head import FusedHead
-from clinical_ser.models.heads import Head, with_margins
+from clinical_ser.models.heads import Head, probabilities, with_margins
 from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
@@ -67,14 +67,13 @@ class UpdateOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Guesses:
-    """Recordings without labels that may be heard too, with the classes that are believed of them; see `continual.self_training`."""
+class Unlabelled:
+    """Recordings without labels that may be heard too; see `continual.self_training`."""
 
     X: Array
     """Shape (rows, features), in the order of the model's features."""
-    target: NDArray[np.int64]
-    weight: Array
-    """Shape (rows,), each below that of a recording with a label."""
+    weight: float
+    """Of all of them together, as a share of the labelled recordings'."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +84,8 @@ class Updated:
     """The new model, and what it says out of fold of the new recordings."""
     memory: Memory | None
     """For the next one; None where there was none to begin with."""
+    margins: Array | None = None
+    """Shape (rows,) or (rows, classes), out of fold, before calibration; None where coefficients learned nothing."""
 
 
 def update(
@@ -93,7 +94,7 @@ def update(
     table: FeatureTable,
     options: UpdateOptions | None = None,
     *,
-    guesses: Guesses | None = None,
+    unlabelled: Unlabelled | None = None,
     progress: Progress | None = None,
 ) -> Updated:
     """Update a model with a linear head, or one fused of linear heads, from new recordings and its memory.
@@ -109,8 +110,8 @@ def update(
         New recordings with labels, measured with the champion's extractors; whoever is in it must not be in the memory already.
     options
         See `UpdateOptions`.
-    guesses
-        Recordings without labels that are heard with less weight.
+    unlabelled
+        Recordings without labels that are heard with less weight; whether they help is for `self_training.update_with_unlabelled` to say.
     progress
         Called with (steps done, steps in all).
 
@@ -126,7 +127,7 @@ def update(
     memory.check(model)
     selected = rows_for(model, table)
     with threadpool_limits(limits=1):
-        return _with_twin(model, memory, table, selected, chosen, guesses, report)
+        return _with_twin(model, memory, table, selected, chosen, unlabelled, report)
 
 
 def rows_for(model: TrainedModel, table: FeatureTable, *, least: int = MINIMUM_SUBJECTS_PER_CLASS) -> Selection:
@@ -165,17 +166,17 @@ def _with_twin(
     table: FeatureTable,
     selected: Selection,
     options: UpdateOptions,
-    guesses: Guesses | None,
+    unlabelled: Unlabelled | None,
     report: Progress,
 ) -> Updated:
-    whole = _Update(model, memory, table, selected, options, guesses, report).run()
+    whole = _Update(model, memory, table, selected, options, unlabelled, report).run()
     if model.interpretable is None or memory.interpretable is None:
         return whole
     # The twin without embeddings learns from the same people in the same folds, so that it can always be asked.
     own = [model.features.index(name) for name in model.interpretable.features]
     rows = selected.rows
     fewer = replace(selected, rows=TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame))
-    plain = None if guesses is None else replace(guesses, X=guesses.X[:, own])
+    plain = None if unlabelled is None else replace(unlabelled, X=unlabelled.X[:, own])
     twin = _Update(model.interpretable, memory.interpretable, table, fewer, options, plain, report).run()
     updated = whole.training.model
     Z = updated.preprocessor.transform(rows.X)
@@ -183,7 +184,7 @@ def _with_twin(
     reproduced = reproduction(twin.training.model.preprocessor.transform(fewer.rows.X), added, rows.subjects, seed=options.seed)
     joined = replace(updated, interpretable=twin.training.model, reproduced=reproduced)
     known = None if whole.memory is None else replace(whole.memory, interpretable=twin.memory)
-    return Updated(replace(whole.training, model=joined), known)
+    return replace(whole, training=replace(whole.training, model=joined), memory=known)
 
 
 class _Update:
@@ -196,7 +197,7 @@ class _Update:
         table: FeatureTable,
         selected: Selection,
         options: UpdateOptions,
-        guesses: Guesses | None,
+        unlabelled: Unlabelled | None,
         report: Progress,
     ):
         self.model, self.table, self.selected, self.options, self._report = model, table, selected, options, report
@@ -206,7 +207,8 @@ class _Update:
         self.parts, self.columns = linear_parts(model.head), part_columns(model.head)
         self.totals = self.known.class_totals + np.bincount(self.rows.target, minlength=self.classes)
         self.heard = Rows(model.preprocessor.transform(self.rows.X), self.rows.target, self._weights(self.rows.target))
-        self.guessed = None if guesses is None else self._guessed(guesses)
+        self.unlabelled = unlabelled
+        self.silent = None if unlabelled is None else model.preprocessor.transform(unlabelled.X)
         self.people = subject_weights(self.rows.subjects, len(self.rows.target))
 
     def run(self) -> Updated:
@@ -279,14 +281,23 @@ class _Update:
             people=self.known.people + np.bincount(rows.target, self.people, minlength=self.classes),
             scores=old + self._binned(log_odds, everyone),
         )
-        return Updated(training, memory)
+        return Updated(training, memory, margins)
 
     def _weights(self, target: NDArray[np.int64]) -> Array:
         return weights_of(target, self.totals, balanced=not self.model.binary)
 
-    def _guessed(self, guesses: Guesses) -> Rows:
-        weight = guesses.weight * self._weights(guesses.target)
-        return Rows(self.model.preprocessor.transform(guesses.X), guesses.target, weight)
+    def _guessed(self, head: Head, heard: Rows) -> Rows | None:
+        """Return what a head believes of recordings without labels, where its prediction set holds one class."""
+        if self.silent is None or self.unlabelled is None:
+            return None
+        log_odds = at_answering_shares(self.model.calibrator.apply(head.margins(self.silent)), self.model.class_shares)
+        p = probabilities(log_odds)
+        sure = self.model.conformal.predict(p).sum(axis=1) == 1
+        if not sure.any():
+            return None
+        target = p[sure].argmax(axis=1)
+        each = min(1.0, self.unlabelled.weight * len(heard.Z) / int(sure.sum()))
+        return Rows(self.silent[sure], target, each * self._weights(target))
 
     def _folds(self) -> Sequence[Fold]:
         rows = self.rows
@@ -296,21 +307,20 @@ class _Update:
             check_fold(fold, rows.subjects, rows.frame["recording"].to_numpy())
         return folds
 
-    def _head(self, priors: Sequence[Posterior], index: NDArray[np.intp], *, roughly: bool = False) -> tuple[Head, tuple[Posterior, ...]]:
+    def _head(self, priors: Sequence[Posterior], index: NDArray[np.intp], *, tolerance: float = TOLERANCE) -> tuple[Head, tuple[Posterior, ...]]:
         """Fit the head to some rows under priors; start where the champion's stands."""
-        balanced = not self.model.binary
         heard = self.heard.take(index)
+        head, posteriors = self._fitted(priors, heard, tolerance)
+        guessed = self._guessed(head, heard)
+        return (head, posteriors) if guessed is None else self._fitted(priors, heard.and_(guessed), tolerance)
+
+    def _fitted(self, priors: Sequence[Posterior], heard: Rows, tolerance: float) -> tuple[Head, tuple[Posterior, ...]]:
+        balanced = not self.model.binary
         found, posteriors = [], []
         for part, columns, prior in zip(self.parts, self.columns, priors, strict=True):
-            own = replace(heard, Z=heard.Z[:, columns])
-            if self.guessed is not None:
-                own = Rows(
-                    np.vstack([own.Z, self.guessed.Z[:, columns]]),
-                    np.concatenate([own.target, self.guessed.target]),
-                    np.concatenate([own.weight, self.guessed.weight]),
-                )
             start = coordinates_of(part, prior_of(part, self.model.head, self.known.class_totals, balanced=balanced))
-            at, posterior = minimise(Loss(own, self.classes), prior, start, **({"tolerance": ROUGHLY} if roughly else {}))
+            own = replace(heard, Z=heard.Z[:, columns])
+            at, posterior = minimise(Loss(own, self.classes), prior, start, tolerance=tolerance)
             found.append(head_at(part, at, prior_of(part, self.model.head, self.totals, balanced=balanced)))
             posteriors.append(posterior)
         return self._joined(found), tuple(posteriors)
@@ -343,7 +353,7 @@ class _Update:
         while len(refits) < len(self.model.refits):
             index, draw = rows_of_draws(rows.subjects, people[rng.integers(len(people), size=len(people))])
             priors = [prior.drawn(rng) for prior in self.known.heads]
-            again, _ = self._head(priors, index, roughly=True)
+            again, _ = self._head(priors, index, tolerance=ROUGHLY)
             # A subject drawn twice is two people here, or the calibrator would weigh them as one.
             weight = subject_weights(draw.astype(str), len(draw))
             calibrator, _ = calibrate(margins[index], rows.target[index], weight, self.known.calibrator.drawn(rng))

@@ -138,6 +138,42 @@ def covered(
         return _covered(registry, name, digest, plan, on or _now().date())
 
 
+def may(registry: Registry, name: str, change: Change, plan: ChangePlan, *, recorder: Recorder) -> Modification:
+    """Return what in the plan covers a change that is about to be made, before any work goes into it; a refusal is recorded.
+
+    Raises
+    ------
+    OutsidePlanError
+        Something is outside the plan; everything that is is named.
+    """
+    with _refused(registry, name, "", recorder, plan=plan):
+        return check_change(plan, change, on=_now().date(), earlier=_times_made(registry, name, change.kind))
+
+
+def propose(registry: Registry, name: str, digest: str, plan: ChangePlan, *, recorder: Recorder, reason: str = "") -> Entry:
+    """Make a bundle the challenger: it answers nothing, and waits for the gate.
+
+    Raises
+    ------
+    OutsidePlanError
+        The change is outside the plan; it is recorded.
+    """
+    _, modification = covered(registry, name, digest, plan, recorder=recorder)
+    head, before = registry.head(name), registry.pointers(name)
+    _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: challenger", old=before.challenger, new=digest), digest)
+    return registry.switch(
+        name,
+        expected=head.digest if head else None,
+        action="opened",
+        pointers=before.model_copy(update={"challenger": digest, "shadow": None}),
+        bundle=digest,
+        plan=plan.digest,
+        modification=modification.id,
+        actor=recorder.actor.id,
+        reason=reason,
+    )
+
+
 def shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, *, recorder: Recorder, reason: str = "", on: date | None = None) -> Entry:
     """Let a challenger answer silently beside the champion.
 

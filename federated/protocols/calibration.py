@@ -3,16 +3,18 @@
 The one idea: a map starts its steps while the heads still take theirs. Both come to rest together, and the last exchange finds both at rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clinical_ser.continual.posterior import Posterior
 from clinical_ser.models.calibration import MIN_SCALE, RIDGE, MarginPlatt
 from federated.at_site import EVERYBODY, Array, Scales, logistic, numbers, places, times_drawn, weights
 from federated.protocols.margins import out_of_fold
+from federated.protocols.newton import check_priors
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 IDENTITY = np.array([1.0, 0.0])
@@ -55,6 +57,8 @@ class Maps:
         Shape (maps, 2): scale and offset.
     system, left_out, draw
         Shape (maps,), as in `Calibration`.
+    prior
+        As in `newton.Heads`, of scale and offset less the identity, toward which its ridge pulls; None: `RIDGE` alone.
     decrement
         Shape (maps,), as in `newton.Heads`.
     """
@@ -63,8 +67,10 @@ class Maps:
     system: NDArray[np.int64]
     left_out: NDArray[np.int64]
     draw: NDArray[np.int64]
+    prior: Sequence[Posterior] | None = None
 
     def __post_init__(self) -> None:
+        check_priors(self.prior, self.theta)
         self.decrement = np.full(len(self.theta), np.inf)
         self.hessian = np.tile(np.eye(2), (len(self.theta), 1, 1))
 
@@ -84,13 +90,10 @@ class Maps:
 
     def take(self, index: NDArray[np.intp]) -> "Maps":
         """Return some of the maps, as far as they have come."""
-        some = Maps(self.theta[index].copy(), self.system[index], self.left_out[index], self.draw[index])
+        prior = None if self.prior is None else [self.prior[i] for i in index]
+        some = Maps(self.theta[index].copy(), self.system[index], self.left_out[index], self.draw[index], prior)
         some.decrement, some.hessian = self.decrement[index].copy(), self.hessian[index].copy()
         return some
-
-    def ask(self, mean: Array, scale: Array, beta: Array) -> Ask:
-        """Return the question for the next step; `beta` has shape (systems, folds, features + 1)."""
-        return self.ask_about({"mean": mean, "scale": scale, "beta": beta})
 
     def ask_about(self, judged: Mapping[str, NDArray[Any]]) -> Ask:
         """Return the question for the next step of maps of any heads; `judged` as `margins.out_of_fold` reads it."""
@@ -99,8 +102,10 @@ class Maps:
     def step(self, totals: Arrays) -> None:
         """Take the Newton step that the totals at `theta` allow, held above `MIN_SCALE` as `MarginPlatt` is."""
         for i, (_, g_a, g_b, h_aa, h_ab, h_bb) in enumerate(totals["sums"]):
-            gradient = np.array([g_a, g_b]) + RIDGE * (self.theta[i] - IDENTITY)
-            self.hessian[i] = np.array([[h_aa, h_ab], [h_ab, h_bb]]) + RIDGE * np.eye(2)
+            moved = self.theta[i] - IDENTITY
+            pull, held = (RIDGE * moved, RIDGE * np.eye(2)) if self.prior is None else (self.prior[i].penalty(moved)[1], self.prior[i].whole)
+            gradient = np.array([g_a, g_b]) + pull
+            self.hessian[i] = np.array([[h_aa, h_ab], [h_ab, h_bb]]) + held
             step = np.linalg.solve(self.hessian[i], gradient)
             if self.theta[i, 0] - step[0] < MIN_SCALE:
                 # Convex in one bounded coordinate: if the free minimum lies beyond the bound, the bounded one lies on it.

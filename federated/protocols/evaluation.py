@@ -75,7 +75,7 @@ def _count(cells: NDArray[np.int64]) -> Array:
 
 
 def _coarse(counts: Array) -> Array:
-    return counts.reshape(2, GROUP_BINS, BINS // GROUP_BINS, *CELLS[2:]).sum(axis=2)
+    return np.asarray(counts.reshape(2, GROUP_BINS, BINS // GROUP_BINS, *CELLS[2:]).sum(axis=2))
 
 
 def frame_of(counts: Array, task: Task, **covariates: str) -> pd.DataFrame:

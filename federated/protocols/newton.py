@@ -4,12 +4,14 @@ The one idea: a deployed exchange takes seconds whatever its size, so every fold
 them take their step together. The penalty is public and is added by whoever trains; the objective is `LinearHead`'s.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clinical_ser.errors import TrainingError
+from clinical_ser.continual.posterior import Posterior
+from clinical_ser.errors import InvalidValueError, TrainingError
 from federated.at_site import EVERYBODY, Array, Scales, logistic, numbers, places, symmetric, times_drawn, triangle
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
@@ -58,6 +60,8 @@ class Heads:
         Shape (heads,), as in `Newton`.
     strength
         Shape (heads,), the ridge of each.
+    prior
+        What data that are not asked any more say, one posterior a head with its ridge in it; None: the ridge of `strength` alone.
     decrement
         Shape (heads,), how far the last step went, in units of the objective's square root; infinite before the first.
     """
@@ -66,9 +70,11 @@ class Heads:
     left_out: NDArray[np.int64]
     draw: NDArray[np.int64]
     strength: Array
+    prior: Sequence[Posterior] | None = None
 
     def __post_init__(self) -> None:
         heads, self._size = self.beta.shape
+        check_priors(self.prior, self.beta)
         self.decrement = np.full(heads, np.inf)
         self.hessian = np.zeros((heads, self._size, self._size))
         self._objective = np.full(heads, np.inf)
@@ -77,14 +83,15 @@ class Heads:
 
     def take(self, index: NDArray[np.intp]) -> "Heads":
         """Return some of the heads, as far as they have come."""
-        some = Heads(self.beta[index].copy(), self.left_out[index], self.draw[index], self.strength[index])
+        prior = None if self.prior is None else [self.prior[i] for i in index]
+        some = Heads(self.beta[index].copy(), self.left_out[index], self.draw[index], self.strength[index], prior)
         some.decrement, some.hessian, some._objective = self.decrement[index].copy(), self.hessian[index].copy(), self._objective[index].copy()
         some._from, some._step = self._from[index].copy(), self._step[index].copy()
         return some
 
-    def ask(self, mean: Array, scale: Array) -> Ask:
-        """Return the question for the next step."""
-        return Ask(Newton.name, {"mean": mean, "scale": scale, "beta": self.beta, "left_out": self.left_out, "draw": self.draw})
+    def ask(self, scales: Mapping[str, Array]) -> Ask:
+        """Return the question for the next step; `scales` as `at_site.Scales` reads them."""
+        return Ask(Newton.name, {**scales, "beta": self.beta, "left_out": self.left_out, "draw": self.draw})
 
     def step(self, totals: Arrays) -> Array:
         """Take the Newton step that the totals at `beta` allow; return the held-out loss at the `beta` that was asked about, shape (heads,).
@@ -96,16 +103,15 @@ class Heads:
         TrainingError
             The totals cannot be those of standardised features: not convex, or a step without measure.
         """
-        penalised = np.arange(self._size) < self._size - 1
-        for i, strength in enumerate(self.strength):
-            ridge = np.where(penalised, strength, 0.0)
-            objective = float(totals["loss"][i] + 0.5 * ridge @ self.beta[i] ** 2)
+        for i in range(len(self.beta)):
+            value, slope, curve = self._penalty(i)
+            objective = float(totals["loss"][i] + value)
             if objective > self._objective[i] + 1e-7 * abs(objective):
                 self._step[i] /= 2
                 self.beta[i] = self._from[i] - self._step[i]
                 continue
-            gradient = totals["gradient"][i] + ridge * self.beta[i]
-            self.hessian[i] = symmetric(totals["hessian"][i], self._size) + np.diag(ridge)
+            gradient = totals["gradient"][i] + slope
+            self.hessian[i] = symmetric(totals["hessian"][i], self._size) + curve
             step, squared = _solved(self.hessian[i], gradient)
             self.decrement[i], self._objective[i] = np.sqrt(squared), objective
             self._from[i], self._step[i] = self.beta[i].copy(), step
@@ -114,13 +120,20 @@ class Heads:
 
     def distance(self, totals: Arrays) -> float:
         """Return how far the heads are from their minima by totals at `beta`: the largest Newton decrement; nothing moves."""
-        penalised = np.arange(self._size) < self._size - 1
         furthest = 0.0
-        for i, strength in enumerate(self.strength):
-            ridge = np.where(penalised, strength, 0.0)
-            hessian = symmetric(totals["hessian"][i], self._size) + np.diag(ridge)
-            furthest = max(furthest, np.sqrt(_solved(hessian, totals["gradient"][i] + ridge * self.beta[i])[1]))
+        for i in range(len(self.beta)):
+            _, slope, curve = self._penalty(i)
+            hessian = symmetric(totals["hessian"][i], self._size) + curve
+            furthest = max(furthest, np.sqrt(_solved(hessian, totals["gradient"][i] + slope)[1]))
         return float(furthest)
+
+    def _penalty(self, i: int) -> tuple[float, Array, Array]:
+        """Return value, gradient and Hessian of head `i`'s penalty where it stands."""
+        beta = self.beta[i]
+        if self.prior is not None:
+            return *self.prior[i].penalty(beta), self.prior[i].whole
+        ridge = np.where(np.arange(self._size) < self._size - 1, self.strength[i], 0.0)
+        return float(0.5 * ridge @ beta**2), ridge * beta, np.diag(ridge)
 
     def standard_errors(self) -> Array:
         """Return the standard error of each coefficient, shape (heads, features + 1): the root of the diagonal of the inverse Hessian.
@@ -129,6 +142,15 @@ class Heads:
         side where subjects gave several.
         """
         return np.array([np.sqrt(np.diag(np.linalg.inv(hessian))) for hessian in self.hessian])
+
+
+def check_priors(priors: Sequence[Posterior] | None, beta: Array) -> None:
+    """Raise InvalidValueError unless there is no prior, or a finite one for each row of `beta`, shape (heads, size)."""
+    heads, size = beta.shape
+    if priors is not None and (
+        len(priors) != heads or any(one.size != size or not (np.isfinite(one.whole).all() and np.isfinite(one.information).all()) for one in priors)
+    ):
+        raise InvalidValueError("prior", f"{len(priors)} of them, or others", f"{heads} finite posteriors of {size} coefficients")
 
 
 def _solved(hessian: Array, gradient: Array) -> tuple[Array, float]:

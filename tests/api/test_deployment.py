@@ -41,12 +41,12 @@ def test_the_unit_and_the_container_name_commands_and_extras_that_there_are():
     assert set(asked.split(",")) <= extras.keys()
 
 
-@pytest.mark.parametrize("section", [None, "listen", "limits", "work", "keep", "cds", "fhir"])
+@pytest.mark.parametrize("section", [None, "listen", "limits", "work", "keep", "cds", "fhir", "monitoring"])
 def test_every_setting_is_described(section):
     text = DOCS.read_text()
     model = ServerConfiguration if section is None else ServerConfiguration.model_fields[section].annotation
     for name in model.model_fields:
-        if section is None and name in {"listen", "limits", "work", "keep", "cds", "fhir"}:
+        if section is None and name in {"listen", "limits", "work", "keep", "cds", "fhir", "monitoring"}:
             continue
         assert f"`{name}`" in text or f".{name}`" in text, (section, name)
 

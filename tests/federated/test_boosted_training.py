@@ -10,6 +10,7 @@ from clinical_ser.errors import InvalidValueError, SiteRefusalError, TrainingErr
 from clinical_ser.evaluation.card import Card
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
+from clinical_ser.models.binned import BINS
 from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.calibration import MarginPlatt
@@ -22,7 +23,6 @@ from federated.boosting import BoostingSettings
 from federated.plan import BOOSTED, LINEAR
 from federated.protocols.margins import out_of_fold
 from federated.protocols.reference import Reference
-from federated.protocols.scores import BINS
 from federated.publishing import publish
 from federated.statistics import Ask, PooledSums, SiteRows, contribution
 from federated.training import Settings, Trained, commitment, train_across

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from clinical_ser.errors import FederationError, InvalidValueError
 from federated.at_site import EVERYBODY, symmetric, times_drawn, triangle
-from federated.protocols.drift import EDGES, stability_index
 from federated.protocols.evaluation import CELLS, auroc_with_bound, frame_of, one_recording_each
-from federated.statistics import Ask, PooledSums, contribution, known_statistics
-from tests.federated.cohorts import FOLDS, NAMES, cohort_rows, settings, split
+from federated.statistics import Ask, contribution, known_statistics
+from tests.federated.cohorts import FOLDS, NAMES, cohort_rows, settings
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +23,6 @@ def rows():
 def scales(rows):
     mean, scale = np.nanmean(rows.X, axis=0), np.nanstd(rows.X, axis=0)
     return {"mean": np.tile(mean, (FOLDS + 1, 1)), "scale": np.tile(scale, (FOLDS + 1, 1))}
-
-
-def test_drift_is_none_between_halves_of_one_cohort_and_seen_when_a_microphone_changes(rows, scales):
-    released = {"mean": scales["mean"][0], "scale": scales["scale"][0], "beta": np.zeros(len(NAMES) + 1), "theta": np.array([1.0, 0.0])}
-    ask = Ask("drift", released)
-    before = PooledSums(split(rows, 3)).total("drift", [ask])[0]
-    again = PooledSums({"all": cohort_rows(120)}).total("drift", [ask])[0]
-    np.testing.assert_allclose(before["features"], again["features"])
-    moved = dataclasses.replace(rows, X=rows.X + np.where(np.arange(len(NAMES)) == 4, 1.5 * released["scale"], 0.0))
-    after = PooledSums({"all": moved}).total("drift", [ask])[0]
-    index = stability_index(before["features"], after["features"])
-    assert index[4] > 0.25
-    assert np.delete(index, 4).max() < 1e-9
-    assert before["people"] == 120
-
-
-def test_what_is_missing_is_a_cell_of_its_own(rows, scales):
-    ask = Ask("drift", {"mean": scales["mean"][0], "scale": scales["scale"][0], "beta": np.zeros(len(NAMES) + 1), "theta": np.array([1.0, 0.0])})
-    gone = dataclasses.replace(rows, X=np.where(np.arange(len(NAMES)) == 2, np.nan, rows.X))
-    cells = contribution(gone, ask)["features"]
-    assert cells.shape == (len(NAMES), len(EDGES))
-    assert cells[2, -1] == pytest.approx(120)
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -75,7 +52,7 @@ def test_a_draw_is_the_sites_own_secret_and_of_whole_subjects(rows):
 @given(st.integers(0, 2**32 - 1))
 def test_the_area_of_scores_in_bins_is_within_its_bound(seed):
     from clinical_ser.evaluation.discrimination import auroc
-    from federated.protocols.scores import BINS, bin_of
+    from clinical_ser.models.binned import BINS, bin_of
 
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, 80)

@@ -12,6 +12,7 @@ from clinical_ser.evaluation.card import Card
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.explain.explaining import explain
 from clinical_ser.features.vector import FeatureVector
+from clinical_ser.models.binned import BINS
 from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.conformal import ConformalSets
@@ -25,7 +26,6 @@ from federated.identities import LOCAL_HEADS, Identity
 from federated.node import workspace_of
 from federated.plan import LINEAR, LOCAL, Plan
 from federated.protocols.local_heads import FOLDER, local_heads_of, stacked
-from federated.protocols.scores import BINS
 from federated.publishing import publish
 from federated.site_table import site_rows
 from federated.stacking import Together, make_site_bundle, site_bundle, site_model, stack_across

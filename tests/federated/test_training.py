@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from clinical_ser.cohorts.tasks import get_task
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.evaluation.discrimination import auroc
+from clinical_ser.models.binned import BINS, bin_of
 from clinical_ser.models.calibration import MarginPlatt
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.operating_point import choose
 from federated.at_site import standardised
 from federated.protocols.evaluation import auroc_with_bound, one_recording_each
-from federated.protocols.scores import BINS, bin_of
 from federated.statistics import Ask, PooledSums, SiteRows
 from federated.training import Trained, train_across
 from tests.federated.cohorts import FOLDS, cohort_rows, settings, split

@@ -1,0 +1,226 @@
+"""A person's part of a model, kept where their recordings are, so that it can be taken out again.
+
+The one idea: a memory is a sum over people, and a sum forgets a person by subtraction. What is subtracted is what was added, at the coefficients at
+which it was added, times what the updates since have forgotten already; so the sums are those of a history without the person.
+
+Contributions are the person's standardised features: they stay in the registry's private part, and go as soon as they were used.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clinical_ser.continual.affine import AffineLoss, affine_design, calibrator_at
+from clinical_ser.continual.linear import Loss, Rows, head_at
+from clinical_ser.continual.memory import Memory, linear_parts, out_of_fold_margins, part_columns, prior_of, weights_of
+from clinical_ser.continual.posterior import Array, Posterior
+from clinical_ser.continual.updating import backgrounds_of, fused_of
+from clinical_ser.errors import TrainingError
+from clinical_ser.models.binned import Binned
+from clinical_ser.models.fused_head import FusedHead
+from clinical_ser.models.heads import Head
+from clinical_ser.models.rows import Rows as TableRows
+from clinical_ser.models.trained import Refit, TrainedModel, at_answering_shares
+from clinical_ser.models.weights import subject_weights
+
+MOST_BYTES = 2 << 30
+_ARRAYS = ("tags", "person", "Z", "target", "weight", "margins")
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """What each person added to a memory in one step.
+
+    Attributes
+    ----------
+    tags
+        Of the people, keyed (`Registry.tag`).
+    person
+        Shape (rows,), place of each row's person in `tags`.
+    Z
+        Shape (rows, features), on the model's scales.
+    target, weight
+        Shape (rows,), class numbers and weights in the head's loss.
+    margins
+        Shape (rows,) or (rows, classes), out of fold, before calibration.
+    """
+
+    tags: tuple[str, ...]
+    person: NDArray[np.int64]
+    Z: Array
+    target: NDArray[np.int64]
+    weight: Array
+    margins: Array
+
+    @classmethod
+    def of(cls, model: TrainedModel, memory: Memory, rows: TableRows, tags: Sequence[str], margins: Array | None = None) -> Self:
+        """Return those of the rows that a model learned from, one tag a row; without out-of-fold margins these are made as `memory_of` makes them."""
+        people, person = np.unique(np.asarray(tags), return_inverse=True)
+        Z = model.preprocessor.transform(rows.X)
+        weight = weights_of(rows.target, memory.class_totals, balanced=not model.binary)
+        found = out_of_fold_margins(model, rows, Z) if margins is None else margins
+        return cls(tuple(people.tolist()), person.astype(np.int64), Z, rows.target, weight, found)
+
+    def of_person(self, tag: str) -> "Contributions | None":
+        """Return one person's; None where there are none."""
+        return self._rows(self.person == self.tags.index(tag)) if tag in self.tags else None
+
+    def without(self, tag: str) -> "Contributions":
+        """Return everybody else's."""
+        return self._rows(self.person != self.tags.index(tag)) if tag in self.tags else self
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> "Contributions":
+        kept, person = np.unique(self.person[chosen], return_inverse=True)
+        tags = tuple(self.tags[place] for place in kept)
+        return Contributions(tags, person.astype(np.int64), self.Z[chosen], self.target[chosen], self.weight[chosen], self.margins[chosen])
+
+    def to_bytes(self) -> bytes:
+        """Return them as a file."""
+        content = io.BytesIO()
+        tags = np.frombuffer("".join(self.tags).encode("ascii"), dtype="S64") if self.tags else np.empty(0, "S64")
+        np.savez(content, allow_pickle=False, tags=tags, person=self.person, Z=self.Z, target=self.target, weight=self.weight, margins=self.margins)
+        return content.getvalue()
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """Read what `to_bytes` wrote; TrainingError where it is damaged."""
+        if len(raw) > MOST_BYTES:
+            raise TrainingError("The contributions are too long to be some.")
+        try:
+            with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
+                tags, person, Z, target, weight, margins = (stored[name] for name in _ARRAYS)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise TrainingError("The contributions are damaged.") from None
+        numbers = np.isfinite(Z).all() and np.isfinite(weight).all() and np.isfinite(margins).all()
+        lengths = {len(person), len(Z), len(target), len(weight), len(margins)}
+        if not numbers or len(lengths) != 1 or (len(person) and not 0 <= person.min() <= person.max() < len(tags)):
+            raise TrainingError("The contributions are damaged: their arrays do not fit each other.")
+        return cls(tuple(tag.decode("ascii") for tag in tags.tolist()), person.astype(np.int64), Z, target.astype(np.int64), weight, margins)
+
+
+@dataclass(frozen=True, eq=False)
+class Since:
+    """An update, or recalibration, between the step that heard a person and the model that forgets them."""
+
+    forgetting: float
+    model: TrainedModel
+    """That came of it."""
+    heads_learned: bool
+    """False for a recalibration, which keeps coefficients, and the calibration of whoever was heard last."""
+
+
+def forget(memory: Memory, first: TrainedModel, first_memory: Memory, gone: Contributions, since: Sequence[Since]) -> Memory:
+    """Return a model's memory without a person.
+
+    Parameters
+    ----------
+    memory
+        Of the model that forgets.
+    first, first_memory
+        The model whose training or update heard the person, and its memory.
+    gone
+        What the person added there.
+    since
+        What lies between the two, oldest first; empty where they are one.
+
+    Raises
+    ------
+    TrainingError
+        What is to be taken out is not in it.
+    """
+    classes, factor = len(memory.classes), 1.0
+    scores = Binned.of(_log_odds(first, gone), gone.target, gone.person.astype(str), classes)
+    weight = subject_weights(gone.person, len(gone.target))
+    before, recalibrated, kept = first, False, 1.0
+    for step in since:
+        if step.heads_learned:
+            factor *= step.forgetting
+        recalibrated |= not step.heads_learned
+        kept *= step.forgetting
+        scores = scores.times(step.forgetting)
+        if first.binary:
+            scale = step.model.calibrator.scale_ / before.calibrator.scale_
+            scores = scores.moved(scale, float(step.model.calibrator.offset_ - scale * before.calibrator.offset_))
+        before = step.model
+    heads = []
+    for own, posterior, then in zip(part_columns(first.head), memory.heads, first_memory.heads, strict=True):
+        _, gradient, hessian = Loss(Rows(gone.Z[:, own], gone.target, gone.weight), classes)(then.mode)
+        heads.append(less(posterior, then.mode, factor * gradient, factor * hessian))
+    calibrator = memory.calibrator
+    if not recalibrated:
+        design, at = affine_design(gone.margins), first_memory.calibrator.mode
+        _, gradient, hessian = AffineLoss(design, gone.target, weight, np.eye(design.shape[2])[0])(at)
+        calibrator = less(calibrator, at, kept * gradient, kept * hessian)
+    people = np.maximum(memory.people - kept * np.bincount(gone.target, weight, minlength=classes), 0.0)
+    totals = np.maximum(memory.class_totals - factor * np.bincount(gone.target, minlength=classes), 0.0)
+    left = Binned(np.maximum(memory.scores.mass - scores.mass, 0.0), memory.scores.spread - scores.spread)
+    return replace(memory, bundle=None, heads=tuple(heads), calibrator=calibrator, people=people, class_totals=totals, scores=left)
+
+
+def less(posterior: Posterior, at: Array, gradient: Array, hessian: Array) -> Posterior:
+    """Return a posterior less a quadratic: one with this gradient and Hessian at a point, which need not be the posterior's mode now.
+
+    Raises
+    ------
+    TrainingError
+        It was never in it: the precision that is left is negative somewhere.
+    """
+    precision = posterior.precision - (hessian + hessian.T) / 2
+    values = np.linalg.eigvalsh(precision)
+    if values[0] < -1e-6 * max(float(np.abs(values).max()), 1.0):
+        raise TrainingError("What is to be taken out of the model was never in it, or not as it is now.")
+    return replace(posterior, precision=precision, information=posterior.information - (hessian @ at - gradient))
+
+
+def model_of(model: TrainedModel, memory: Memory, *, seed: int = 0) -> TrainedModel:
+    """Return the model that a memory gives: like another, at the memory's modes, with refits drawn from its posteriors.
+
+    Parameters
+    ----------
+    model
+        Of the same features, strength and scales.
+    memory
+        From which coefficients, calibrator, prediction sets and threshold come.
+    seed
+        Of the refits.
+    """
+    rng = np.random.default_rng([seed, 1])
+    head = _head(model, memory, memory.heads)
+    refits = tuple(
+        Refit(
+            _head(model, memory, [posterior.drawn(rng) for posterior in memory.heads]),
+            calibrator_at(memory.calibrator, memory.calibrator.drawn(rng).mode),
+            memory.class_shares,
+        )
+        for _ in model.refits
+    )
+    # Spreads of what families add follow the coefficients as they do among standard people: nobody's features are here.
+    standard = np.random.default_rng(0).standard_normal((512, len(model.features)))
+    return replace(
+        model,
+        head=head,
+        calibrator=calibrator_at(memory.calibrator, memory.calibrator.mode),
+        conformal=memory.scores.conformal(model.conformal.coverage),
+        operating_point=memory.scores.operating_point(model.task.target_sensitivity) if model.binary else None,
+        refits=refits,
+        class_shares=memory.class_shares,
+        backgrounds=backgrounds_of(model, head, refits, standard),
+    )
+
+
+def _head(model: TrainedModel, memory: Memory, posteriors: Sequence[Posterior]) -> Head:
+    balanced = not model.binary
+    found = [
+        head_at(part, posterior.mode, prior_of(part, model.head, memory.class_totals, balanced=balanced))
+        for part, posterior in zip(linear_parts(model.head), posteriors, strict=True)
+    ]
+    return fused_of(model.head, found, memory.class_totals) if isinstance(model.head, FusedHead) else found[0]
+
+
+def _log_odds(model: TrainedModel, gone: Contributions) -> Array:
+    return at_answering_shares(model.calibrator.apply(gone.margins), model.class_shares)
