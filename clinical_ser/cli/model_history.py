@@ -81,16 +81,17 @@ def history(
     if not entries:
         output.print(f"{literal(name)} has no history in the registry.")
         return
-    roles = [Column(role, no_wrap=True) for role in ("champion", "challenger", "shadow")]
-    table = Table("", Column("time", no_wrap=True), "action", *roles, "plan", "approvals", "by", "reason", box=None)
     for entry in entries:
-        pointers = entry.pointers
-        held = ((digest or "")[:_SHOWN] for digest in (pointers.champion, pointers.challenger, pointers.shadow))
-        plan = " ".join(part for part in ((entry.plan or "")[:_SHOWN], entry.modification or "") if part)
-        approvals = ", ".join(approval[:_SHOWN] for approval in entry.approvals)
-        when = entry.time.strftime("%Y-%m-%d %H:%M:%SZ")
-        table.add_row(str(entry.number), when, entry.action, *held, literal(plan), approvals, literal(entry.actor), literal(entry.reason))
-    output.print(table)
+        # Lines, no table: a digest that is cut at the edge of the terminal is no digest.
+        output.print(f"{entry.number}  {entry.time:%Y-%m-%d %H:%M:%SZ}  [bold]{entry.action}[/bold]  by {literal(entry.actor)}")
+        held = "  ".join(f"{role} {digest[:_SHOWN]}" for role, digest in entry.pointers.held.items())
+        output.print(f"   {held or 'nothing answers'}")
+        plan = [f"plan {entry.plan[:_SHOWN]}"] if entry.plan else []
+        plan += [f"modification {literal(entry.modification)}"] if entry.modification else []
+        plan += [f"approvals {', '.join(approval[:_SHOWN] for approval in entry.approvals)}"] if entry.approvals else []
+        for line in (", ".join(plan), literal(entry.reason)):
+            if line:
+                output.print(f"   {line}")
 
 
 def diff(a: Compared, b: Compared, as_json: AsJson = False) -> None:
@@ -224,12 +225,11 @@ def _show(found: Difference) -> None:
         if names:
             output.print(f"  {title}: {literal(', '.join(names))}")
     if found.coefficients:
-        table = _table("log-odds for one SD of the feature", found)
         several = len({moved.margin for moved in found.coefficients}) > 1
+        output.print("  log-odds for one SD of the feature, before and after:")
         for moved in found.coefficients:
             name = f"{moved.feature}, {moved.margin}" if several else moved.feature
-            table.add_row(literal(name), f"{moved.before:+.3f}", f"{moved.after:+.3f}")
-        output.print(table)
+            output.print(f"    {moved.before:+.3f}  {moved.after:+.3f}  {literal(name)}")
         output.print(f"  [dim]calibrated; the SD is that of the first model's training data; the {MOST_MOVED} that moved most at most[/dim]")
     main = [both for both in found.figures if any(both.name in names for names in MAIN_FIGURES.values())]
     if main:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Column, Table
 
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.cli.console import FAILED, literal, output, print_json, print_line
@@ -72,8 +71,14 @@ def add(
         raise InvalidValueError("--keep-contributions", "given without --table", "the table that the model was trained on")
     change = change if table is None else "trained"
     if taken.digest in registry.digests():
-        registry.add(folder, registry.record(taken.digest))
-        output.print(f"Bundle {taken.digest[:_SHOWN]} is in the registry already, as {literal(registry.record(taken.digest).name)}.")
+        known = registry.record(taken.digest)
+        if table is not None:
+            take_in(registry, folder, known, read_table(table), keep_contributions=keep_contributions)
+        else:
+            registry.add(folder, known)
+        output.print(
+            f"Bundle {taken.digest[:_SHOWN]} is in the registry already, as {literal(known.name)}{'; its memory is now, too' if table else ''}."
+        )
         return
     record = Record.of(taken, change=change, name=name, subjects=subjects, recordings=recordings)
     if table is not None:
@@ -132,12 +137,10 @@ def _show_replaced(one: Replaced) -> None:
     if one.candidate is None:
         output.print(f"[yellow]![/yellow] {literal(one.name)} still answers with what it learned: {literal(one.why or '')}")
         return
-    how = "taken out of its sums" if one.how == "subtracted" else "trained again without them"
+    how = {"subtracted": "taken out of its sums", "retrained": "trained again without them"}.get(one.how, "done before")
     calibration = "" if one.calibration_too else ", but for the two numbers of its last recalibration"
-    output.print(
-        f"{literal(one.name)}: {how}{calibration}. Candidate {one.candidate[:_SHOWN]} is the challenger; {one.champion[:_SHOWN]} answers until the gate "
-        "lets it (`gate`, `model approve`, `model promote`)."
-    )
+    output.print(f"{literal(one.name)}: {how}{calibration}. Candidate {one.candidate[:_SHOWN]} is the challenger.")
+    output.print(f"  {one.champion[:_SHOWN]} answers until the candidate is let through (`gate`, `model approve`, `model promote`).")
 
 
 @app.command("list")
@@ -148,19 +151,13 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         print_line(json.dumps([_kept(registry, record.bundle, held).model_dump(mode="json") for record in registry.records()]))
         return
-    table = Table(Column("digest", no_wrap=True), "name", "version", "change", "parent", "subjects", "epsilon", "answers as", box=None)
     for record in registry.records():
-        table.add_row(
-            record.bundle[:_SHOWN],
-            literal(record.name),
-            literal(record.version),
-            record.change,
-            (record.parent or "")[:_SHOWN],
-            str(sum(record.subjects.values())) if record.subjects else "",
-            "" if record.epsilon is None else f"{record.epsilon:g}",
-            literal(", ".join(f"{one.name}@{one.role}" for one in held.get(record.bundle, ()))),
-        )
-    output.print(table)
+        roles = ", ".join(f"{one.name}@{one.role}" for one in held.get(record.bundle, ()))
+        output.print(f"{record.bundle[:_SHOWN]}  {literal(record.name)} {literal(record.version)}  [bold]{literal(roles)}[/bold]".rstrip())
+        facts = [record.change + (f" from {record.parent[:_SHOWN]}" if record.parent else "")]
+        facts += [f"{sum(record.subjects.values())} subjects"] if record.subjects else []
+        facts += [f"epsilon {record.epsilon:g}"] if record.epsilon is not None else []
+        output.print(f"  {', '.join(facts)}")
 
 
 @app.command()

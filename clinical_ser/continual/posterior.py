@@ -105,24 +105,24 @@ class Posterior:
         precision = (precision + precision.T) / 2
         return replace(self, precision=precision, information=(precision + np.diag(self.ridge)) @ np.asarray(mode, dtype=np.float64))
 
-    def without(self, gradient: ArrayLike, hessian: ArrayLike) -> Self:
-        """Return the posterior less some of its data, whose gradient and Hessian at the mode are given.
+    def without(self, at: ArrayLike, gradient: ArrayLike, hessian: ArrayLike) -> Self:
+        """Return the posterior less some of its data, given by their gradient and Hessian at a point, the mode at which they were added.
 
-        Exact where the loss is quadratic; else one Newton step towards the model that never saw them (Guo et al. 2020, ICML: certified removal).
+        The sums are then those of a history without them. The mode is exact where the loss is quadratic; else one Newton step towards the model that
+        never saw them (Guo et al. 2020, ICML: certified removal).
 
         Raises
         ------
         TrainingError
             What is taken away was never in it: the precision that is left is negative somewhere.
         """
-        mode, less = self.mode, np.asarray(hessian, dtype=np.float64)
-        precision = self.precision - (less + less.T) / 2
-        # Its data's own quadratic is b'Hb/2 - (H m - g)'b: that much information goes with it.
-        left = replace(self, precision=precision, information=self.information - (less @ mode - np.asarray(gradient, dtype=np.float64)))
-        values = np.linalg.eigvalsh(left.precision)
-        if values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300):
+        away = np.asarray(hessian, dtype=np.float64)
+        precision = self.precision - (away + away.T) / 2
+        values = np.linalg.eigvalsh(precision)
+        if values[0] < -1e-6 * max(float(np.abs(values).max()), 1.0):
             raise TrainingError("What is to be taken out of the model was never in it, or not as it is now.")
-        return left
+        # Their own quadratic is b'Hb/2 - (H at - g)'b: that much information goes with it.
+        return replace(self, precision=precision, information=self.information - (away @ np.asarray(at) - np.asarray(gradient)))
 
     def drawn(self, rng: np.random.Generator) -> Self:
         """Return the posterior as another sample of the same number of people would have made it: information plus noise of covariance P.

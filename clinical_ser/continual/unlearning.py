@@ -150,31 +150,16 @@ def forget(memory: Memory, first: TrainedModel, first_memory: Memory, gone: Cont
     heads = []
     for own, posterior, then in zip(part_columns(first.head), memory.heads, first_memory.heads, strict=True):
         _, gradient, hessian = Loss(Rows(gone.Z[:, own], gone.target, gone.weight), classes)(then.mode)
-        heads.append(less(posterior, then.mode, factor * gradient, factor * hessian))
+        heads.append(posterior.without(then.mode, factor * gradient, factor * hessian))
     calibrator = memory.calibrator
     if not recalibrated:
         design, at = affine_design(gone.margins), first_memory.calibrator.mode
         _, gradient, hessian = AffineLoss(design, gone.target, weight, np.eye(design.shape[2])[0])(at)
-        calibrator = less(calibrator, at, kept * gradient, kept * hessian)
+        calibrator = calibrator.without(at, kept * gradient, kept * hessian)
     people = np.maximum(memory.people - kept * np.bincount(gone.target, weight, minlength=classes), 0.0)
     totals = np.maximum(memory.class_totals - factor * np.bincount(gone.target, minlength=classes), 0.0)
     left = Binned(np.maximum(memory.scores.mass - scores.mass, 0.0), memory.scores.spread - scores.spread)
     return replace(memory, bundle=None, heads=tuple(heads), calibrator=calibrator, people=people, class_totals=totals, scores=left)
-
-
-def less(posterior: Posterior, at: Array, gradient: Array, hessian: Array) -> Posterior:
-    """Return a posterior less a quadratic: one with this gradient and Hessian at a point, which need not be the posterior's mode now.
-
-    Raises
-    ------
-    TrainingError
-        It was never in it: the precision that is left is negative somewhere.
-    """
-    precision = posterior.precision - (hessian + hessian.T) / 2
-    values = np.linalg.eigvalsh(precision)
-    if values[0] < -1e-6 * max(float(np.abs(values).max()), 1.0):
-        raise TrainingError("What is to be taken out of the model was never in it, or not as it is now.")
-    return replace(posterior, precision=precision, information=posterior.information - (hessian @ at - gradient))
 
 
 def model_of(model: TrainedModel, memory: Memory, *, seed: int = 0) -> TrainedModel:

@@ -31,7 +31,7 @@ from clinical_ser.registry import Record, Registry
 from clinical_ser.strict import Strict
 
 _FORGOT = re.compile(r"\+forgot(\d+)$")
-How = Literal["subtracted", "retrained", "to_do"]
+How = Literal["subtracted", "retrained", "waiting", "to_do"]
 
 
 class Saw(Strict):
@@ -50,7 +50,8 @@ class Replaced(Strict):
     name: str
     champion: str
     how: How
-    """`subtracted` from its sums, `retrained` on the table without the person, or `to_do`: nothing of either is here."""
+    """`subtracted` from its sums, `retrained` on the table without the person, `waiting`: one that did not know the person is the challenger already,
+    or `to_do`: nothing of any of these is here."""
     candidate: str | None
     calibration_too: bool
     """Whether calibration was freed of the person: not after a recalibration, whose two numbers are all that is left of it."""
@@ -165,6 +166,8 @@ class _Forgetter:
         """Make a candidate, by subtraction where that can be done, else by training again, else not."""
         champion = self.registry.pointers(self.name).champion
         assert champion is not None
+        if (waiting := self._waiting(champion)) is not None:
+            return Replaced(name=self.name, champion=champion, how="waiting", candidate=waiting, calibration_too=True)
         line = self._line(champion)
         memory = memory_in(self.registry, champion)
         if line is not None and memory is not None:
@@ -173,6 +176,14 @@ class _Forgetter:
             return self._retrained(champion, self.table)
         why = "What this person added was not kept, and no table to train on again was given (--table)."
         return Replaced(name=self.name, champion=champion, how="to_do", candidate=None, calibration_too=False, why=why)
+
+    def _waiting(self, champion: str) -> str | None:
+        """Return the challenger, if it forgot the person already."""
+        challenger = self.registry.pointers(self.name).challenger
+        if challenger is None:
+            return None
+        record, members = self.registry.record(challenger), members_in(self.registry, challenger)
+        return challenger if record.change == "unlearned" and record.parent == champion and members and self.tag not in members else None
 
     def _line(self, champion: str) -> _Line | None:
         """Walk back to the step that heard the person; None where it, or a step since, is not here any more."""

@@ -37,12 +37,13 @@ def test_a_bundle_is_added_listed_and_shown_by_its_counts_and_origin(run, regist
     registry.keep_private(second, "memory.json", b"{}")
     registry.switch("ward", expected=None, action="opened", pointers=Pointers(champion=digest, challenger=second), actor="quality")
 
-    lines = run("registry", "list").out.splitlines()
     record = registry.record(digest)
-    assert [line.split()[0] for line in lines] == ["digest", digest[:12], second[:12]]
-    shown = {line.split()[0]: line for line in lines[1:]}
-    assert shown[digest[:12]].split()[3:] == ["trained", str(sum(record.subjects.values())), "ward@champion"]
-    assert shown[second[:12]].split()[2:] == ["2", "updated", digest[:12], "0.5", "ward@challenger"]
+    assert [line.strip() for line in run("registry", "list").out.splitlines()] == [
+        f"{digest[:12]}  ward {record.version}  ward@champion",
+        f"trained, {sum(record.subjects.values())} subjects",
+        f"{second[:12]}  ward 2  ward@challenger",
+        f"updated from {digest[:12]}, epsilon 0.5",
+    ]
 
     told = run("registry", "show", "ward@challenger").out
     assert "updated" in told
@@ -85,10 +86,13 @@ def test_history_tells_each_switch(run, registry, child):
         actor="quality",
         reason="gate met",
     )
-    lines = run("model", "history", "ward").out.splitlines()
-    assert lines[1].split()[0] == "1"
-    assert lines[1].split()[-4:] == ["shadowed", digest[:12], "quality", "[bold]"]
-    assert lines[2].split()[-8:] == ["promoted", digest[:12], "abababababab", "recalibrate", approval[:12], "quality", "gate", "met"]
+    lines = [line.split() for line in run("model", "history", "ward").out.splitlines()]
+    assert [lines[0][0], *lines[0][3:]] == ["1", "shadowed", "by", "quality"]
+    assert lines[1:3] == [["shadow", digest[:12]], ["[bold]"]]
+    assert [lines[3][0], *lines[3][3:]] == ["2", "promoted", "by", "quality"]
+    assert lines[4] == ["champion", digest[:12]]
+    assert lines[5] == ["plan", "abababababab,", "modification", "recalibrate,", "approvals", approval[:12]]
+    assert lines[6] == ["gate", "met"]
     entries = json.loads(run("model", "history", "ward", "--json").out)
     assert [entry["number"] for entry in entries] == [1, 2]
     assert entries[1]["previous"] == entries[0]["digest"] == first.digest
