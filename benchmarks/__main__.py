@@ -35,6 +35,9 @@ def main() -> None:
             ("student_encoder", ["--emodb", data / "emodb-2s", "--ravdess", data / "ravdess"]),
             ("long_recordings", []),
             ("audit", ["--folder", work]),
+            ("continual", []),
+            ("forgetting", ["--data", data, "--tables", Path(work) / "forgetting"]),
+            ("drift", ["--data", Path(work) / "drift"]),
             ("federated", ["equality"]),
             ("federated", ["cost", "--sites", "3,10"]),
         ):

@@ -479,7 +479,8 @@ def time_in(leaf: bytes) -> str:
 def parse_payload(raw: bytes) -> Payload:
     """Read a payload; AuditFormatError unless it is of a kind and version that this version knows, in its one spelling."""
     try:
-        value = json.loads(raw)
+        # Whole numbers beyond 2**53 are floats that RFC 8785 spells without a point.
+        value = json.loads(raw, parse_int=lambda digits: number if abs(number := int(digits)) <= _LARGEST_SAFE else float(digits))
         spelled = canonical(value)
     except (ValueError, RecursionError, AuditFormatError):
         value, spelled = None, b""
