@@ -14,12 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from clinical_ser.errors import ServerError
 from clinical_ser.evaluation.subgroups import age_bands
-from clinical_ser.monitoring.counts import LONGEST_NAME, NAMED, STATUS, Grid, Observation, observe, width_of
+from clinical_ser.monitoring.counts import BESIDE, LONGEST_NAME, NAMED, STATUS, Grid, Observation, observe, width_of
 from clinical_ser.screening.result import ScreeningResult, Status
 from clinical_ser.strict import Strict
 
-BESIDE = "beside."
-"""Begins the kinds of names that a shadow's counts have and a champion's have not."""
 MAX_CHANNEL = 200
 MOST_CHANNELS = 10_000
 """The largest feature set has some 6,400 features."""

@@ -16,24 +16,21 @@ from scipy.special import log_softmax
 from scipy.stats import chi2, t
 from threadpoolctl import threadpool_limits
 
-from clinical_ser.cohorts.baseline import marked
 from clinical_ser.cohorts.splits import group_k_fold
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.continual.affine import WEAK, AffineLoss, affine_design, calibrator_posterior
 from clinical_ser.continual.memory import Memory
 from clinical_ser.continual.posterior import Array, Posterior, minimise
-from clinical_ser.continual.updating import Updated, UpdateOptions, rows_for, update
+from clinical_ser.continual.updating import Updated, UpdateOptions, rows_for, training_of, update
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.models.binned import Binned
-from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.calibration import MIN_SCALE, RIDGE
 from clinical_ser.models.conformal import ConformalSets, subjects_needed
-from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.rows import Rows as TableRows
 from clinical_ser.models.rows import Selection
 from clinical_ser.models.trained import Calibrator, Refit, TrainedModel, at_answering_shares
-from clinical_ser.models.training import Training, TrainingOptions, cohort_digest, out_of_fold_frame, rows_of_draws, warnings_of
+from clinical_ser.models.training import Training, out_of_fold_frame, rows_of_draws, warnings_of
 from clinical_ser.models.weights import subject_weights
 from clinical_ser.strict import Strict
 
@@ -336,26 +333,9 @@ class _Recalibration:
             class_shares=shares,
             interpretable=None,
         )
-        selected = self.selected
-        training = Training(
-            model=recalibrated,
-            out_of_fold=out_of_fold_frame(rows, log_odds, fold_of, task, judge),
-            refused=selected.refused,
-            gate_failures=selected.gate_failures,
-            counts=selected.counts,
-            problems=selected.problems,
-            warnings=self._warnings(sets),
-            cohort_digest=cohort_digest(rows.frame["recording"], rows.target),
-            subjects_learned_from=len(np.unique(rows.subjects)),
-            simulated=bool(marked(self.table.frame, "simulated").any()),
-            options=TrainingOptions(
-                head=BoostedHead.kind if isinstance(model.head, BoostedHead) else LinearHead.kind,
-                split=len(folds),
-                coverage=model.conformal.coverage,
-                refits=len(model.refits),
-                seed=self.options.seed,
-            ),
-        )
+        frame = out_of_fold_frame(rows, log_odds, fold_of, task, judge)
+        said = self._warnings(sets)
+        training = training_of(recalibrated, self.selected, self.table, frame, folds=len(folds), seed=self.options.seed, warnings=said)
         return Updated(training, self._memory(recalibrated, log_odds, old))
 
     def _memory(self, model: TrainedModel, log_odds: Array, old: Binned | None) -> Memory | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -21,6 +22,7 @@ from clinical_ser.continual.posterior import TOLERANCE, Array, Posterior, minimi
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.models.background import Background, Backgrounds
 from clinical_ser.models.binned import Binned
+from clinical_ser.models.boosted_head import BoostedHead
 from clinical_ser.models.conformal import ConformalSets
 from clinical_ser.models.fused_head import FusedHead
 from clinical_ser.models.heads import Head, probabilities, with_margins
@@ -187,6 +189,32 @@ def _with_twin(
     return replace(whole, training=replace(whole.training, model=joined), memory=known)
 
 
+def training_of(
+    model: TrainedModel, selected: Selection, table: FeatureTable, out_of_fold: pd.DataFrame, *, folds: int, seed: int, warnings: tuple[str, ...]
+) -> Training:
+    """Return what came of new rows as a training run, so that it is evaluated, described and saved like one."""
+    rows = selected.rows
+    return Training(
+        model=model,
+        out_of_fold=out_of_fold,
+        refused=selected.refused,
+        gate_failures=selected.gate_failures,
+        counts=selected.counts,
+        problems=selected.problems,
+        warnings=warnings,
+        cohort_digest=cohort_digest(rows.frame["recording"], rows.target),
+        subjects_learned_from=len(np.unique(rows.subjects)),
+        simulated=bool(marked(table.frame, "simulated").any()),
+        options=TrainingOptions(
+            head=BoostedHead.kind if isinstance(model.head, BoostedHead) else LinearHead.kind,
+            split=folds,
+            coverage=model.conformal.coverage,
+            refits=len(model.refits),
+            seed=seed,
+        ),
+    )
+
+
 class _Update:
     """One update of one model."""
 
@@ -255,22 +283,8 @@ class _Update:
             binned = old + self._binned(log_odds, others)
             return binned.conformal(self.model.conformal.coverage), self._operating_point(binned)
 
-        selected = self.selected
-        training = Training(
-            model=model,
-            out_of_fold=out_of_fold_frame(rows, log_odds, fold_of, self.task, judge),
-            refused=selected.refused,
-            gate_failures=selected.gate_failures,
-            counts=selected.counts,
-            problems=selected.problems,
-            warnings=self._warnings(model),
-            cohort_digest=cohort_digest(rows.frame["recording"], rows.target),
-            subjects_learned_from=len(np.unique(rows.subjects)),
-            simulated=bool(marked(self.table.frame, "simulated").any()),
-            options=TrainingOptions(
-                split=len(folds), coverage=self.model.conformal.coverage, refits=len(self.model.refits), seed=options.seed, head=LinearHead.kind
-            ),
-        )
+        frame = out_of_fold_frame(rows, log_odds, fold_of, self.task, judge)
+        training = training_of(model, self.selected, self.table, frame, folds=len(folds), seed=options.seed, warnings=self._warnings(model))
         memory = Memory(
             bundle=None,
             features=self.known.features,

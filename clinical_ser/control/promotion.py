@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.configuration import LogConfiguration
@@ -22,12 +23,11 @@ from clinical_ser.control.plan import Change, check_change, plan_from_json, requ
 from clinical_ser.control.site_figures import Members
 from clinical_ser.errors import BundleError, ChangePlanError, ClinicalSerError, InvalidValueError, OutsidePlanError, RegistryError
 from clinical_ser.models.bundle import VerifiedBundle
+from clinical_ser.monitoring.counts import BESIDE
 from clinical_ser.monitoring.journal import Journal
 from clinical_ser.registry import Entry, Pointers, Record, Registry
 
 MEMBERS = "members.json"
-BESIDE = "beside."
-"""Begins the kinds of names that the server counts a shadow's answers under, beside those of a champion: `beside.<12 digits>.status`."""
 _MAIN = ("auroc", "uar", "brier", "calibration_slope", "ece_smooth", "sensitivity", "specificity", "deferred")
 """Figures of the comparison that go into the audit record."""
 _LONGEST = 500
@@ -158,20 +158,8 @@ def propose(registry: Registry, name: str, digest: str, plan: ChangePlan, *, rec
     OutsidePlanError
         The change is outside the plan; it is recorded.
     """
-    _, modification = covered(registry, name, digest, plan, recorder=recorder)
-    head, before = registry.head(name), registry.pointers(name)
-    _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: challenger", old=before.challenger, new=digest), digest)
-    return registry.switch(
-        name,
-        expected=head.digest if head else None,
-        action="opened",
-        pointers=before.model_copy(update={"challenger": digest, "shadow": None}),
-        bundle=digest,
-        plan=plan.digest,
-        modification=modification.id,
-        actor=recorder.actor.id,
-        reason=reason,
-    )
+    modification = covered(registry, name, digest, plan, recorder=recorder)[1]
+    return _given_role(registry, name, digest, plan, modification, "challenger", recorder, reason)
 
 
 def shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, *, recorder: Recorder, reason: str = "", on: date | None = None) -> Entry:
@@ -182,15 +170,29 @@ def shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, *, reco
     OutsidePlanError
         The change is outside the plan; it is recorded.
     """
-    _, modification = covered(registry, name, digest, plan, recorder=recorder, on=on)
-    head = registry.head(name)
-    before = registry.pointers(name)
-    _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: shadow", old=before.shadow, new=digest), digest)
+    modification = covered(registry, name, digest, plan, recorder=recorder, on=on)[1]
+    return _given_role(registry, name, digest, plan, modification, "shadow", recorder, reason)
+
+
+def _given_role(
+    registry: Registry,
+    name: str,
+    digest: str,
+    plan: ChangePlan,
+    modification: Modification,
+    role: Literal["challenger", "shadow"],
+    recorder: Recorder,
+    reason: str,
+) -> Entry:
+    """Make a bundle challenger, or challenger and shadow: recorded first, then switched."""
+    head, before = registry.head(name), registry.pointers(name)
+    old = before.challenger if role == "challenger" else before.shadow
+    _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: {role}", old=old, new=digest), digest)
     return registry.switch(
         name,
         expected=head.digest if head else None,
-        action="shadowed",
-        pointers=before.model_copy(update={"shadow": digest, "challenger": digest}),
+        action="opened" if role == "challenger" else "shadowed",
+        pointers=before.model_copy(update={"challenger": digest, "shadow": digest if role == "shadow" else None}),
         bundle=digest,
         plan=plan.digest,
         modification=modification.id,

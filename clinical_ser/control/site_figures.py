@@ -20,11 +20,11 @@ from clinical_ser.control.figures import DISTANCE_TO_BEST, EXPLANATION_FIGURES
 from clinical_ser.control.parts import ChangePlan, Holdout, Id, Sha256
 from clinical_ser.errors import ChangePlanError, LeakError
 from clinical_ser.evaluation import subgroups
+from clinical_ser.evaluation.evaluating import interval_of
 from clinical_ser.evaluation.evidence import EvaluatedModel
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.figures import BinaryFigures, ClassFigures, figures_of
 from clinical_ser.evaluation.intervals import Bootstrap, bootstrap
-from clinical_ser.evaluation.naming import describe
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, predict
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.models.bundle import VerifiedBundle
@@ -451,14 +451,7 @@ def _slice(drawn: Bootstrap, start: int, stop: int) -> Bootstrap:
 
 
 def _figure(drawn: Bootstrap, index: int, name: str, rests_on: int, people: int, recordings: int) -> Figure:
-    kind = describe(name).kind
-    # The Brier score of several classes goes up to 2.
-    if kind in {"share", "bounded"} and (name != "brier" or drawn.values[index] <= 1):
-        bounds = drawn.interval(index, subjects=rests_on, share=True)
-    elif kind == "distance":
-        bounds = drawn.of_distance(index, subjects=rests_on)
-    else:
-        bounds = drawn.interval(index, subjects=rests_on)
+    bounds = interval_of(drawn, index, name, rests_on)
     return Figure.of(float(drawn.values[index]), *bounds, subjects=people, recordings=recordings, method=METHOD)
 
 

@@ -36,6 +36,8 @@ NOT_USABLE = "not_usable"
 NAMED = ("device", "codec", "language", "sex", "age_band", "site", "task")
 """What names are counted of, beside the status: never a free text, and never a person."""
 STATUS = "status"
+BESIDE = "beside."
+"""Begins the kinds of names that a shadow's counts have beside those of a champion: `beside.<12 digits>.status`."""
 LONGEST_NAME, MOST_NAMES = 64, 200
 OTHER = "other"
 """What a name is counted as that is too long to be a kind of thing, or comes after `MOST_NAMES` others."""
