@@ -237,7 +237,7 @@ class _Evaluation:
         elif alone and name == "auroc":
             (low, high), method = delong(self._predictions.target[rows], self._predictions.log_odds[rows], level=level), "DeLong"
         else:
-            low, high = interval_of(drawn, index, name, figures.rests_on(name))
+            low, high = _interval(drawn, index, name, figures.rests_on(name))
         return Figure.of(value, low, high, subjects=people, recordings=len(rows), method=method)
 
     def _bounds(self, drawn: Bootstrap, at: slice) -> tuple[Vector, Vector, Vector]:
@@ -287,7 +287,7 @@ class _Evaluation:
             people = len(np.unique(self._subjects[rows]))
             rests_on = min(self._people_by_class(rows)) if name in {"auroc", "uar"} else people
             mine, other = (
-                Figure.of(drawn.values[index], *interval_of(drawn, index, name, rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
+                Figure.of(drawn.values[index], *_interval(drawn, index, name, rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
                 for index in (at.start + i, at.start + n + i)
             )
             difference = Figure.of(less.values[i], *less.interval(i, subjects=rests_on), subjects=people, recordings=len(rows), method=BOOTSTRAP)
@@ -343,12 +343,16 @@ class _GroupPart:
     at: slice
 
 
-def interval_of(drawn: Bootstrap, index: int, name: str, rests_on: int) -> tuple[float, float]:
-    """Return the interval of a figure of a bootstrap on the scale that it has; it rests on so many subjects."""
-    kind = describe(name).kind
+def _interval(drawn: Bootstrap, index: int, name: str, rests_on: int) -> tuple[float, float]:
     if name == "ece_debiased":  # its square, from which what sampling adds is taken off already
         low, high = drawn.interval(index, subjects=rests_on)
         return float(np.sqrt(max(low, 0.0))), float(np.sqrt(max(high, 0.0)))
+    return interval_of(drawn, index, name, rests_on)
+
+
+def interval_of(drawn: Bootstrap, index: int, name: str, rests_on: int) -> tuple[float, float]:
+    """Return the interval of a figure of a bootstrap on the scale that it has; it rests on so many subjects."""
+    kind = describe(name).kind
     if kind == "distance":
         return drawn.of_distance(index, subjects=rests_on)
     # The Brier score of several classes goes up to 2.
