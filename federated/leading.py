@@ -212,13 +212,14 @@ def _record(alarms: tuple[Alarm, ...], audit: LogConfiguration, plan: Plan) -> N
     with audit.write() as log:
         for alarm in alarms:
             since = datetime(alarm.since.year, alarm.since.month, alarm.since.day, tzinfo=UTC) if alarm.since else plan.created
+            statistic, value, limit = alarm.recorded
             log.append(
                 DriftAlarm(
                     actor=Actor(id="coordinator", role=Role.NODE),
                     what=alarm.channel[:200],
-                    statistic=alarm.statistic,
-                    value=alarm.value,
-                    limit=alarm.limit,
+                    statistic=statistic,
+                    value=value,
+                    limit=limit,
                     since=since,
                 ),
                 purpose=Purpose.OPERATIONS,

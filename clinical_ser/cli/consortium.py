@@ -205,6 +205,24 @@ def status(folder: Folder, run: Annotated[str | None, typer.Argument(help="One r
 
 
 @app.command()
+def propose(
+    folder: Folder,
+    run: Run,
+    change_plan: Annotated[Path, typer.Option("--plan", help="The change-control plan (pccp.toml).", show_default=False)],
+    trigger: Annotated[str, typer.Option(help="Why: scheduled, request, or alarm:ID.")] = "scheduled",
+) -> None:
+    """Make what a run updated or recalibrated the challenger, in this machine's registry."""
+    from clinical_ser.audit.answering import Recorder
+    from clinical_ser.control.plan import read_plan as read_change_plan
+    from clinical_ser.registry import Registry
+    from federated.proposing import propose as propose_run
+
+    asked = read_change_plan(change_plan)
+    entry = propose_run(_open(folder).run_folder(run), Registry.default(), asked, recorder=Recorder.find(), trigger=trigger)
+    output.print(f"The challenger of {literal(entry.name)} is {(entry.bundle or '')[:12]}; it answers nothing before the gate and the signatures.")
+
+
+@app.command()
 def serve(
     folder: Folder,
     logs: Annotated[Path | None, typer.Option(help="A folder for what Flower writes; the terminal, or the journal, otherwise.")] = None,

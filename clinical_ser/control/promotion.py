@@ -74,7 +74,8 @@ def change_of(registry: Registry, digest: str, *, name: str) -> Change:
         parent=record.parent,
         head=bundle.manifest.head,
         features_same=parent is not None and parent.manifest.features == bundle.manifest.features,
-        extractors_same=parent is not None and parent.manifest.extractors == bundle.manifest.extractors,
+        # A parent may name sets of which it uses no feature.
+        extractors_same=parent is not None and bundle.manifest.extractors.items() <= parent.manifest.extractors.items(),
         subjects=record.subjects,
         sites=int(_number(details.get("sites"), "sites") or 1),
         forgetting=_number(details.get("forgetting"), "forgetting"),

@@ -7,23 +7,28 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.configuration import LogConfiguration
-from clinical_ser.audit.events import DriftAlarm
+from clinical_ser.audit.events import Actor, DriftAlarm, Role
 from clinical_ser.cli import consortium as cli
 from clinical_ser.cohorts.table import read_table, write_table
 from clinical_ser.continual.memory import Memory
-from clinical_ser.errors import FederationError
+from clinical_ser.control.promotion import open_name
+from clinical_ser.errors import FederationError, OutsidePlanError
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.trained import TrainedModel
+from clinical_ser.registry import Record, Registry
 from federated.consortium import Consortium, Settings
 from federated.identities import Identity
 from federated.leading import Coordinator, lead_run
 from federated.plan import Plan, read_plan
 from federated.planning import Beginning, lay_beside, plan_beginning
+from federated.proposing import propose
 from federated.provisioning import Kit, NodeFolder, make_keys
 from federated.publishing import publish
 from federated.secure_sums import SecureSums
 from federated.training import train_across
+from tests.control.made import MODEL, filled_in, plan_of
 from tests.federated.sites import make_consortium
 from tests.federated.test_continual import FEATURES, rows_of, settings_of, sites_of
 from tests.tables import table_of
@@ -97,6 +102,20 @@ def test_an_update_makes_a_signed_child_and_the_memory_of_it(tmp_path, hub, cham
     np.testing.assert_allclose(memory.heads[0].mode[:-1], model.head.coef_, atol=1e-6)
     assert not np.allclose(model.head.coef_, trained.model.head.coef_, atol=1e-3)
     assert led.lead() == digest, "led again from its totals, the same model"
+    registry = Registry(tmp_path / "registry")
+    registry.add(folder / "model", Record.of(read_bundle(folder / "model"), change="trained", name=MODEL))
+    recorder = Recorder(hub.audit, Actor(id="coordinator", role=Role.OPERATOR))
+    open_name(registry, MODEL, champion[1], recorder=recorder, reason="first release")
+    # Exact totals spend no privacy that could be stated; a plan with a limit on it does not cover them.
+    told = "\n".join(line for line in filled_in().splitlines() if not line.startswith("epsilon_at_most")).replace(', "privacy",', "")
+    told = told[: told.index('[[requirement]]\nid = "privacy"')] + told[told.index("[[role]]") :]
+    entry = propose(led.folder, registry, plan_of(told), recorder=recorder)
+    assert (entry.pointers.champion, entry.pointers.challenger) == (champion[1], digest)
+    record = registry.record(digest)
+    assert (record.change, record.parent, record.details["sites"], record.details["forgetting"]) == ("updated", champion[1], 3, 0.9)
+    assert registry.private(digest, "memory.json") == path.read_bytes()
+    with pytest.raises(OutsidePlanError, match="Sites"):
+        propose(led.folder, registry, plan_of(filled_in(told, sites_at_least="4")), recorder=recorder)
 
 
 def test_a_recalibration_says_what_is_justified_and_makes_no_more(tmp_path, hub, champion, capsys):
