@@ -118,7 +118,7 @@ def person_taken_out(repetitions: int) -> list[dict[str, object]]:
             kept = Contributions.of(model, memory, rows, rows.subjects.tolist())
             for person in range(3):
                 gone = rows.subjects[person]
-                freed = model_of(model, forget(memory, model, memory, kept.of_person(gone), ()))
+                freed, _ = model_of(model, forget(memory, model, kept.of_people({gone}), ()), secret=b"")
                 others = rows.subjects != gone
                 labels = np.array(model.task.classes)[rows.target[others]]
                 never = model.head.settled().fit(model.preprocessor.transform(rows.X)[others], labels)

@@ -186,7 +186,9 @@ def linear_models(parts: Sequence[Part]) -> dict[str, list[Model]]:
         diagonal = diagonal.after(at, np.diag(np.diag(loss(at)[2])))
         said = expit(np.column_stack([one.Z, np.ones(len(one.Z))]) @ found["LwF"][-1])
         mixed = (1 - SHARE) * one.target + SHARE * said
-        taught = Loss(replace(one, belief=np.column_stack([1 - mixed, mixed])), 2)
+        # Each recording stands there twice, once as each class, with what is believed of it for its weight.
+        both = Rows(np.vstack([one.Z, one.Z]), np.repeat([0, 1], len(one.Z)), np.concatenate([1 - mixed, mixed]))
+        taught = Loss(both, 2)
         found["LwF"].append(minimise(taught, nothing, found["LwF"][-1])[0])
         for factor in FORGETTING:
             at, posterior[factor] = minimise(loss, posterior[factor].discounted(factor))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from federated.at_site import EVERYBODY
 from federated.plan import Kind, Plan
+from federated.protocols.margins import TREES
 from federated.refusals import RefusedError
 from federated.statistics import Ask
 from federated.wire import Message
@@ -27,6 +28,30 @@ MOST_OF_A_MAP = 50.0
 COEFFICIENTS = ("beta", "own", "refits", "head")
 FROZEN: dict[Kind, tuple[str, ...]] = {"update": ("mean", "scale", "median"), "recalibrate": ("mean", "scale", "median", "head")}
 """What does not move in a run that begins with a model: arrays that every question about its rows carries, and whose digest is in the plan."""
+MAPS, FOLD_MAPS = frozenset({"theta", "left_out", "draw"}), frozenset({"theta"})
+JUDGED = frozenset({"theta", "threshold", "limits"})
+BESIDE: dict[str, frozenset[str]] = {
+    "newton": frozenset({"left_out", "draw"}),
+    "calibration": MAPS | {"system"},
+    "scores": FOLD_MAPS,
+    "evaluation": JUDGED,
+    "reference": frozenset(),
+    "stacking": MAPS,
+}
+"""Arrays that questions about heads carry beside scales and the heads themselves."""
+OTHERS: dict[str, frozenset[str]] = {
+    "cohort": frozenset(),
+    "moments": frozenset({"centre"}),
+    "drift": frozenset(),
+    "comparison": frozenset(),
+    "private_moments": frozenset({"low", "high"}),
+    "private_curvature": frozenset({"mean", "scale"}),
+    "private_gradient": frozenset({"mean", "scale", "beta"}),
+}
+"""All arrays of questions that are about no head of this file's."""
+OF_TREES = {"tree_start", "tree_sums", "tree_centres"}
+ENSEMBLES = frozenset(TREES + name for name in ("left_out", "draw", "start", "feature", "edge", "value"))
+ZEROS = frozenset(TREES + name for name in ("cover", "centre", "feature_centre"))
 OF_STEPS = 3
 """Answers of a recalibration that are compared: as it was, with an intercept, and with a slope too; two of them may become the model."""
 OFTENER = {"newton": 2, "calibration": 2, "moments": 2, "reference": 3}
@@ -59,7 +84,7 @@ def check_asks(plan: Plan, asks: Sequence[Ask]) -> None:
         all(times <= OFTENER.get(name, 1) for name, times in counted.items())
         and _entries(asks, "newton", "beta") <= heads
         and _entries(asks, "calibration", "theta") <= heads
-        and all(_is_frozen(plan, ask) for ask in asks)
+        and all(_arrays_are_known(plan, ask) and _is_frozen(plan, ask) for ask in asks)
         and all(_options_fit(plan, ask) and _arrays_fit(plan, ask) for ask in asks)
     )
     if not fits:
@@ -91,8 +116,28 @@ def _is_frozen(plan: Plan, ask: Ask) -> bool:
         return not ask.arrays and all(ask.options.get(name, wanted) == wanted for name, wanted in told.items())
     if names is None or ask.statistic == "cohort":
         return True
-    moved = "head" in names and "beta" in ask.arrays and not np.array_equal(ask.arrays["beta"], np.tile(ask.arrays.get("head", ()), (plan.folds, 1)))
-    return not moved and frozen_digest({name: ask.arrays[name] for name in names if name in ask.arrays}) == plan.frozen
+    if "head" in names and not np.array_equal(ask.arrays["beta"], np.tile(ask.arrays["head"], (plan.folds, 1))):
+        return False
+    return frozen_digest({name: ask.arrays[name] for name in names if name in ask.arrays}) == plan.frozen
+
+
+def _arrays_are_known(plan: Plan, ask: Ask) -> bool:
+    """Tell whether an ask carries the arrays of its statistic under the plan's head, all of them and no other.
+
+    An array that nobody looks at here may be the one that a statistic computes with: trees in place of coefficients are another head.
+    """
+    given = frozenset(ask.arrays)
+    if ask.statistic in OTHERS:
+        return given == OTHERS[ask.statistic]
+    if ask.statistic not in BESIDE:
+        # Trees that grow, and adapters, read their arrays by name; none of them reads a head's trees.
+        return (plan.head == "boosted" or ask.statistic not in OF_TREES) and not any(name.startswith(TREES) for name in given)
+    needed = BESIDE[ask.statistic] | {"mean", "scale"}
+    if plan.head == "boosted" and ask.statistic != "newton":
+        return given == needed | ENSEMBLES | (ZEROS if ask.statistic == "reference" else frozenset())
+    needed |= {"beta", "own", "refits"} if ask.statistic == "reference" else {"beta"}
+    needed |= {"head"} if plan.kind == "recalibrate" else set()
+    return needed <= given <= (needed if plan.kind == "train" else needed | {"median"})
 
 
 def scales_of(asks: Sequence[Ask]) -> list[tuple[NDArray[Any], NDArray[Any]]]:

@@ -29,7 +29,7 @@ from federated.identities import Identity
 from federated.plan import Kind, Plan
 from federated.publishing import publish
 from federated.recalibrating import recalibrate_across
-from federated.released import Watched, compare_across, count_across, watch
+from federated.released import Watched, compare_across, count_across, reference_of, watch
 from federated.secure_sums import SecureSums
 from federated.stacking import LOCAL_WEIGHTS, stack_across
 from federated.training import Trained, commitment, train_across
@@ -128,7 +128,7 @@ def _monitor(plan: Plan, sums: SecureSums, at: Coordinator) -> None:
     found = Watched(run=plan.run, plan=plan.digest, counts=counts, outcomes=outcomes)
     if not (kept / REFERENCE).exists() or _is_reference(kept, counts):
         # The first run is what the later ones are watched against.
-        _write(kept / REFERENCE, Reference.of(bundle.manifest, counts).to_bytes())
+        _write(kept / REFERENCE, Reference.of(bundle.manifest, reference_of(counts)).to_bytes())
         _write(at.folder / MONITOR, found.to_bytes())
         return
     reference = read_strict(Reference, _read(kept / REFERENCE), "The reference")
@@ -203,7 +203,7 @@ def _check_frozen(plan: Plan, parent: TrainedModel) -> None:
 
 def _is_reference(kept: Path, counts: Counts) -> bool:
     """Tell whether the reference is of this very run, which is led again, and nothing has been watched against it."""
-    return not (kept / STATE).exists() and read_strict(Reference, _read(kept / REFERENCE), "The reference").counts == counts
+    return not (kept / STATE).exists() and read_strict(Reference, _read(kept / REFERENCE), "The reference").counts == reference_of(counts)
 
 
 def _record(alarms: tuple[Alarm, ...], audit: LogConfiguration, plan: Plan) -> None:

@@ -29,20 +29,22 @@ from clinical_ser.audit.log import AuditLog
 from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
 from clinical_ser.control.plan import read_plan as read_change_plan
 from clinical_ser.errors import BundleError, ChangePlanError, ClinicalSerError, FederationError, InvalidValueError, SiteRefusalError
-from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.bundle import VerifiedBundle, read_bundle
+from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.rows import select_rows
+from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import cohort_digest
 from clinical_ser.strict import Strict
-from federated.asking import asks_of, check_asks, scales_of
+from federated.asking import MOST_NORM, asks_of, check_asks, scales_of
 from federated.fixed_point import encode, is_wide
 from federated.heads_of_logs import Head, head_of
 from federated.identities import REPLY, REQUEST, RUN_KEY, Identity, require, run_key_message
 from federated.masking import context_of, mask
 from federated.names import Hex32
-from federated.plan import Plan
+from federated.plan import Kind, Plan
 from federated.policy import Policy
 from federated.refusals import Reason, RefusedError
-from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, site_rows, tags_of, whole_rows, without_rare
+from federated.site_table import LEAST_IN_A_FOLD, fits_scales, least_in_a_fold, name_tags, site_rows, tags_of, whole_rows, without_rare
 from federated.statistics import Ask, SiteRows, contribution, known_statistics
 from federated.version import code_digest
 from federated.wire import Message
@@ -82,6 +84,19 @@ class _Run(Strict):
     """Something could not be computed. Why depends on the rows, so it is said once, and nothing more is answered."""
 
 
+class _Heard(Strict):
+    """Whom a run taught a model."""
+
+    task: str
+    parent: Hex32 | None
+    """The model that it began with."""
+    people: tuple[str, ...]
+    """Keyed tags of their names alone."""
+
+
+LEARNING: frozenset[Kind] = frozenset({"train", "update"})
+
+
 class _Memory(Strict):
     """What a site remembers of all runs."""
 
@@ -89,6 +104,8 @@ class _Memory(Strict):
     """With whom its rows were added up."""
     people: tuple[tuple[str, ...], ...] = ()
     """Of whom: a keyed tag a person and their recordings, so that this file names nobody."""
+    heard: dict[Hex32, _Heard] = Field(default_factory=dict)
+    """By plan: who was learned from, in trainings and updates."""
     heads: dict[str, Head] = Field(default_factory=dict)
     """Of the other party's log, by its name."""
     ledger: Hex32 | None = None
@@ -100,7 +117,9 @@ class _Data:
     """What stands for a site's table."""
 
     people: tuple[str, ...]
-    """Tags of who is in it."""
+    """Tags of who is in it, with all that it says of them."""
+    names: tuple[str, ...]
+    """Tags of the names of those whose rows are used."""
     bytes: str
     """Digest of the file."""
 
@@ -403,11 +422,19 @@ class Node:
         allowed = plan.site_names in {tuple(sorted(names)) for names in policy.release.sets}
         if memory.sets and plan.site_names not in memory.sets and not allowed:
             raise RefusedError("other_sites_than_before")
+        if plan.kind in {"update", "recalibrate"}:
+            # Whoever taught a model already would count twice, and judge it on what it has seen. A run that began with the same model, as this one,
+            # taught a sibling of what is made now and no ancestor, so one that failed can be led anew.
+            ancestors = [one for one in memory.heard.values() if one.task == plan.task.name and one.parent != plan.parent]
+            if any(not set(data.names).isdisjoint(one.people) for one in ancestors):
+                raise RefusedError("people_known_already")
 
     def _remember_set(self, plan: Plan, data: "_Data") -> None:
         memory = self._memory()
         sets, people = dict.fromkeys((*memory.sets, plan.site_names)), dict.fromkeys((*memory.people, data.people))
-        self._write(self._state / MEMORY, memory.model_copy(update={"sets": tuple(sets), "people": tuple(people)}))
+        heard = {plan.digest: _Heard(task=plan.task.name, parent=plan.parent, people=data.names)} if plan.kind in LEARNING else {}
+        seen = {"sets": tuple(sets), "people": tuple(people), "heard": memory.heard | heard}
+        self._write(self._state / MEMORY, memory.model_copy(update=seen))
 
     def _pay(self, policy: Policy, asked: _Asked, asks: Sequence[Ask], data: _Data) -> str | None:
         """Pay for noisy answers before they are computed, where the policy lets any leave; return the ledger line's digest."""
@@ -453,7 +480,7 @@ class Node:
         if before != after:
             # Replaced while it was read: nobody knows of which of the two these rows are.
             raise RefusedError("data_changed")
-        data = _Data(tags_of(table, self._secret()), before)
+        data = _Data(tags_of(table, self._secret()), name_tags(rows.subjects, self._secret()), before)
         if len(np.unique(rows.subjects)) < policy.release.minimum_subjects:
             raise RefusedError("too_few_subjects")
         if plan.kind == "monitor":
@@ -479,8 +506,11 @@ class Node:
                 raise RefusedError("models_differ")
             try:
                 bundles[digest] = read_bundle(self._folder / policy.models[digest], expected_digest=digest)
+                steep = _is_steep(bundles[digest])
             except BundleError:
                 raise RefusedError("models_differ") from None
+            if steep:
+                raise RefusedError("model_too_steep")
         if plan.change_plan is not None:
             try:
                 change_plan = read_change_plan(self._folder / str(policy.change_plan))
@@ -488,7 +518,16 @@ class Node:
                 raise RefusedError("change_plan_differs") from None
             if change_plan.digest != plan.change_plan:
                 raise RefusedError("change_plan_differs")
-        return whole_rows(table, plan, bundles, site=policy.name, least=policy.release.minimum_group, change_plan=change_plan)
+        release = policy.release
+        return whole_rows(
+            table,
+            plan,
+            bundles,
+            site=policy.name,
+            least=release.minimum_group,
+            least_of_a_class=release.minimum_subjects_of_a_class,
+            change_plan=change_plan,
+        )
 
     def _secret(self) -> bytes:
         found = (self._state / SECRET).read_bytes()
@@ -635,6 +674,19 @@ def own_rows(folder: Path, policy: Policy, plan: Plan) -> SiteRows:
         ) from None
     except OSError as error:
         raise FederationError(f"The node's files cannot be read: {error.strerror}.") from None
+
+
+def _is_steep(bundle: VerifiedBundle) -> bool:
+    """Tell whether a model looks at the few people in a slit, as no question of training may: one that came by another way is held to the same."""
+    model = TrainedModel.from_bundle(bundle)
+    for head, calibrator in [(model.head, model.calibrator), *((refit.head, refit.calibrator) for refit in model.refits)]:
+        if isinstance(head, LinearHead):
+            columns = np.vstack([head.coef_.reshape(len(head.column_families), -1), np.atleast_1d(head.intercept_)])
+            lengths = np.sqrt((columns**2).sum(axis=0))
+            # What a map multiplies is as steep as the head itself; one below 1 hides nothing, since margins are counted too.
+            if not (lengths * max(1.0, abs(float(calibrator.scale_))) <= MOST_NORM).all():
+                return True
+    return False
 
 
 def workspace_of(folder: Path, plan: Plan) -> Path:

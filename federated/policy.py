@@ -70,8 +70,8 @@ class Policy(Strict):
     table: str
     """The site's feature table, in this folder or with its whole path."""
     tables: dict[Kind, str] = Field(default_factory=dict)
-    """Tables of other kinds of run: the new people of an update, the recordings that are watched, the frozen holdout of a gate. A gate has no other;
-    for the rest `table` serves where none is named."""
+    """Tables of other kinds of run: the new people of an update or a recalibration, the recordings that are watched, the frozen holdout of a gate.
+    `table` is what is trained on; where none is named it serves for monitoring too, and for nothing else: it holds the people whom a model heard."""
     models: dict[Hex32, str] = Field(default_factory=dict)
     """Digest of a bundle to its folder, in this folder or with its whole path: the models that are watched or compared here."""
     change_plan: str | None = None
@@ -90,7 +90,7 @@ class Policy(Strict):
 
     def table_of(self, kind: Kind) -> str | None:
         """Return the table that a kind of run is about, None where there is none."""
-        return self.tables.get(kind, None if kind == "gate" else self.table)
+        return self.tables.get(kind, self.table if kind in {"train", "monitor"} else None)
 
     @classmethod
     def read(cls, path: Path) -> "Policy":

@@ -13,8 +13,9 @@ from clinical_ser.control.site_figures import SiteFigures
 from clinical_ser.errors import FederationError
 from clinical_ser.models.state import Finite
 from clinical_ser.models.strict_json import canonical_json
-from clinical_ser.monitoring.counts import Counts
-from clinical_ser.monitoring.watching import Alarm, Watch
+from clinical_ser.monitoring.cells import SCORE_CELLS
+from clinical_ser.monitoring.counts import OTHER, STATUS, Counts
+from clinical_ser.monitoring.watching import NEW_NAMES, Alarm, Watch
 from clinical_ser.strict import Strict
 from federated.plan import Plan
 from federated.protocols import comparison, drift
@@ -24,11 +25,12 @@ Positive = Annotated[Finite, Field(ge=0)]
 
 
 class Outcomes(Strict):
-    """Of those whose outcome has returned, over all sites: does the condition come as often as the probabilities say."""
+    """Of those whose outcome has returned, over all sites that have enough of each class: does the condition come as often as the scores say."""
 
     people: int = Field(ge=0)
     observed: int = Field(ge=0)
     expected: Positive
+    """By the middles of cells of 0.05: of rare conditions, whose scores crowd at the low end of the first one, it is too many."""
     ratio: Positive | None
     """Observed to expected; None where nothing is expected."""
     z: Finite | None
@@ -108,21 +110,38 @@ def compare_across(sums: Sums, plan: Plan) -> tuple[SiteFigures, ...]:
     return found
 
 
+def reference_of(counts: Counts) -> Counts:
+    """Return a run's counts as what later runs are watched against: names are known, and their shares are not.
+
+    How many of a name leave a site depends on how long a period is, since few are counted among the others there: 15 of 100 people are, and 3 of 20
+    are not. A detector of shares would take that for a change. So a name that was told has 1, too few to be watched (`watching.channels_of`).
+    """
+    names = {kind: dict.fromkeys((*found, OTHER), 1) for kind, found in counts.names.items() if kind in NEW_NAMES}
+    return counts.model_copy(update={"names": {STATUS: counts.names.get(STATUS, {})} | names})
+
+
 def watch(watching: Watch, counts: Counts, run: str) -> tuple[Alarm, ...]:
-    """Let detectors see a run's counts, once; a run that is led again after a crash gives no evidence twice."""
+    """Let detectors see a run's counts, once; a run that is led again after a crash gives no evidence twice.
+
+    The reference is one of `reference_of`. A name of the public list is news once as many people have come with it as are news at one site, if in the
+    reference no site had enough of them to tell.
+    """
     if any(recent.label == run for recent in watching.state.recent):
         return ()
     return watching.take(counts, day=None, label=run)
 
 
 def _outcomes(totals: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Outcomes:
-    people, expected, variance, observed = totals.sum(axis=0).tolist()
-    by_score = tuple((round(n), max(e, 0.0), round(o)) for n, e, _, o in totals.tolist())
+    people, observed = np.rint(totals).astype(int).T
+    middle = (np.arange(SCORE_CELLS) + 0.5) / SCORE_CELLS
+    each = people * middle
+    expected, variance = float(each.sum()), float((each * (1 - middle)).sum())
+    came = int(observed.sum())
     return Outcomes(
-        people=round(people),
-        observed=round(observed),
-        expected=max(expected, 0.0),
-        ratio=observed / expected if expected > 1e-6 else None,
-        z=(observed - expected) / np.sqrt(variance) if variance > 1e-6 else None,
-        by_score=by_score,
+        people=int(people.sum()),
+        observed=came,
+        expected=expected,
+        ratio=came / expected if expected else None,
+        z=(came - expected) / float(np.sqrt(variance)) if variance else None,
+        by_score=tuple(zip(people.tolist(), each.tolist(), observed.tolist(), strict=True)),
     )

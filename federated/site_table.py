@@ -67,7 +67,14 @@ def site_rows(table: FeatureTable, plan: Plan, secret: bytes, workspace: Path | 
 
 
 def whole_rows(
-    table: FeatureTable, plan: Plan, bundles: Mapping[str, VerifiedBundle], *, site: str, least: int, change_plan: ChangePlan | None = None
+    table: FeatureTable,
+    plan: Plan,
+    bundles: Mapping[str, VerifiedBundle],
+    *,
+    site: str,
+    least: int,
+    least_of_a_class: int,
+    change_plan: ChangePlan | None = None,
 ) -> SiteRows:
     """Return a table for a run that looks at it as it is, without folds, and with recordings that have no label.
 
@@ -83,6 +90,8 @@ def whole_rows(
         This site's name.
     least
         People of whom a count by name may leave.
+    least_of_a_class
+        People of each class of whom outcomes may leave.
     change_plan
         What a gate is held to.
 
@@ -108,6 +117,7 @@ def whole_rows(
         bundles=bundles,
         site=site,
         least=least,
+        least_of_a_class=least_of_a_class,
         change_plan=change_plan,
     )
 
@@ -170,3 +180,8 @@ def tags_of(table: FeatureTable, key: bytes) -> tuple[str, ...]:
     for subject, digest in zip(table.subjects.tolist(), digests.tolist(), strict=True):
         said.setdefault(subject, []).append(f"{digest:016x}")
     return tuple(sorted(hmac.digest(key, "\n".join([one, *sorted(rows)]).encode(), "sha256").hex()[:24] for one, rows in said.items()))
+
+
+def name_tags(subjects: NDArray[np.str_], key: bytes) -> tuple[str, ...]:
+    """Return a tag for every subject's name alone, keyed, in order: the same person has the same one in every table of this site."""
+    return tuple(sorted(hmac.digest(key, f"subject\n{one}".encode(), "sha256").hex()[:24] for one in np.unique(subjects).tolist()))

@@ -56,6 +56,8 @@ class SiteRows:
     """The site's name, of runs whose answers are told apart by site."""
     least: int = 1
     """People of whom a count by name may leave; fewer are counted without their name."""
+    least_of_a_class: int = 1
+    """People of each class of whom outcomes may leave; of fewer, none do."""
 
     def __len__(self) -> int:
         return len(self.target)

@@ -4,10 +4,11 @@ The one idea: what reaches the disk is a day's sum. Who was recorded is looked u
 """
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from clinical_ser.api.access import named_in
 from clinical_ser.api.cells import Cells
@@ -72,8 +73,8 @@ class Counting:
         self._person_days = timedelta(days=told.person_days)
         self._waiting: asyncio.Queue[tuple[Answered, Served, bytes]] = asyncio.Queue(_MOST_WAITING)
         self._sums: dict[tuple[date, str], Counts] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        self._troubled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._troubled = self._closed = False
 
     @property
     def is_on(self) -> bool:
@@ -83,18 +84,42 @@ class Counting:
     def start(self) -> None:
         """Begin to count."""
         if self.is_on:
-            loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._count()), loop.create_task(self._flush_again_and_again())]
+            self._begin(self._count)
+            self._begin(self._flush_again_and_again)
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, work))
+
+    def _ended(self, work: Callable[[], Coroutine[Any, Any, None]], task: "asyncio.Task[None]") -> None:
+        """Go on after what nobody foresaw, without what waits: that nothing is counted any more is not to show only at the next start."""
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._service.observing.logs.write("counting-failed", level="warning", error=error)
+        if work == self._count:
+            # The one that it ended with, and those that it did not come to.
+            for _ in range(1 + self._waiting.qsize()):
+                self._service.observing.metrics.recording_counted(Counted.FAILED)
+            while not self._waiting.empty():
+                self._waiting.get_nowait()
+        if not self._closed:
+            self._begin(work)
 
     async def close(self) -> None:
         """Count what waits, and write it."""
-        for task in self._tasks:
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        while not self._waiting.empty():
-            await self._one(*self._waiting.get_nowait())
-        await self.flush()
+        if tasks:
+            await asyncio.wait(tasks)
+        try:
+            while not self._waiting.empty():
+                await self._one(*self._waiting.get_nowait())
+        finally:
+            await self.flush()
 
     def offer(self, answered: Answered, served: Served, cells: bytes) -> None:
         """Have a recording counted soon; where too many wait it is not, which is counted."""
@@ -164,9 +189,13 @@ class Counting:
     async def _flush_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            # A flush that was begun is ended, also when the server stops meanwhile.
-            with suppress(asyncio.CancelledError):
-                await asyncio.shield(self.flush())
+            flushing = asyncio.get_running_loop().create_task(self.flush())
+            try:
+                await asyncio.shield(flushing)
+            except asyncio.CancelledError:
+                # A flush that was begun is ended, also when the server stops meanwhile.
+                await asyncio.wait([flushing])
+                raise
 
     def _complain(self, error: Exception) -> None:
         """Say once that counting fails; no answer depends on it."""

@@ -4,7 +4,7 @@ The one idea: a request or a job takes one generation at its start and keeps it 
 When the registry's champion changes, a new generation takes the place of the old one in one assignment, and the old one ends with its last request.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +12,16 @@ from pathlib import Path
 
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.workers import Workers
-from clinical_ser.errors import BundleNotFoundError, ServerSetupError
+from clinical_ser.errors import BundleError, BundleNotFoundError, ServerSetupError
 from clinical_ser.folders import user_folder
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.registry.names import find_model
-from clinical_ser.registry.records import is_name
+from clinical_ser.registry.records import is_digest_like, is_name
 from clinical_ser.registry.shipped import is_shipped
 from clinical_ser.registry.store import Registry
 
 CHAMPION = "champion"
+_NEVER_ANSWER = frozenset({"challenger", "shadow"})
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def served_models(configuration: ServerConfiguration) -> Mapping[str, Served]:
     BundleError, InvalidValueError, RegistryError
         One is not there, or cannot be trusted.
     ServerSetupError
-        Two have one name, or one cannot be served.
+        Two have one name, or one cannot be served, or is a bundle of a name that was never its champion.
     """
     found: dict[str, Served] = {}
     for source in configuration.models:
@@ -112,12 +113,59 @@ def served_models(configuration: ServerConfiguration) -> Mapping[str, Served]:
 
 def _served(source: str) -> Served:
     registry, name = registry_of_site(), followed(source)
-    champion = registry.pointers(name).champion if registry is not None and name is not None else None
-    if registry is None or champion is None:
-        folder = find_model(source)
-        return Served(source, servable(folder), folder.absolute())
-    folder = registry.folder_of(champion)
-    return Served(source, servable(folder, expected_digest=champion), folder.absolute(), name)
+    if registry is not None and name is not None:
+        if champion := registry.pointers(name).champion:
+            return _of_registry(registry, source, champion, name)
+        if champions := _champions(registry, name):
+            return _withdrawn(registry, source, name, champions)
+    if registry is not None and (digest := _one_that_was_champion(registry, source)):
+        return _of_registry(registry, source, digest)
+    folder = find_model(source)
+    return Served(source, servable(folder), folder.absolute())
+
+
+def _of_registry(registry: Registry, source: str, digest: str, name: str | None = None, *, withdrawn: bool = False) -> Served:
+    folder = registry.folder_of(digest)
+    return Served(source, servable(folder, expected_digest=digest), folder.absolute(), name, withdrawn=withdrawn)
+
+
+def _withdrawn(registry: Registry, source: str, name: str, champions: Sequence[str]) -> Served:
+    """Return a model under whose name nothing answers until it has a champion again; the last one that is sound says what it was."""
+    refused: BundleError | None = None
+    for digest in reversed(champions):
+        try:
+            return _of_registry(registry, source, digest, name, withdrawn=True)
+        except BundleError as error:
+            # Damage may be why it was withdrawn.
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _one_that_was_champion(registry: Registry, source: str) -> str | None:
+    """Return the bundle that a source `name@digest` means; None for a source of another kind.
+
+    Raises
+    ------
+    ServerSetupError
+        It means a bundle that never went through the gate under this name.
+    """
+    name, at, role = source.partition("@")
+    if not at or not is_name(name) or is_shipped(name):
+        return None
+    if role in _NEVER_ANSWER:
+        raise ServerSetupError(f"A {role} answers nobody: {source} cannot be served. Give the name alone, {name}, which follows its champion.")
+    if not is_digest_like(role):
+        return None
+    digest = registry.find(source)
+    if digest not in _champions(registry, name):
+        raise ServerSetupError(f"Bundle {digest[:12]} was never the champion of {name}, and cannot be served; a bundle of a name that was can be.")
+    return digest
+
+
+def _champions(registry: Registry, name: str) -> list[str]:
+    """Return the bundles that were champion of a name, in order."""
+    return [champion for entry in registry.history(name) if (champion := entry.pointers.champion)]
 
 
 def servable(folder: Path, *, expected_digest: str | None = None) -> VerifiedBundle:
@@ -148,8 +196,30 @@ def followed(source: str) -> str | None:
     return name if is_name(name) and role in {"", CHAMPION} and not is_shipped(name) else None
 
 
-def champion_of(registry: Registry, served: Served) -> Served:
-    """Return the model that the registry now has in a served one's place.
+def champion_now(registry: Registry, name: str) -> str | None:
+    """Return the digest of a name's champion; None where it was withdrawn.
+
+    Raises
+    ------
+    BundleNotFoundError, RegistryError
+        The name has no history, or one that does not fit together.
+    """
+    head = registry.head(name)
+    if head is None:
+        # Not said by anyone: a registry that is gone or not mounted is no reason to stop answering.
+        raise BundleNotFoundError("The registry has no history of this model any more.")
+    return head.pointers.champion
+
+
+def champion_of(registry: Registry, served: Served, champion: str | None) -> Served:
+    """Return a champion as the model in a served one's place.
+
+    Parameters
+    ----------
+    registry, served
+        Where it is, and in whose place.
+    champion
+        Its digest, from `champion_now`.
 
     Raises
     ------
@@ -158,21 +228,15 @@ def champion_of(registry: Registry, served: Served) -> Served:
     ServerSetupError
         It cannot be served, or not under this name.
     """
-    assert served.followed is not None
-    head = registry.head(served.followed)
-    if head is None:
-        # Not said by anyone: a registry that is gone or not mounted is no reason to stop answering.
-        raise BundleNotFoundError("The registry has no history of this model any more.")
-    champion = head.pointers.champion
     if champion is None:
         return Served(served.source, served.bundle, served.folder, served.followed, withdrawn=True)
-    folder = registry.folder_of(champion)
-    bundle = servable(folder, expected_digest=champion)
+    found = _of_registry(registry, served.source, champion, served.followed)
+    bundle = found.bundle
     if bundle.manifest.name != served.id:
         raise ServerSetupError(f"The champion calls itself {bundle.manifest.name}; clients know this model as {served.id}.")
     if not answers_as(bundle, served.bundle):
         raise ServerSetupError(f"The champion answers another question than {served.id} did: its task or its classes are others.")
-    return Served(served.source, bundle, folder.absolute(), served.followed)
+    return found
 
 
 def shadow_of(registry: Registry, served: Served) -> Served | None:
@@ -187,8 +251,7 @@ def shadow_of(registry: Registry, served: Served) -> Served | None:
     shadow = registry.pointers(served.followed).shadow
     if shadow is None or shadow == served.digest:
         return None
-    folder = registry.folder_of(shadow)
-    return Served(served.source, servable(folder, expected_digest=shadow), folder.absolute())
+    return _of_registry(registry, served.source, shadow)
 
 
 def registry_of_site() -> Registry | None:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from clinical_ser.api.access import Principal
 from clinical_ser.api.configuration import ServerConfiguration
 from clinical_ser.api.counting import Answered, Counting
-from clinical_ser.api.following import Following
+from clinical_ser.api.following import Following, changed
 from clinical_ser.api.generation import Generation, Served, served_models
 from clinical_ser.api.limits import AtOnce, Rate
 from clinical_ser.api.metrics import Restart
@@ -30,7 +30,7 @@ from clinical_ser.api.shadow import Shadows
 from clinical_ser.api.spool import Spool
 from clinical_ser.api.store import Failure, Kept, Order, Outcome, Readers, Store
 from clinical_ser.api.workers import Workers
-from clinical_ser.audit.answering import activation, answer_entry, operator
+from clinical_ser.audit.answering import answer_entry, operator
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Actor, Notice, Purpose, ReportAction, Role, Submission
 from clinical_ser.audit.events import Outcome as RecordedOutcome
@@ -160,7 +160,10 @@ class Service:
                 stack.callback(service.witness.close)
             await to_thread.run_sync(remove_leftovers, audit.origin)
             for each in models.values():
-                observing.metrics.model_loaded(**each.identity)
+                if each.withdrawn:
+                    observing.logs.write("model-withdrawn")
+                else:
+                    observing.metrics.model_loaded(**each.identity)
             service.ready = True
             yield service
             service.ready = False
@@ -170,7 +173,7 @@ class Service:
         metrics, logs = self.observing.metrics, self.observing.logs
         return Workers(
             self.configuration,
-            {served.digest: served.folder for served in models.values()},
+            {served.digest: served.folder for served in models.values() if not served.withdrawn},
             on_lost=lambda reason: metrics.worker_restarted(Restart(reason)),
             on_trouble=lambda error: logs.write("worker-does-not-start", level="error", error=error),
             on_spent=metrics.stage,
@@ -194,9 +197,11 @@ class Service:
     def _open(self) -> None:
         """Make the tables, and record that the server started and which models answer from now on."""
         self.store.prepare()
-        started = Entry(ServiceEvent(actor=self.actor, action="started", component=COMPONENT), purpose=Purpose.SYSTEM)
+        models = self.generation.models.values()
+        detail = "; ".join(f"model {served.id}: {'withdrawn' if served.withdrawn else served.digest}" for served in models)
+        started = Entry(ServiceEvent(actor=self.actor, action="started", component=COMPONENT, detail=detail[:10_000]), purpose=Purpose.SYSTEM)
         with self.reading() as reader:
-            changes = [change for served in self.generation.models.values() for change in activation(reader, self.actor, **served.identity)]
+            changes = [change for served in models for change in changed(reader, self.actor, served)]
         self.record([started, *changes])
         self.store.take_in_reviews()
 

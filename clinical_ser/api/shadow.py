@@ -47,14 +47,16 @@ class Shadow:
         self._waiting: deque[_Waiting] = deque()
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Start its worker; ServerSetupError where that fails."""
         await self._crew.start()
-        self._task = asyncio.get_running_loop().create_task(self._ask())
+        self._begin()
 
     async def close(self) -> None:
         """End it, with what waits."""
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -69,6 +71,22 @@ class Shadow:
             return
         self._waiting.append((answered, parts, size, {name: value for name, value in options.items() if name not in _NOT_ASKED}))
         self._more.set()
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._ask())
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """Go on after what nobody foresaw, without the voices that wait: they are not kept for a task that is no more."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._trouble(error)
+        # The one that it ended with, and those that it did not come to.
+        for _ in range(1 + len(self._waiting)):
+            self._service.observing.metrics.shadowed(Shadowed.FAILED)
+        self._waiting.clear()
+        if not self._closed:
+            self._begin()
 
     async def _ask(self) -> None:
         while True:
@@ -99,7 +117,7 @@ class Shadow:
         else:
             metrics.shadowed(Shadowed.COUNTED)
 
-    def _trouble(self, error: Exception) -> None:
+    def _trouble(self, error: BaseException) -> None:
         self._service.observing.logs.write("shadow-failed", level="warning", error=error)
 
 
@@ -126,7 +144,7 @@ class Shadows:
         Raises
         ------
         AuditError
-            It cannot be recorded; there is no shadow then.
+            It cannot be recorded; then no shadow comes, and none goes.
         ServerSetupError
             It cannot be started, or answers another question than the champion.
         """
@@ -134,9 +152,9 @@ class Shadows:
         if (before and before.model.digest) == (shadow and shadow.digest):
             return
         if before is not None:
+            await self._record(champion, before.model.digest, None)
             del self._found[champion.id]
             await before.close()
-            await self._record(champion, before.model.digest, None)
         if shadow is None:
             return
         if not answers_as(shadow.bundle, champion.bundle):

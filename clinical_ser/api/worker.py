@@ -27,7 +27,7 @@ import numpy as np
 
 from clinical_ser.api.cells import Cells
 from clinical_ser.api.frames import Done, Work, encode, receive
-from clinical_ser.audio import QualityReport, load
+from clinical_ser.audio import load
 from clinical_ser.audio.loading import from_samples
 from clinical_ser.audio.recording import SAMPLE_RATE_HZ
 from clinical_ser.errors import AudioError, AudioTooLongError, ClinicalSerError, InvalidValueError, ServerSetupError
@@ -67,7 +67,7 @@ class Setup:
 
 def serve(connection: socket.socket, setup: Setup) -> None:
     """Load the models, then answer until the server hangs up."""
-    models = {digest: _Model(_Screener.load(Path(folder), encoders=setup.encoders)) for digest, folder in setup.models.items()}
+    models = {digest: _Model(Screener.load(Path(folder), encoders=setup.encoders)) for digest, folder in setup.models.items()}
     for digest, model in models.items():
         if model.screener.digest != digest:
             raise ServerSetupError("The model's files were replaced while it was served; restart the server.")
@@ -86,35 +86,25 @@ def serve(connection: socket.socket, setup: Setup) -> None:
         del frame, body, answer
 
 
-class _Screener(Screener):
-    """Keeps, until it is asked for, what the model was given of the last recording, which is counted and not given out."""
-
-    entered: FeatureVector | None = None
-
-    def _entering(self, vector: FeatureVector, quality: QualityReport) -> FeatureVector:
-        self.entered = super()._entering(vector, quality)
-        return self.entered
-
-
 class _Model:
     """A model, and the cells in which its recordings are counted."""
 
-    def __init__(self, screener: _Screener) -> None:
+    def __init__(self, screener: Screener) -> None:
         self.screener = screener
 
     @cached_property
     def grid(self) -> Grid:
         return Grid(self.screener.model)
 
-    def cells(self, result: ScreeningResult, codec: str) -> bytes:
-        """Return the cells of the recording that was screened last."""
-        vector, self.screener.entered = self.screener.entered, None
-        return Cells.of(self.grid, None if vector is None else vector.values, result, codec).model_dump_json().encode()
+    def cells(self, entered: Sequence[FeatureVector], result: ScreeningResult, codec: str) -> bytes:
+        """Return the cells of a recording: of what the model was given, if it was given anything, and of what it said."""
+        values = entered[0].values if entered else None
+        return Cells.of(self.grid, values, result, codec).model_dump_json().encode()
 
 
 def _worked(model: _Model, work: Work, body: bytearray) -> tuple[Done, bytes]:
     screener = model.screener
-    screener.entered = None
+    entered: list[FeatureVector] = []
     options = dict(work.options)
     start, end = options.pop("start", None), options.pop("end", None)
     try:
@@ -125,9 +115,9 @@ def _worked(model: _Model, work: Work, body: bytearray) -> tuple[Done, bytes]:
             return Done(kind="quality"), screener.quality(recording).model_dump_json().encode()
         if day := options.pop("recorded_on", None):
             options["recorded_on"] = date.fromisoformat(day)
-        result = screener.screen(recording, **options)
+        result = screener.screen(recording, entered=entered.append, **options)
         answer = result.model_dump_json().encode()
-        cells = model.cells(result, recording.source.codec) if work.counted else None
+        cells = model.cells(entered, result, recording.source.codec) if work.counted else None
     except (ClinicalSerError, MemoryError) as error:
         return _refused(error), b""
     return (Done(kind="result"), answer) if cells is None else (Done(kind="result", result_bytes=len(answer)), answer + cells)

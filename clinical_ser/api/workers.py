@@ -72,6 +72,10 @@ class BusyError(ServerError):
         self.retry_after_s = retry_after_s
 
 
+class WorkerStartError(ServerSetupError):
+    """A worker process did not come up and did not say why: the machine may be short of memory or busy, which says nothing against a model."""
+
+
 @dataclass(eq=False)
 class _Worker:
     """A process and the connection to it."""
@@ -135,6 +139,8 @@ class Workers:
         workers: int | None = None,
         niceness: int = 0,
     ) -> None:
+        self.models = frozenset(models)
+        """Digests of the models that it has."""
         self._work, self._limits = configuration.work, configuration.limits
         self._size = workers or configuration.work.workers
         folders = {digest: str(folder) for digest, folder in models.items()}
@@ -182,7 +188,7 @@ class Workers:
         Raises
         ------
         ServerSetupError
-            One cannot start, with the reason that it gives.
+            One cannot start, with the reason that it gives; `WorkerStartError` where it gives none.
         """
         at_a_time = self._size if together else 1
         try:
@@ -417,7 +423,7 @@ class Workers:
                 async with asyncio.timeout(READY_TIMEOUT_S):
                     done, _ = await _answered(worker.reader)
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
-                raise ServerSetupError("A worker process does not start; is there memory enough for it (work.memory_mib)?") from None
+                raise WorkerStartError("A worker process does not start; is there memory enough for it (work.memory_mib)?") from None
             if done.kind != "ready":
                 raise ServerSetupError(done.detail)
             undo.pop_all()

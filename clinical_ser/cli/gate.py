@@ -7,9 +7,10 @@ import typer
 from rich.table import Table
 
 from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import FAILED, check_output_folder, errors, literal, output, print_json, program
 from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
-from clinical_ser.control.gate import Comparison, Verdict, compare
+from clinical_ser.control.gate import Comparison, Verdict, compare, left_by_records
 from clinical_ser.control.parts import ChangePlan, Modification
 from clinical_ser.control.plan import Change, read_plan
 from clinical_ser.control.promotion import covered, members_of
@@ -17,10 +18,9 @@ from clinical_ser.control.site_figures import LARGEST_SUMMARY_BYTES, SiteFigures
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.folders import user_folder
-from clinical_ser.models.bundle import VerifiedBundle, read_bundle
+from clinical_ser.models.bundle import VerifiedBundle
 from clinical_ser.registry import Registry
-from clinical_ser.registry.names import find_model
-from clinical_ser.registry.records import is_digest_like
+from clinical_ser.registry.names import read_model
 
 OUTCOMES = {"met": "met", "not_met": "[bold]NOT met[/bold]", "cannot_be_judged": "[bold]cannot be judged[/bold]"}
 COMPARISON = "comparison.json"
@@ -45,7 +45,7 @@ def gate(
     ] = None,
     epsilon_left: Annotated[
         float | None,
-        typer.Option(help="What is left of the privacy budget after the change; the plan's less what the registry counted otherwise."),
+        typer.Option(help="What is left of the privacy budget after the change, by hand; the report says so. Otherwise as the registry counted."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
@@ -56,7 +56,7 @@ def gate(
     if not tables and not summaries:
         raise InvalidValueError("--holdout", None, "the holdouts of the plan, or summaries of them with --summary")
     check_output_folder(output_folder)
-    before, after = _bundle(champion), _bundle(challenger)
+    before, after = read_model(champion), read_model(challenger)
     registry = Registry.default() if user_folder("data") else None
     change, which = _change(registry, asked, after, modification)
     errors.print("Comparing ...")
@@ -68,11 +68,18 @@ def gate(
         tables,
         summaries=summaries,
         members=members_of(registry, [before.digest, after.digest]) if registry else None,
-        epsilon_left=_left(which, change) if epsilon_left is None else epsilon_left,
+        epsilon_left=(None if change is None else left_by_records(which, change)) if epsilon_left is None else epsilon_left,
+        epsilon_from="records" if epsilon_left is None else "hand",
         change=change,
     )
     write_comparison(found, asked, output_folder)
     if registry is not None and change is not None:
+        recorder = Recorder.find()
+        told = f"comparison {found.digest}: {'met' if found.met else f'{len(found.not_met)} requirements not met'}"
+        setting = f"model {found.model}: gate under plan {asked.digest}"
+        recorder.record(
+            Configuration(actor=recorder.actor, setting=setting, old=before.digest, new=told), purpose=Purpose.OPERATIONS, model=after.digest
+        )
         registry.attach(after.digest, found.to_json())
     if as_json:
         print_json(found)
@@ -136,21 +143,9 @@ def _tables(given: list[str]) -> dict[str, FeatureTable]:
     return tables
 
 
-def _left(modification: Modification, change: Change | None) -> float | None:
-    most = modification.limits.epsilon_at_most
-    return None if most is None or change is None else most - (change.epsilon or 0.0)
-
-
 def _bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(LARGEST_SUMMARY_BYTES + 1)
-
-
-def _bundle(model: str) -> VerifiedBundle:
-    if is_digest_like(model) and user_folder("data"):
-        registry = Registry.default()
-        return registry.bundle(registry.find(model))
-    return read_bundle(find_model(model))
 
 
 def _change(registry: Registry | None, plan: ChangePlan, challenger: VerifiedBundle, modification: str | None) -> tuple[Change | None, Modification]:

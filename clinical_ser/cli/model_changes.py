@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import literal, output, program
 from clinical_ser.control import promotion
 from clinical_ser.control.approval import RoleKey, read_signatures
 from clinical_ser.control.approval import approve as approve_comparison
 from clinical_ser.control.gate import LARGEST_COMPARISON_BYTES, Comparison
+from clinical_ser.control.parts import ChangePlan
 from clinical_ser.control.plan import read_plan
 from clinical_ser.errors import ChangePlanError, InvalidValueError
 from clinical_ser.models.signing import default_key_path
@@ -33,7 +35,14 @@ def approve(
     """Sign a comparison in a role, and keep the signature with the challenger in the registry."""
     read, asked = _read(comparison), read_plan(plan)
     signed = approve_comparison(asked, read, role=role, name=name, key=RoleKey.load(key or default_key_path()))
-    registry = Registry.default()
+    registry, recorder = Registry.default(), Recorder.find()
+    promotion.check_signed(registry, asked, read)
+    told = f"{signed.sha256} of comparison {read.digest} by {signed.name} (key {signed.key_id})"
+    recorder.record(
+        Configuration(actor=recorder.actor, setting=f"model {read.model}: approval by {signed.role}", old=None, new=told),
+        purpose=Purpose.OPERATIONS,
+        model=read.challenger,
+    )
     registry.attach(read.challenger, read.to_json())
     registry.attach(read.challenger, signed.to_json())
     output.print(f"Approved as {literal(role)} by key {signed.key_id}: comparison {read.digest[:12]} of bundle {read.challenger[:12]}.")
@@ -44,7 +53,7 @@ def shadow(bundle: Bundle, plan: PlanOption, reason: Annotated[str, typer.Option
     """Let a challenger answer silently beside the champion: nothing it says is given out."""
     asked, registry = read_plan(plan), Registry.default()
     digest = registry.find(bundle)
-    entry = promotion.shadow(registry, asked.plan.model, digest, asked, recorder=Recorder.find(), reason=reason)
+    entry = promotion.shadow(registry, asked.plan.model, digest, asked, recorder=Recorder.find(), signatures=read_signatures(plan), reason=reason)
     _tell(entry, f"{digest[:12]} answers in the shadow of {literal(entry.name)}")
 
 
@@ -54,36 +63,53 @@ def promote(
     first: Annotated[str | None, typer.Option(help="Let a first bundle answer under this name, which has none yet.", show_default=False)] = None,
     reason: Annotated[str, typer.Option(help="Why; needed with --first.", show_default=False)] = "",
     journal: Annotated[
-        Path | None, typer.Option(help="The server's folder of counts, where the plan asks for recordings in the shadow.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="The server's folder of counts, where the plan asks for recordings in the shadow; that of this site's server otherwise.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Make a challenger the champion: only what the plan covers, the gate found met, and every role approved."""
     registry = Registry.default()
     digest = registry.find(bundle)
-    if (plan is None) == (first is None):
-        raise InvalidValueError("--plan", "given with --first" if plan else None, "one of --plan and --first")
-    if plan is not None:
-        asked = read_plan(plan)
+    if plan is None and first is None:
+        raise InvalidValueError("--plan", None, "the plan, or --first NAME for a first bundle (with --plan too, to bind the plan from the beginning)")
+    asked = None if plan is None else read_plan(plan)
+    signatures = () if plan is None else read_signatures(plan)
+    if first is not None:
+        entry = promotion.open_name(registry, first, digest, recorder=Recorder.find(), reason=reason, plan=asked, signatures=signatures)
+    elif asked is not None:
         entry = promotion.promote(
             registry,
             asked.plan.model,
             digest,
             asked,
             recorder=Recorder.find(),
-            signatures=read_signatures(plan),
-            journal=Journal(journal) if journal else None,
+            signatures=signatures,
+            journal=_journal(journal, asked),
             reason=reason,
         )
-    else:
-        entry = promotion.open_name(registry, first or "", digest, recorder=Recorder.find(), reason=reason)
     _tell(entry, f"{digest[:12]} answers as {literal(entry.name)}")
-    if plan is not None:
+    if first is not None and plan is None:
+        output.print(
+            f"  [yellow]![/yellow] no plan is bound to {literal(entry.name)}: the first plan that promotes will be trusted on first use. "
+            "Bind one from the beginning with --plan."
+        )
+    elif first is None:
         output.print(f"  Back at once with: {program()} model rollback {literal(entry.name)} --reason REASON")
 
 
-def rollback(name: Name, reason: Reason) -> None:
-    """Bring back the champion before, at once."""
-    entry = promotion.rollback(Registry.default(), name, recorder=Recorder.find(), reason=reason)
+def rollback(
+    name: Name,
+    reason: Reason,
+    to: Annotated[
+        str | None, typer.Option(help="A bundle that was champion: its digest. Needed for one that was withdrawn.", show_default=False)
+    ] = None,
+) -> None:
+    """Bring back the champion before, at once; one that was withdrawn only when it is asked for with --to."""
+    registry = Registry.default()
+    entry = promotion.rollback(registry, name, recorder=Recorder.find(), reason=reason, to=registry.find(to) if to else None)
     _tell(entry, f"{(entry.pointers.champion or '')[:12]} answers again as {literal(name)}")
 
 
@@ -95,6 +121,15 @@ def withdraw(
     """Take challenger and shadow away; with --champion, let nothing answer under the name."""
     entry = promotion.withdraw(Registry.default(), name, recorder=Recorder.find(), reason=reason, champion=champion)
     _tell(entry, f"Withdrawn from {literal(name)}")
+
+
+def _journal(folder: Path | None, plan: ChangePlan) -> Journal | None:
+    """Return the journal that is given, or, where the plan asks for one, that of the server that is configured here."""
+    if folder is None and plan.protocol.shadow_recordings:
+        from clinical_ser.api.configuration import ServerConfiguration
+
+        folder = ServerConfiguration.find().monitoring.folder
+    return None if folder is None else Journal(folder)
 
 
 def _tell(entry: Entry, what: str) -> None:

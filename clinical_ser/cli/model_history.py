@@ -13,12 +13,11 @@ from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.card_facts import MAIN_FIGURES
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.naming import describe
-from clinical_ser.models.bundle import VerifiedBundle, read_bundle
+from clinical_ser.models.bundle import VerifiedBundle
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.registry import Registry
-from clinical_ser.registry.names import find_model
-from clinical_ser.registry.records import is_digest_like
+from clinical_ser.registry.names import read_model
 from clinical_ser.strict import Strict
 
 MOST_MOVED = 10
@@ -96,18 +95,11 @@ def history(
 
 def diff(a: Compared, b: Compared, as_json: AsJson = False) -> None:
     """Show what differs between two models: what they take in, how they weigh it, where they cut, and how well they do."""
-    found = difference(_bundle(a), _bundle(b))
+    found = difference(read_model(a), read_model(b))
     if as_json:
         print_json(found, indent=2)
     else:
         _show(found)
-
-
-def _bundle(text: str) -> VerifiedBundle:
-    if is_digest_like(text):
-        registry = Registry.default()
-        return registry.bundle(registry.find(text))
-    return read_bundle(find_model(text))
 
 
 def difference(before: VerifiedBundle, after: VerifiedBundle) -> Difference:

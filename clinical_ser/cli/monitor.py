@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -16,9 +17,10 @@ from clinical_ser.audit.events import DriftAlarm, Purpose
 from clinical_ser.cli.console import check_output_file, complain, literal, output, percent, print_json, report_problems
 from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.errors import InvalidValueError, MonitoringError, RegistryConflictError, RegistryError
+from clinical_ser.file_lock import FileLock
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.monitoring.batches import ROWS, Batch, batches_of_journal, batches_of_table, digest_of, weeks_of
+from clinical_ser.monitoring.batches import ROWS, Batch, batches_of_journal, batches_of_table, days_of, weeks_of
 from clinical_ser.monitoring.counts import Counts, Grid, counts_of, read_strict
 from clinical_ser.monitoring.journal import Journal
 from clinical_ser.monitoring.outcomes import (
@@ -30,6 +32,8 @@ from clinical_ser.monitoring.outcomes import (
     check_options,
     read_outcomes,
 )
+from clinical_ser.monitoring.seen import Memory
+from clinical_ser.monitoring.shadow import Agreement, agreement_of
 from clinical_ser.monitoring.watching import NEW_NAME_PEOPLE, RUN_LENGTH, Alarm, Family, Reference, Standing, State, Watch, outcome_alarm
 from clinical_ser.registry import Registry
 from clinical_ser.registry.names import find_model
@@ -62,6 +66,8 @@ class Watched(Strict):
     alarms: tuple[Alarm, ...]
     outcomes: Returned | None
     calibration: tuple[GroupCalibration, ...]
+    shadow: tuple[Agreement, ...]
+    """How the shadow that was asked for agrees with this model, by its answer."""
     run_length: float
     """Recordings to the first false alarm on average, at least, of all channels of counts together; as many outcomes for those of outcomes."""
     false_alarm: float
@@ -85,7 +91,7 @@ def reference(
     table: Annotated[Path | None, typer.Argument(help="Feature table of the site's run-in, from `extract`.", show_default=False)] = None,
     journal: JournalFolder = None,
     first: Annotated[str | None, typer.Option("--from", help="First day of the journal, as 2030-01-31.", show_default=False)] = None,
-    last: Annotated[str | None, typer.Option("--to", help="Last day of the journal.", show_default=False)] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last day of the journal, or of a table without dates.", show_default=False)] = None,
     run_length: Annotated[float, typer.Option(help="Recordings to the first false alarm, on average at least.")] = RUN_LENGTH,
     new_name_people: Annotated[
         int, typer.Option(help="People recorded with a device that the reference lacks, before it is told.")
@@ -94,19 +100,29 @@ def reference(
     """Freeze what recordings look like while all is well: counts in cells, without anybody's row."""
     check_output_file(target)
     _one_of(table, journal)
+    since, until = _day(first, "--from"), _day(last, "--to")
     bundle = read_bundle(find_model(model))
     if table is not None:
-        counts = counts_of(TrainedModel.from_bundle(bundle), bundle.digest, read_table(table))
+        rows = read_table(table)
+        days = days_of(rows)
+        if since is not None or (days and until is not None):
+            raise InvalidValueError("--from and --to", "given for a table", "left out; --to alone where its rows have no date (recorded_at)")
+        until = max(days, default=until)
+        counts = counts_of(TrainedModel.from_bundle(bundle), bundle.digest, rows)
     else:
         counts = Counts(model=bundle.digest)
-        for batch in batches_of_journal(Journal(journal or Path()), bundle.digest, _day(first, "--from"), _day(last, "--to")):
+        batches = batches_of_journal(Journal(journal or Path()), bundle.digest, since, until)
+        for batch in batches:
             counts += batch.counts
-    made = Reference.of(bundle.manifest, counts, run_length=run_length, new_name_people=new_name_people)
+        until = batches[-1].day if batches else None
+    made = Reference.of(bundle.manifest, counts, run_length=run_length, new_name_people=new_name_people, last_day=until)
     _write(target, made.to_bytes())
     output.print(f"Reference of {literal(made.name)} {literal(made.version)}: {counts.recordings} people, {counts.usable} of them usable.")
     output.print(
         f"Digest {made.digest[:12]}. If nothing changes, the first false alarm comes after {run_length:,.0f} recordings on average at least."
     )
+    ends = "Its rows have no date: watch only what was recorded after it, or give its last day (--to)."
+    output.print(ends if until is None else f"What is watched against it starts after {until}.")
 
 
 @app.command()
@@ -129,6 +145,9 @@ def watch(
     maturity_days: Annotated[int, typer.Option(help="Days after screening by which an outcome is known.")] = MATURITY_DAYS,
     tolerance: Annotated[float, typer.Option(help="Log-odds by which probabilities may be off without anybody acting.")] = TOLERANCE,
     people: Annotated[int, typer.Option("--batch", help="People a batch, in a table without dates.")] = ROWS,
+    shadow: Annotated[
+        str | None, typer.Option(help="A shadow whose agreement with the model is shown, from the journal: a name or a digest.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
     """Compare what came since with the reference; exits 4 if there is an alarm, 0 if there is none."""
@@ -136,6 +155,8 @@ def watch(
         raise InvalidValueError("--table and --journal", "both", "one of them")
     if table is None and journal is None and outcomes is None:
         raise InvalidValueError("--table, --journal and --outcomes", "none", "at least one")
+    if shadow is not None and journal is None:
+        raise InvalidValueError("--shadow", "without --journal", "with the journal that counts its answers")
     check_options(maturity_days=maturity_days, tolerance=tolerance)
     today = datetime.now(UTC).date()
     known_as_of = _day(as_of, "--as-of") or today
@@ -144,27 +165,30 @@ def watch(
         check_output_file(state, "--state")
     bundle = read_bundle(find_model(model))
     frozen = _reference(reference, bundle)
-    watching = Watch(frozen, _read(State, state, "The state") if state is not None and state.exists() else None)
-    batches = _batches(bundle, watching, table, journal, last, people)
-    taken = _take(watching, weeks_of(batches, last) if weeks else batches)
-    alarms, returned = list(taken.alarms), None
-    calibrated: tuple[GroupCalibration, ...] = ()
-    if outcomes is not None:
-        rows = read_outcomes(outcomes)
-        report_problems(rows.problems)
-        calibration = OutcomeWatch(
-            run_length=frozen.run_length,
-            tolerance=tolerance,
-            maturity_days=maturity_days,
-            state=watching.state.outcomes if state is not None else None,
-        )
-        alarms += [outcome_alarm(crossing, frozen.run_length) for crossing in calibration.take(rows, known_as_of)]
-        returned, calibrated = calibration.calibration(rows, known_as_of)
-        watching.with_outcomes(calibration.state)
-    # The record first: an alarm whose state was kept and whose record was not would be lost. Killed in between, it is recorded again.
-    record(alarms, bundle.digest)
-    if state is not None:
-        _write(state, watching.state.to_bytes())
+    agreed = _agreed(shadow, bundle, journal, last)
+    with _alone_with(state):
+        watching = Watch(frozen, _read(State, state, "The state") if state is not None and state.exists() else None)
+        memory = Memory(watching.state.seen)
+        taken = _take(watching, _batches(bundle, memory, table, journal, last, people), memory, last if weeks else None)
+        alarms, returned = list(taken.alarms), None
+        calibrated: tuple[GroupCalibration, ...] = ()
+        if outcomes is not None:
+            rows = read_outcomes(outcomes)
+            report_problems(rows.problems)
+            calibration = OutcomeWatch(
+                run_length=frozen.run_length,
+                tolerance=tolerance,
+                maturity_days=maturity_days,
+                state=watching.state.outcomes if state is not None else None,
+            )
+            alarms += [outcome_alarm(crossing, frozen.run_length) for crossing in calibration.take(rows, known_as_of, memory)]
+            returned, calibrated = calibration.calibration(rows, known_as_of)
+            watching.with_outcomes(calibration.state)
+        watching.with_seen(memory.seen)
+        # The record first: an alarm whose state was kept and whose record was not would be lost. Killed in between, it is recorded again.
+        record(alarms, bundle.digest)
+        if state is not None:
+            _write(state, watching.state.to_bytes())
     found = Watched(
         model=bundle.digest,
         reference=frozen.digest,
@@ -173,6 +197,7 @@ def watch(
         alarms=tuple(alarms),
         outcomes=returned,
         calibration=calibrated,
+        shadow=agreed,
         run_length=frozen.run_length,
         false_alarm=min(1.0, 1000 / (2 * frozen.run_length)),
     )
@@ -215,27 +240,57 @@ class _Taken:
     recordings: int
 
 
-def _take(watching: Watch, batches: Sequence[Batch]) -> _Taken:
-    new = [batch for batch in batches if batch.counts.recordings and (batch.day is None or watching.is_new(batch.day))]
+def _take(watching: Watch, batches: Sequence[Batch], memory: Memory, weeks_until: date | None) -> _Taken:
+    """Take what is new; days are told apart before they are added up to weeks, of which some days may have been taken."""
+    new = [batch for batch in batches if batch.day is None or watching.is_new(batch.day)]
     if skipped := len(batches) - len(new):
-        complain("Days that were taken before, and are not taken again", skipped)
-    alarms = [alarm for batch in new for alarm in watching.take(batch.counts, day=batch.day, label=batch.label)]
+        complain("Days that were taken before or belong to the reference, and are not taken again", skipped)
+    looks = [batch for batch in (new if weeks_until is None else weeks_of(new, weeks_until)) if batch.counts.recordings]
+    alarms: list[Alarm] = []
+    for batch in looks:
+        alarms += watching.take(batch.counts, day=batch.day, label=batch.label)
+        memory.add(batch.tags)
     # A channel that goes on crossing is one alarm a run.
     first = {(alarm.channel, alarm.direction): alarm for alarm in reversed(alarms)}
     ordered = tuple(alarm for alarm in alarms if first[alarm.channel, alarm.direction] is alarm)
-    return _Taken(ordered, len(new), sum(batch.counts.recordings for batch in new))
+    return _Taken(ordered, len(looks), sum(batch.counts.recordings for batch in looks))
 
 
-def _batches(bundle: VerifiedBundle, watching: Watch, table: Path | None, journal: Path | None, last: date, people: int) -> tuple[Batch, ...]:
+def _batches(bundle: VerifiedBundle, memory: Memory, table: Path | None, journal: Path | None, last: date, people: int) -> tuple[Batch, ...]:
     if journal is not None:
         return batches_of_journal(Journal(journal), bundle.digest, last=last)
     if table is None:
         return ()
     rows = read_table(table)
-    batches = batches_of_table(Grid(TrainedModel.from_bundle(bundle)), bundle.digest, rows, rows=people)
-    if any(batch.day is None for batch in batches):
-        watching.with_table(digest_of(rows))
+    batches = batches_of_table(Grid(TrainedModel.from_bundle(bundle)), bundle.digest, rows, rows=people, memory=memory)
+    again = len(set(rows.subjects.tolist())) - sum(batch.counts.recordings for batch in batches)
+    if again and memory.seen.tags:
+        if not batches and not days_of(rows):
+            raise MonitoringError("Everybody in this table was watched before, or has the same name as somebody who was; none is counted twice.")
+        complain("People who were counted before, or have nothing to count, and are left out", again)
     return batches
+
+
+def _agreed(shadow: str | None, bundle: VerifiedBundle, journal: Path | None, last: date) -> tuple[Agreement, ...]:
+    if shadow is None or journal is None:
+        return ()
+    days = batches_of_journal(Journal(journal), read_bundle(find_model(shadow)).digest, last=last)
+    return agreement_of((day.counts for day in days), bundle.digest)
+
+
+@contextmanager
+def _alone_with(state: Path | None) -> Iterator[None]:
+    """Keep others from a state while it is read, gone on from, and replaced: of two at once, one's evidence would be lost."""
+    if state is None:
+        yield
+        return
+    lock = FileLock(state.with_name(f".{state.name}.lock"), "monitor's state", MonitoringError)
+    if not lock.take():
+        raise MonitoringError("Another `monitor watch` is at work on this state; run it again when that has ended.")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def record(alarms: Sequence[Alarm], model: str) -> None:
@@ -289,6 +344,8 @@ def _show(found: Watched) -> None:
         output.print(f"{found.recordings} recordings in {found.batches} batches.")
     if found.outcomes is not None:
         _show_outcomes(found.outcomes, found.calibration)
+    for one in found.shadow:
+        _show_agreement(one)
     if not found.alarms:
         output.print("No alarm.")
         return
@@ -326,6 +383,13 @@ def _show_outcomes(returned: Returned, calibrated: Sequence[GroupCalibration]) -
             "too few" if area is None else f"{_figure(area.value)} ({_figure(area.low)}-{_figure(area.high)})",
         )
     output.print(shown)
+
+
+def _show_agreement(one: Agreement) -> None:
+    whose = "The shadow answers alike" if one.status == "all" else f"Where the model says {one.status}, alike"
+    answers = "" if one.status == "all" else f" ({', '.join(f'{n} {answer}' for answer, n in one.answers.items())})"
+    interval = f"{percent(one.share)} ({percent(one.low)} to {percent(one.high)})"
+    output.print(f"{whose}: {one.alike} of {one.recordings} recordings, {interval}{literal(answers)}.")
 
 
 def _line(alarm: Alarm) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import FAILED, literal, output, print_json, print_line
 from clinical_ser.cohorts.table import read_table
 from clinical_ser.control.approval import RoleKey, read_signatures, sign_plan, signed_roles, write_signature
@@ -96,7 +98,11 @@ def sign(
     ] = False,
 ) -> None:
     """Sign a plan in a role; the signature lies beside it."""
-    signature = sign_plan(read_plan(plan), role=role, name=name, key=RoleKey.load(key or default_key_path()), handing_over=handing_over)
+    asked, recorder = read_plan(plan), Recorder.find()
+    signature = sign_plan(asked, role=role, name=name, key=RoleKey.load(key or default_key_path()), handing_over=handing_over)
+    told = f"{signature.sha256} of plan {asked.digest} by {signature.name} (key {signature.key_id}){', handing over' if handing_over else ''}"
+    setting = f"plan {asked.label}: signature by {signature.role}"
+    recorder.record(Configuration(actor=recorder.actor, setting=setting, old=None, new=told), purpose=Purpose.OPERATIONS)
     write_signature(plan, signature)
     output.print(f"Signed as {literal(role)} by key {signature.key_id}: plan {signature.plan}.")
 

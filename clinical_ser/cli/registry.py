@@ -118,17 +118,18 @@ def forget(
     )
     if as_json:
         print_json(found, indent=2)
-    elif not found.saw:
-        output.print("No bundle of this registry is known to have learned from this person.")
-        output.print(
-            "  Bundles without a list of people (`registry show`: members.json) cannot say; they came from elsewhere, or were added without --table."
-        )
     else:
+        if not found.saw:
+            output.print("No bundle of this registry is known to have learned from this person.")
         for each in found.saw:
             held = f", answers as {literal(', '.join(each.answers_as))}" if each.answers_as else ""
             output.print(f"  {each.bundle[:_SHOWN]} {literal(each.name)} {literal(each.version)} learned from this person{held}")
+        if found.cannot_say:
+            unsure = ", ".join(digest[:_SHOWN] for digest in found.cannot_say)
+            output.print(f"  [yellow]![/yellow] cannot say of {unsure}: nobody wrote down whom they learned from (`registry add --table` does)")
         for one in found.replaced:
             _show_replaced(one)
+        output.print("Nothing learns from this person again: their rows are refused from now on.")
     if not found.done:
         raise typer.Exit(FAILED)
 

@@ -16,6 +16,7 @@ from clinical_ser.continual.self_training import Intake
 from clinical_ser.continual.updating import UpdateOptions
 from clinical_ser.control.learning import Learned, Learning, Method, learn
 from clinical_ser.control.plan import read_plan
+from clinical_ser.errors import InvalidValueError
 from clinical_ser.registry import Registry
 from clinical_ser.strict import Strict
 
@@ -56,6 +57,10 @@ def update(
 ) -> None:
     """Make a challenger of the champion and new recordings. It answers nothing before the gate and the signatures."""
     check_version(version)
+    if step is not None and method not in {"justified", "recalibrate"}:
+        raise InvalidValueError("--step", f"given with --method {method}", "--method recalibrate, or none")
+    if method in {"recalibrate", "retrain"} and (keep_contributions or unlabelled):
+        raise InvalidValueError("--keep-contributions, --unlabelled", f"given with --method {method}", "an update, in which coefficients learn")
     asked, registry = read_plan(plan), Registry.default()
     how = Learning(
         method="recalibrate" if step else method,

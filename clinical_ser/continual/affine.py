@@ -122,7 +122,7 @@ def calibrator_posterior(calibrator: Calibrator) -> Posterior:
     mode = np.append(calibrator.scale_ - 1.0, calibrator.offset_)
     whole = np.linalg.inv(calibrator.covariance_)
     precision = (whole + whole.T) / 2 - RIDGE * np.eye(len(mode))
-    return Posterior(precision, (precision + RIDGE * np.eye(len(mode))) @ mode, np.full(len(mode), RIDGE))
+    return Posterior(precision, (precision + RIDGE * np.eye(len(mode))) @ mode, np.full(len(mode), RIDGE), None)
 
 
 def calibrator_at(posterior: Posterior, coordinates: Array) -> Calibrator:
@@ -134,6 +134,6 @@ def calibrator_at(posterior: Posterior, coordinates: Array) -> Calibrator:
     else:
         found = MulticlassPlatt()
         found.offset_ = coordinates[1:].copy()
-    found.scale_ = float(coordinates[0] + 1.0)
+    found.scale_ = max(float(coordinates[0] + 1.0), MIN_SCALE)
     found.covariance_ = posterior.covariance
     return found

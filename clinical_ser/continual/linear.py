@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import helmert
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from clinical_ser.continual.posterior import Array
 from clinical_ser.models.linear_head import LinearHead
@@ -27,20 +27,26 @@ class Rows:
         Shape (rows,), class numbers.
     weight
         Shape (rows,).
+    person
+        Shape (rows,), a number for each row's subject; None where nobody asks.
     """
 
     Z: Array
     target: NDArray[np.int64]
     weight: Array
+    person: NDArray[np.int64] | None = None
 
     def take(self, index: NDArray[np.intp]) -> "Rows":
         """Return the rows at `index`."""
-        return Rows(self.Z[index], self.target[index], self.weight[index])
+        return Rows(self.Z[index], self.target[index], self.weight[index], None if self.person is None else self.person[index])
 
     def and_(self, others: "Rows") -> "Rows":
         """Return these rows and then others."""
         target = np.concatenate([self.target, others.target])
-        return Rows(np.concatenate([self.Z, others.Z]), target, np.concatenate([self.weight, others.weight]))
+        person = None
+        if self.person is not None and others.person is not None:
+            person = np.concatenate([self.person, others.person + 1 + self.person.max(initial=-1)])
+        return Rows(np.concatenate([self.Z, others.Z]), target, np.concatenate([self.weight, others.weight]), person)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,18 @@ class Loss:
                 curvature = rows.weight * (p @ (C[:, a] * C[:, b]) - mean[:, a] * mean[:, b])
                 hessian[:, a, :, b] = hessian[:, b, :, a] = (design.T * curvature) @ design
         return value, gradient.ravel(), hessian.reshape(gradient.size, gradient.size)
+
+    def scatter(self, coordinates: Array) -> Array | None:
+        """Return the sum over people of the outer product of their gradients, shape (size, size); None where nobody knows who is who."""
+        rows = self.rows
+        if rows.person is None:
+            return None
+        design = np.column_stack([rows.Z, np.ones(len(rows.Z))])
+        p = softmax(design @ coordinates.reshape(design.shape[1], -1) @ self.contrasts.T, axis=1)
+        residual = (p - np.eye(self.classes)[rows.target]) * rows.weight[:, None] @ self.contrasts
+        each = np.zeros((int(rows.person.max(initial=-1)) + 1, coordinates.size))
+        np.add.at(each, rows.person, np.einsum("nd,nc->ndc", design, residual).reshape(len(design), -1))
+        return np.asarray(each.T @ each)
 
 
 def contrasts(classes: int) -> Array:

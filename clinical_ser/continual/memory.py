@@ -35,6 +35,9 @@ from clinical_ser.models.weights import subject_weights
 SCHEMA = "clinical-ser/update-memory/1"
 MOST_BYTES = 256 << 20
 
+FARTHEST = 1e-2
+"""Newton decrement, in posterior SD, within which coefficients are those of the rows at hand."""
+
 NonNegative = Annotated[Finite, Field(ge=0)]
 
 
@@ -43,6 +46,8 @@ class _PosteriorState(State):
     """Upper triangle, row by row, little-endian doubles in base64."""
     information: Vector
     ridge: tuple[NonNegative, ...]
+    scatter: str | None = None
+    """As `precision`; None where it is not known."""
 
 
 class _MemoryState(State):
@@ -181,12 +186,18 @@ def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> M
     classes, balanced = len(model.task.classes), not model.binary
     totals = np.bincount(rows.target, minlength=classes).astype(np.float64)
     Z = model.preprocessor.transform(rows.X)
-    heard = Rows(Z, rows.target, weights_of(rows.target, totals, balanced=balanced))
+    person = np.unique(rows.subjects, return_inverse=True)[1]
+    heard = Rows(Z, rows.target, weights_of(rows.target, totals, balanced=balanced), person)
     heads = []
     for part, own in zip(parts, columns, strict=True):
         mode = coordinates_of(part, prior_of(part, model.head, totals, balanced=balanced))
-        _, _, hessian = Loss(replace(heard, Z=Z[:, own]), classes)(mode)
-        heads.append(Posterior.at(mode, hessian, ridge_of(part)))
+        loss = Loss(replace(heard, Z=Z[:, own]), classes)
+        _, gradient, hessian = loss(mode)
+        posterior = Posterior.at(mode, hessian, ridge_of(part))
+        slope = gradient + posterior.ridge * mode
+        if slope @ np.linalg.solve(posterior.whole, slope) > FARTHEST**2:
+            raise TrainingError("These are not the rows that the model learned from: its coefficients are not their minimum.")
+        heads.append(replace(posterior, scatter=loss.scatter(mode)))
     weight = subject_weights(rows.subjects, len(rows.target))
     log_odds = at_answering_shares(model.calibrator.apply(out_of_fold_margins(model, rows, Z, folds=folds, seed=seed)), model.class_shares)
     return Memory(
@@ -291,23 +302,33 @@ def _memory(state: _MemoryState) -> Memory:
 
 
 def _posterior_state(posterior: Posterior) -> _PosteriorState:
-    upper = posterior.precision[np.triu_indices(posterior.size)]
     return _PosteriorState(
-        precision=base64.b64encode(upper.astype("<f8").tobytes()).decode("ascii"),
+        precision=_packed(posterior.precision),
+        scatter=None if posterior.scatter is None else _packed(posterior.scatter),
         information=tuple(posterior.information.tolist()),
         ridge=tuple(posterior.ridge.tolist()),
     )
 
 
+def _packed(matrix: Array) -> str:
+    return base64.b64encode(matrix[np.triu_indices(len(matrix))].astype("<f8").tobytes()).decode("ascii")
+
+
 def _posterior(state: _PosteriorState) -> Posterior:
     size = len(state.ridge)
+    if len(state.information) != size:
+        raise TrainingError("A posterior in the memory is damaged: its numbers do not fit its size.")
+    scatter = None if state.scatter is None else _unpacked(state.scatter, size)
+    return Posterior(_unpacked(state.precision, size), np.array(state.information), np.array(state.ridge), scatter)
+
+
+def _unpacked(packed: str, size: int) -> Array:
     try:
-        upper = np.frombuffer(base64.b64decode(state.precision, validate=True), dtype="<f8")
+        upper = np.frombuffer(base64.b64decode(packed, validate=True), dtype="<f8")
     except (binascii.Error, ValueError):
         upper = np.empty(0)
-    if len(state.information) != size or upper.size != size * (size + 1) // 2 or not np.isfinite(upper).all():
+    if upper.size != size * (size + 1) // 2 or not np.isfinite(upper).all():
         raise TrainingError("A posterior in the memory is damaged: its numbers do not fit its size.")
-    precision = np.zeros((size, size))
-    precision[np.triu_indices(size)] = upper
-    precision += np.triu(precision, 1).T
-    return Posterior(precision, np.array(state.information), np.array(state.ridge))
+    matrix = np.zeros((size, size))
+    matrix[np.triu_indices(size)] = upper
+    return np.asarray(matrix + np.triu(matrix, 1).T)

@@ -39,17 +39,22 @@ class Posterior:
         Shape (size,), eta = (P + R) m for the mode m.
     ridge
         Shape (size,), the diagonal of R: the strength for each coefficient, 0 for an intercept.
+    scatter
+        Shape (size, size), the sum over people of the outer product of what each adds to the gradient: how much the information would differ with
+        other people. None: as P, which it is where every recording is a person's only one and the model is right.
     """
 
     precision: Array
     information: Array
     ridge: Array
+    scatter: Array | None = None
 
     @classmethod
     def nothing(cls, ridge: ArrayLike) -> Self:
         """Return what is known before any data: the ridge alone."""
         diagonal = np.asarray(ridge, dtype=np.float64)
-        return cls(np.zeros((len(diagonal), len(diagonal))), np.zeros(len(diagonal)), diagonal)
+        nothing = np.zeros((len(diagonal), len(diagonal)))
+        return cls(nothing, np.zeros(len(diagonal)), diagonal, nothing)
 
     @classmethod
     def at(cls, mode: ArrayLike, hessian: ArrayLike, ridge: ArrayLike) -> Self:
@@ -92,7 +97,8 @@ class Posterior:
         """
         if not 0 < forgetting <= 1:
             raise InvalidValueError("forgetting", forgetting, "a factor above 0 and up to 1, where 1 forgets nothing")
-        return replace(self, precision=forgetting * self.precision, information=forgetting * self.information)
+        scatter = None if self.scatter is None else forgetting * self.scatter
+        return replace(self, precision=forgetting * self.precision, information=forgetting * self.information, scatter=scatter)
 
     def penalty(self, coefficients: Array) -> tuple[float, Array]:
         """Return what is added to the new data's loss, in nats, and its gradient, shape (size,)."""
@@ -103,9 +109,15 @@ class Posterior:
         """Return the posterior once more data are in: those with this Hessian, which moved the mode to here."""
         precision = self.precision + np.asarray(hessian, dtype=np.float64)
         precision = (precision + precision.T) / 2
-        return replace(self, precision=precision, information=(precision + np.diag(self.ridge)) @ np.asarray(mode, dtype=np.float64))
+        information = (precision + np.diag(self.ridge)) @ np.asarray(mode, dtype=np.float64)
+        # Whose data they are, a Hessian does not tell: see `heard`.
+        return replace(self, precision=precision, information=information, scatter=None)
 
-    def without(self, at: ArrayLike, gradient: ArrayLike, hessian: ArrayLike) -> Self:
+    def heard(self, before: "Posterior", scatter: Array | None) -> Self:
+        """Return the posterior with the scatter of people who were added to one before; unknown for any of them is unknown for all."""
+        return replace(self, scatter=None if before.scatter is None or scatter is None else before.scatter + scatter)
+
+    def without(self, at: ArrayLike, gradient: ArrayLike, hessian: ArrayLike, scatter: ArrayLike | None = None) -> Self:
         """Return the posterior less some of its data, given by their gradient and Hessian at a point, the mode at which they were added.
 
         The sums are then those of a history without them. The mode is exact where the loss is quadratic; else one Newton step towards the model that
@@ -122,14 +134,16 @@ class Posterior:
         if values[0] < -1e-6 * max(float(np.abs(values).max()), 1.0):
             raise TrainingError("What is to be taken out of the model was never in it, or not as it is now.")
         # Their own quadratic is b'Hb/2 - (H at - g)'b: that much information goes with it.
-        return replace(self, precision=precision, information=self.information - (away @ np.asarray(at) - np.asarray(gradient)))
+        left = self.scatter - np.asarray(scatter) if self.scatter is not None and scatter is not None else None
+        return replace(self, precision=precision, information=self.information - (away @ np.asarray(at) - np.asarray(gradient)), scatter=left)
 
     def drawn(self, rng: np.random.Generator) -> Self:
-        """Return the posterior as another sample of the same number of people would have made it: information plus noise of covariance P.
+        """Return the posterior as another sample of the same number of people would have made it: information plus noise of covariance `scatter`.
 
-        Coefficients from a drawn posterior spread as those of bootstrap samples of the old data do, of which nothing is left.
+        Coefficients from a drawn posterior spread as those of bootstrap samples of the old people do, of whom nothing is left. Whoever knows the
+        draws and sees the coefficients reads the scatter off them: what is published must be drawn from a secret seed.
         """
-        values, vectors = np.linalg.eigh(self.precision)
+        values, vectors = np.linalg.eigh(self.precision if self.scatter is None else self.scatter)
         noise = vectors @ (np.sqrt(np.maximum(values, 0.0)) * rng.standard_normal(self.size))
         return replace(self, information=self.information + noise)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import log_softmax
 from scipy.stats import chi2, t
@@ -38,6 +38,7 @@ Step = Literal["none", "intercept", "slope", "full"]
 STEPS: tuple[Step, ...] = ("none", "intercept", "slope", "full")
 """From the smallest answer to the largest; `slope` has an intercept too, `full` is an update of all coefficients."""
 LEVEL = 0.05
+LEAST_REFITS = 20
 
 
 class Tried(Strict):
@@ -120,8 +121,8 @@ def justified(
 ) -> Justified:
     """Test which step new people justify.
 
-    No champion is exactly right on the day it is released. How far off it may be is in its calibrator's covariance; only what new people say beyond
-    that counts as drift. An update is justified where it predicts them better out of fold than the smaller answer does; it may do so without drift.
+    No champion is exactly right on the day it is released. How far off it may be is told by its refits (`doubt_of_model`); only what new people say
+    beyond that counts as drift. An update is justified where it predicts them better out of fold than the smaller answer, with or without drift.
 
     Parameters
     ----------
@@ -185,12 +186,14 @@ def _answers(model: TrainedModel, rows: TableRows) -> tuple[dict[Step, float], d
     """
     design = affine_design(_calibrated(model, rows))
     loss = AffineLoss(design, rows.target, subject_weights(rows.subjects, len(rows.target)), np.eye(design.shape[2])[0])
-    doubt = doubt_of_map(model.calibrator)
+    centre, doubt = doubt_of_model(model, rows)
     found: dict[Step, float] = {}
     for step in STEPS[:-1]:
-        prior = prior_of_map(doubt, step)
+        known = prior_of_map(doubt, step)
+        prior = replace(known, information=known.precision @ centre)
         at, _ = minimise(loss, prior)
-        found[step] = -loss(at)[0] - float(at @ prior.precision @ at) / 2
+        away = at - centre
+        found[step] = -loss(at)[0] - float(away @ prior.precision @ away) / 2
     # Of several classes' offsets one is what the softmax does not see.
     free = loss.size - 1 - (not model.binary)
     return found, {"none": 0, "intercept": free, "slope": free + 1}
@@ -202,6 +205,28 @@ def prior_of_map(doubt: Array, step: Step) -> Posterior:
     precision = np.zeros_like(doubt)
     precision[:held, :held] = np.linalg.inv(doubt[:held, :held])
     return Posterior(precision, np.zeros(len(doubt)), np.full(len(doubt), WEAK))
+
+
+def doubt_of_model(model: TrainedModel, rows: TableRows) -> tuple[Array, Array]:
+    """Return how far off a champion is likely to be on the day of its release: mean, shape (numbers,), and covariance of (scale - 1, offsets).
+
+    By the bootstrap's analogy: a refit is to the champion as the champion is to the truth. So each refit is recalibrated to what the champion says
+    of these rows, and what that takes, on average and in spread, is what the champion may need without any drift.
+    """
+    said = model.calibrator.apply(model.head.margins(model.preprocessor.transform(rows.X)))
+    weight = subject_weights(rows.subjects, len(rows.target))
+    p = np.exp(log_softmax(_logits(said), axis=1))
+    classes, Z = p.shape[1], model.preprocessor.transform(rows.X)
+    target = np.repeat(np.arange(classes), len(said))
+    found = []
+    for refit in model.refits:
+        design = np.tile(affine_design(refit.calibrator.apply(refit.head.margins(Z))), (classes, 1, 1))
+        loss = AffineLoss(design, target, (p * weight[:, None]).T.ravel(), np.eye(design.shape[2])[0])
+        found.append(minimise(loss, Posterior.nothing(np.full(loss.size, WEAK)))[0])
+    moved = np.array(found)
+    covariance = np.atleast_2d(np.cov(moved.T)) * (1 + 1 / len(moved)) + 1e-6 * np.eye(moved.shape[1])
+    # Few refits know too little of their spread.
+    return moved.mean(axis=0), covariance + (doubt_of_map(model.calibrator) if len(moved) < LEAST_REFITS else 0.0)
 
 
 def doubt_of_map(calibrator: Calibrator) -> Array:
@@ -231,8 +256,12 @@ class LogOddsMap:
         """Map log-odds at the training shares, shape (rows,) or (rows, classes)."""
         return np.asarray(self.scale * calibrated + self.offset)
 
-    def after(self, calibrator: Calibrator) -> Calibrator:
-        """Return calibrator and map as one calibrator, with the doubt of both (delta method)."""
+    def after(self, calibrator: Calibrator, centre: ArrayLike = 0.0) -> Calibrator:
+        """Return calibrator and map as one calibrator.
+
+        The map was fitted to what the calibrator says, so the calibrator's errors are in it already, with the other sign. What is left is the map's
+        own doubt; and where the map has no scale, that of the calibrator's, turning about the new people's mean margin `centre`.
+        """
         found = type(calibrator)()
         found.scale_ = max(self.scale * calibrator.scale_, MIN_SCALE)
         moved = self.scale * np.atleast_1d(calibrator.offset_) + np.atleast_1d(self.offset)
@@ -240,7 +269,10 @@ class LogOddsMap:
         size = 1 + len(moved)
         of_map = np.eye(size)
         of_map[0, 0], of_map[1:, 0] = calibrator.scale_, np.atleast_1d(calibrator.offset_)
-        covariance = self.scale**2 * calibrator.covariance_ + of_map @ self.covariance @ of_map.T
+        covariance = of_map @ self.covariance @ of_map.T
+        if not self.covariance[0, 0]:
+            turned = np.append(1.0, -np.broadcast_to(np.asarray(centre, dtype=np.float64), moved.shape))
+            covariance = covariance + calibrator.covariance_[0, 0] * np.outer(turned, turned)
         found.covariance_ = (covariance + covariance.T) / 2
         return found
 
@@ -298,7 +330,10 @@ class _Recalibration:
         self.model, self.table, self.selected, self.step, self.options = model, table, selected, step, options
         self.remembered, self.known = memory, None if memory is None else memory.discounted(options.forgetting)
         self.rows, self.classes = selected.rows, len(model.task.classes)
-        self.calibrated = _calibrated(model, self.rows)
+        self.Z = model.preprocessor.transform(self.rows.X)
+        self.calibrated = model.calibrator.apply(model.head.margins(self.Z))
+        everyone = subject_weights(self.rows.subjects, len(self.rows.target))
+        self.centre = np.average(model.head.margins(self.Z), axis=0, weights=everyone)
         needed = subjects_needed(model.conformal.coverage)
         if memory is None and (few := [n for n in self._people() if n < needed]):
             raise TrainingError(
@@ -326,7 +361,7 @@ class _Recalibration:
         sets, point = judge(everyone)
         recalibrated = replace(
             model,
-            calibrator=found.after(model.calibrator),
+            calibrator=found.after(model.calibrator, self.centre),
             conformal=sets,
             operating_point=point,
             refits=self._refits(),
@@ -353,8 +388,8 @@ class _Recalibration:
             scores=old + Binned.of(log_odds, rows.target, rows.subjects, self.classes),
         )
 
-    def _fit(self, index: NDArray[np.intp], subjects: NDArray[np.str_]) -> LogOddsMap:
-        design = affine_design(self.calibrated[index])
+    def _fit(self, index: NDArray[np.intp], subjects: NDArray[np.str_], calibrated: Array | None = None) -> LogOddsMap:
+        design = affine_design((self.calibrated if calibrated is None else calibrated)[index])
         size = design.shape[2]
         loss = AffineLoss(design, self.rows.target[index], subject_weights(subjects, len(index)), np.eye(size)[0])
         # A ridge holds the map near the identity, as it holds a calibrator.
@@ -380,8 +415,9 @@ class _Recalibration:
                 if len(np.unique(rows.target[index])) == self.classes:
                     break
             drawn = draw.astype(str)
-            fitted = self._fit(index, drawn)
-            refits.append(Refit(refit.head, fitted.after(refit.calibrator), self._shares(subject_weights(drawn, len(index)), index)))
+            own = refit.calibrator.apply(refit.head.margins(self.Z))
+            fitted = self._fit(index, drawn, own)
+            refits.append(Refit(refit.head, fitted.after(refit.calibrator, self.centre), self._shares(subject_weights(drawn, len(index)), index)))
         return tuple(refits)
 
     def _people(self) -> list[int]:

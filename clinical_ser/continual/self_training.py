@@ -25,6 +25,8 @@ class Intake(Strict):
 
     offered: int = Field(ge=0)
     """That passed the gate, of people who are not among the labelled."""
+    subjects: tuple[str, ...] = Field(exclude=True, repr=False)
+    """Whose they are; goes into no output."""
     weight: float
     """The cap: of all guesses together, as a share of the labelled recordings' weight."""
     gain: Gain
@@ -64,7 +66,8 @@ def update_with_unlabelled(
         raise TrainingError("No recording without a label can be used: none passes the gate, or all are of people who have one.")
     X = gated.features[others][:, [unlabelled.feature_names.index(name) for name in model.features]]
     plain = update(model, memory, table, options)
-    taught = update(model, memory, table, options, unlabelled=Unlabelled(X, weight))
+    taught = update(model, memory, table, options, unlabelled=Unlabelled(X, unlabelled.subjects[others], weight))
     gain = gain_of(saved_by(plain.training, taught.training, model, rows))
     used = gain.low > 0
-    return taught if used else plain, Intake(offered=int(others.sum()), weight=weight, gain=gain, used=used)
+    who = tuple(np.unique(unlabelled.subjects[others]).tolist())
+    return taught if used else plain, Intake(offered=int(others.sum()), subjects=who, weight=weight, gain=gain, used=used)

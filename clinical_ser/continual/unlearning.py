@@ -9,17 +9,18 @@ Contributions are the person's standardised features: they stay in the registry'
 import io
 import zipfile
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clinical_ser.continual.affine import AffineLoss, affine_design, calibrator_at
-from clinical_ser.continual.linear import Loss, Rows, head_at
+from clinical_ser.continual.linear import Loss, Rows, coordinates_of, head_at
 from clinical_ser.continual.memory import Memory, linear_parts, out_of_fold_margins, part_columns, prior_of, weights_of
 from clinical_ser.continual.posterior import Array, Posterior
-from clinical_ser.continual.updating import backgrounds_of, fused_of
+from clinical_ser.continual.updating import backgrounds_of, fused_of, secret_draws
 from clinical_ser.errors import TrainingError
 from clinical_ser.models.binned import Binned
 from clinical_ser.models.fused_head import FusedHead
@@ -28,8 +29,8 @@ from clinical_ser.models.rows import Rows as TableRows
 from clinical_ser.models.trained import Refit, TrainedModel, at_answering_shares
 from clinical_ser.models.weights import subject_weights
 
-MOST_BYTES = 2 << 30
-_ARRAYS = ("tags", "person", "Z", "target", "weight", "margins")
+MOST_BYTES = 256 << 20
+_ARRAYS = ("tags", "person", "Z", "target", "weight", "margins", "log_odds", "totals")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,10 @@ class Contributions:
         Shape (rows,), class numbers and weights in the head's loss.
     margins
         Shape (rows,) or (rows, classes), out of fold, before calibration.
+    log_odds
+        The same after calibration, as the memory counted them.
+    totals
+        Shape (classes,), recordings that the model had heard then.
     """
 
     tags: tuple[str, ...]
@@ -56,34 +61,45 @@ class Contributions:
     target: NDArray[np.int64]
     weight: Array
     margins: Array
+    log_odds: Array
+    totals: Array
 
     @classmethod
-    def of(cls, model: TrainedModel, memory: Memory, rows: TableRows, tags: Sequence[str], margins: Array | None = None) -> Self:
-        """Return those of the rows that a model learned from, one tag a row; without out-of-fold margins these are made as `memory_of` makes them."""
+    def of(
+        cls, model: TrainedModel, memory: Memory, rows: TableRows, tags: Sequence[str], margins: Array | None = None, log_odds: Array | None = None
+    ) -> Self:
+        """Return those of the rows that a model learned from, one tag a row; without out-of-fold answers these are made as `memory_of` makes them."""
         people, person = np.unique(np.asarray(tags), return_inverse=True)
         Z = model.preprocessor.transform(rows.X)
         weight = weights_of(rows.target, memory.class_totals, balanced=not model.binary)
         found = out_of_fold_margins(model, rows, Z) if margins is None else margins
-        return cls(tuple(people.tolist()), person.astype(np.int64), Z, rows.target, weight, found)
+        said = at_answering_shares(model.calibrator.apply(found), model.class_shares) if log_odds is None else log_odds
+        return cls(tuple(people.tolist()), person.astype(np.int64), Z, rows.target, weight, found, said, memory.class_totals)
 
-    def of_person(self, tag: str) -> "Contributions | None":
-        """Return one person's; None where there are none."""
-        return self._rows(self.person == self.tags.index(tag)) if tag in self.tags else None
+    def of_people(self, tags: AbstractSet[str]) -> "Contributions | None":
+        """Return those of some people; None where there are none."""
+        chosen = self._rows(self._are(tags))
+        return chosen if chosen.tags else None
 
-    def without(self, tag: str) -> "Contributions":
+    def without(self, tags: AbstractSet[str]) -> "Contributions":
         """Return everybody else's."""
-        return self._rows(self.person != self.tags.index(tag)) if tag in self.tags else self
+        return self._rows(~self._are(tags))
+
+    def _are(self, tags: AbstractSet[str]) -> NDArray[np.bool_]:
+        return np.array([tag in tags for tag in self.tags], dtype=bool)[self.person]
 
     def _rows(self, chosen: NDArray[np.bool_]) -> "Contributions":
         kept, person = np.unique(self.person[chosen], return_inverse=True)
         tags = tuple(self.tags[place] for place in kept)
-        return Contributions(tags, person.astype(np.int64), self.Z[chosen], self.target[chosen], self.weight[chosen], self.margins[chosen])
+        arrays = (self.Z[chosen], self.target[chosen], self.weight[chosen], self.margins[chosen], self.log_odds[chosen])
+        return Contributions(tags, person.astype(np.int64), *arrays, self.totals)
 
     def to_bytes(self) -> bytes:
         """Return them as a file."""
         content = io.BytesIO()
         tags = np.frombuffer("".join(self.tags).encode("ascii"), dtype="S64") if self.tags else np.empty(0, "S64")
-        np.savez(content, allow_pickle=False, tags=tags, person=self.person, Z=self.Z, target=self.target, weight=self.weight, margins=self.margins)
+        arrays = {name: getattr(self, name) for name in _ARRAYS if name != "tags"}
+        np.savez(content, allow_pickle=False, tags=tags, **arrays)
         return content.getvalue()
 
     @classmethod
@@ -93,14 +109,23 @@ class Contributions:
             raise TrainingError("The contributions are too long to be some.")
         try:
             with np.load(io.BytesIO(raw), allow_pickle=False) as stored:
-                tags, person, Z, target, weight, margins = (stored[name] for name in _ARRAYS)
+                tags, person, Z, target, weight, margins, log_odds, totals = (stored[name] for name in _ARRAYS)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             raise TrainingError("The contributions are damaged.") from None
-        numbers = np.isfinite(Z).all() and np.isfinite(weight).all() and np.isfinite(margins).all()
-        lengths = {len(person), len(Z), len(target), len(weight), len(margins)}
+        numbers = np.isfinite(Z).all() and np.isfinite(weight).all() and np.isfinite(margins).all() and np.isfinite(log_odds).all()
+        lengths = {len(person), len(Z), len(target), len(weight), len(margins), len(log_odds)}
         if not numbers or len(lengths) != 1 or (len(person) and not 0 <= person.min() <= person.max() < len(tags)):
             raise TrainingError("The contributions are damaged: their arrays do not fit each other.")
-        return cls(tuple(tag.decode("ascii") for tag in tags.tolist()), person.astype(np.int64), Z, target.astype(np.int64), weight, margins)
+        return cls(
+            tuple(tag.decode("ascii") for tag in tags.tolist()),
+            person.astype(np.int64),
+            Z,
+            target.astype(np.int64),
+            weight,
+            margins,
+            log_odds,
+            totals,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,17 +139,17 @@ class Since:
     """False for a recalibration, which keeps coefficients, and the calibration of whoever was heard last."""
 
 
-def forget(memory: Memory, first: TrainedModel, first_memory: Memory, gone: Contributions, since: Sequence[Since]) -> Memory:
-    """Return a model's memory without a person.
+def forget(memory: Memory, first: TrainedModel, gone: Contributions, since: Sequence[Since]) -> Memory:
+    """Return a model's memory without some people.
 
     Parameters
     ----------
     memory
         Of the model that forgets.
-    first, first_memory
-        The model whose training or update heard the person, and its memory.
+    first
+        The model whose training or update heard them.
     gone
-        What the person added there.
+        What they added there.
     since
         What lies between the two, oldest first; empty where they are one.
 
@@ -134,7 +159,7 @@ def forget(memory: Memory, first: TrainedModel, first_memory: Memory, gone: Cont
         What is to be taken out is not in it.
     """
     classes, factor = len(memory.classes), 1.0
-    scores = Binned.of(_log_odds(first, gone), gone.target, gone.person.astype(str), classes)
+    scores = Binned.of(gone.log_odds, gone.target, gone.person.astype(str), classes)
     weight = subject_weights(gone.person, len(gone.target))
     before, recalibrated, kept = first, False, 1.0
     for step in since:
@@ -148,33 +173,46 @@ def forget(memory: Memory, first: TrainedModel, first_memory: Memory, gone: Cont
             scores = scores.moved(scale, float(step.model.calibrator.offset_ - scale * before.calibrator.offset_))
         before = step.model
     heads = []
-    for own, posterior, then in zip(part_columns(first.head), memory.heads, first_memory.heads, strict=True):
-        _, gradient, hessian = Loss(Rows(gone.Z[:, own], gone.target, gone.weight), classes)(then.mode)
-        heads.append(posterior.without(then.mode, factor * gradient, factor * hessian))
+    for part, own, posterior in zip(linear_parts(first.head), part_columns(first.head), memory.heads, strict=True):
+        then = coordinates_of(part, prior_of(part, first.head, gone.totals, balanced=not first.binary))
+        loss = Loss(Rows(gone.Z[:, own], gone.target, gone.weight, gone.person), classes)
+        _, gradient, hessian = loss(then)
+        scatter = loss.scatter(then)
+        heads.append(posterior.without(then, factor * gradient, factor * hessian, None if scatter is None else factor * scatter))
     calibrator = memory.calibrator
     if not recalibrated:
-        design, at = affine_design(gone.margins), first_memory.calibrator.mode
+        design, at = affine_design(gone.margins), np.append(first.calibrator.scale_ - 1.0, first.calibrator.offset_)
         _, gradient, hessian = AffineLoss(design, gone.target, weight, np.eye(design.shape[2])[0])(at)
         calibrator = calibrator.without(at, kept * gradient, kept * hessian)
-    people = np.maximum(memory.people - kept * np.bincount(gone.target, weight, minlength=classes), 0.0)
-    totals = np.maximum(memory.class_totals - factor * np.bincount(gone.target, minlength=classes), 0.0)
-    left = Binned(np.maximum(memory.scores.mass - scores.mass, 0.0), memory.scores.spread - scores.spread)
+    people = memory.people
+    if not recalibrated:  # which counts the new people alone
+        people = _less(people, kept * np.bincount(gone.target, weight, minlength=classes))
+    totals = _less(memory.class_totals, factor * np.bincount(gone.target, minlength=classes))
+    left = Binned(_less(memory.scores.mass, scores.mass), memory.scores.spread - scores.spread)
     return replace(memory, bundle=None, heads=tuple(heads), calibrator=calibrator, people=people, class_totals=totals, scores=left)
 
 
-def model_of(model: TrainedModel, memory: Memory, *, seed: int = 0) -> TrainedModel:
-    """Return the model that a memory gives: like another, at the memory's modes, with refits drawn from its posteriors.
+def _less(whole: Array, part: NDArray[Any]) -> Array:
+    """Return a count less a part of it; TrainingError where the part was not in it."""
+    left = whole - part
+    if left.min() < -1e-6 * max(1.0, float(whole.max())):
+        raise TrainingError("What is to be taken out of the model was never in it, or not as it is now.")
+    return np.maximum(left, 0.0)
+
+
+def model_of(model: TrainedModel, memory: Memory, *, secret: bytes | None = None) -> tuple[TrainedModel, Memory]:
+    """Return the model that a memory gives, and the memory with its scores where the model's calibration puts them.
 
     Parameters
     ----------
     model
         Of the same features, strength and scales.
     memory
-        From which coefficients, calibrator, prediction sets and threshold come.
-    seed
-        Of the refits.
+        From which coefficients, calibrator, prediction sets and threshold come; refits are drawn from its posteriors.
+    secret
+        As in `UpdateOptions`.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = secret_draws(secret)
     head = _head(model, memory, memory.heads)
     refits = tuple(
         Refit(
@@ -186,16 +224,21 @@ def model_of(model: TrainedModel, memory: Memory, *, seed: int = 0) -> TrainedMo
     )
     # Spreads of what families add follow the coefficients as they do among standard people: nobody's features are here.
     standard = np.random.default_rng(0).standard_normal((512, len(model.features)))
-    return replace(
+    calibrator = calibrator_at(memory.calibrator, memory.calibrator.mode)
+    if model.binary:
+        scale = calibrator.scale_ / model.calibrator.scale_
+        memory = replace(memory, scores=memory.scores.moved(scale, float(calibrator.offset_ - scale * model.calibrator.offset_)))
+    freed = replace(
         model,
         head=head,
-        calibrator=calibrator_at(memory.calibrator, memory.calibrator.mode),
+        calibrator=calibrator,
         conformal=memory.scores.conformal(model.conformal.coverage),
         operating_point=memory.scores.operating_point(model.task.target_sensitivity) if model.binary else None,
         refits=refits,
         class_shares=memory.class_shares,
         backgrounds=backgrounds_of(model, head, refits, standard),
     )
+    return freed, memory
 
 
 def _head(model: TrainedModel, memory: Memory, posteriors: Sequence[Posterior]) -> Head:
@@ -205,7 +248,3 @@ def _head(model: TrainedModel, memory: Memory, posteriors: Sequence[Posterior]) 
         for part, posterior in zip(linear_parts(model.head), posteriors, strict=True)
     ]
     return fused_of(model.head, found, memory.class_totals) if isinstance(model.head, FusedHead) else found[0]
-
-
-def _log_odds(model: TrainedModel, gone: Contributions) -> Array:
-    return at_answering_shares(model.calibrator.apply(gone.margins), model.class_shares)

@@ -4,6 +4,8 @@ The one idea: an update is a training whose prior is what the old data said. The
 people; only that each step starts from the memory's part of it, and gives the new memory's.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +60,9 @@ class UpdateOptions:
     """What a person of then is worth in people of now: 1 forgets nothing."""
     folds: int = 5
     seed: int = 0
+    secret: bytes | None = None
+    """Seeds the draws that stand for other old people; the same gives the same model. None: a new one each time. Whoever knew it could read the
+    memory off a published model."""
 
     def __post_init__(self) -> None:
         if not 0 < self.forgetting <= 1:
@@ -74,6 +79,8 @@ class Unlabelled:
 
     X: Array
     """Shape (rows, features), in the order of the model's features."""
+    subjects: NDArray[np.str_]
+    """Shape (rows,)."""
     weight: float
     """Of all of them together, as a share of the labelled recordings'."""
 
@@ -88,6 +95,8 @@ class Updated:
     """For the next one; None where there was none to begin with."""
     margins: Array | None = None
     """Shape (rows,) or (rows, classes), out of fold, before calibration; None where coefficients learned nothing."""
+    log_odds: Array | None = None
+    """The same after calibration by the other folds, as they were counted in the memory."""
 
 
 def update(
@@ -234,7 +243,8 @@ class _Update:
         self.classes = len(model.task.classes)
         self.parts, self.columns = linear_parts(model.head), part_columns(model.head)
         self.totals = self.known.class_totals + np.bincount(self.rows.target, minlength=self.classes)
-        self.heard = Rows(model.preprocessor.transform(self.rows.X), self.rows.target, self._weights(self.rows.target))
+        person = np.unique(self.rows.subjects, return_inverse=True)[1]
+        self.heard = Rows(model.preprocessor.transform(self.rows.X), self.rows.target, self._weights(self.rows.target), person)
         self.unlabelled = unlabelled
         self.silent = None if unlabelled is None else model.preprocessor.transform(unlabelled.X)
         self.people = subject_weights(self.rows.subjects, len(self.rows.target))
@@ -295,7 +305,7 @@ class _Update:
             people=self.known.people + np.bincount(rows.target, self.people, minlength=self.classes),
             scores=old + self._binned(log_odds, everyone),
         )
-        return Updated(training, memory, margins)
+        return Updated(training, memory, margins, log_odds)
 
     def _weights(self, target: NDArray[np.int64]) -> Array:
         return weights_of(target, self.totals, balanced=not self.model.binary)
@@ -310,8 +320,9 @@ class _Update:
         if not sure.any():
             return None
         target = p[sure].argmax(axis=1)
-        each = min(1.0, self.unlabelled.weight * len(heard.Z) / int(sure.sum()))
-        return Rows(self.silent[sure], target, each * self._weights(target))
+        weight = self._weights(target)
+        each = min(1.0, self.unlabelled.weight * float(heard.weight.sum() / weight.sum()))
+        return Rows(self.silent[sure], target, each * weight, np.unique(self.unlabelled.subjects[sure], return_inverse=True)[1])
 
     def _folds(self) -> Sequence[Fold]:
         rows = self.rows
@@ -336,7 +347,7 @@ class _Update:
             own = replace(heard, Z=heard.Z[:, columns])
             at, posterior = minimise(Loss(own, self.classes), prior, start, tolerance=tolerance)
             found.append(head_at(part, at, prior_of(part, self.model.head, self.totals, balanced=balanced)))
-            posteriors.append(posterior)
+            posteriors.append(posterior.heard(prior, Loss(own, self.classes).scatter(at)))
         return self._joined(found), tuple(posteriors)
 
     def _joined(self, parts: Sequence[LinearHead]) -> Head:
@@ -362,15 +373,15 @@ class _Update:
         """Learn again from bootstrap samples of the new people, and from priors as other old people would have made them."""
         rows = self.rows
         people = np.unique(rows.subjects)
-        rng = np.random.default_rng([self.options.seed, 1])
+        rng, secret = np.random.default_rng([self.options.seed, 1]), secret_draws(self.options.secret)
         refits: list[Refit] = []
         while len(refits) < len(self.model.refits):
             index, draw = rows_of_draws(rows.subjects, people[rng.integers(len(people), size=len(people))])
-            priors = [prior.drawn(rng) for prior in self.known.heads]
+            priors = [prior.drawn(secret) for prior in self.known.heads]
             again, _ = self._head(priors, index, tolerance=ROUGHLY)
             # A subject drawn twice is two people here, or the calibrator would weigh them as one.
             weight = subject_weights(draw.astype(str), len(draw))
-            calibrator, _ = calibrate(margins[index], rows.target[index], weight, self.known.calibrator.drawn(rng))
+            calibrator, _ = calibrate(margins[index], rows.target[index], weight, self.known.calibrator.drawn(secret))
             counted = self.known.people + np.bincount(rows.target[index], weight, minlength=self.classes)
             refits.append(Refit(again, calibrator, tuple((counted / counted.sum()).tolist())))
             report(len(refits))
@@ -381,6 +392,12 @@ class _Update:
         learned = f"Updated without its old data: what {old:.0f} people taught before, and {new} new ones; figures are of the new ones."
         kept = "Reference groups and the spread of what families add in them are those of the model before."
         return (learned, kept, *warnings_of(self.rows, self.task, model.conformal))
+
+
+def secret_draws(secret: bytes | None) -> np.random.Generator:
+    """Return draws that only whoever has the secret can repeat; nobody where there is none."""
+    key = hashlib.sha256(b"drawn posteriors\n" + (os.urandom(32) if secret is None else secret)).digest()
+    return np.random.default_rng(int.from_bytes(key, "big"))
 
 
 def fused_of(like: FusedHead, parts: Sequence[LinearHead], totals: Array) -> FusedHead:

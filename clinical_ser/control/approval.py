@@ -7,16 +7,17 @@ The one idea: a signature is over one comparison (or plan), under one role, with
 import base64
 import binascii
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
 from clinical_ser.atomic_folder import write_new_file
-from clinical_ser.control.gate import Comparison
-from clinical_ser.control.parts import ChangePlan, Id, Key, Role, Sha256
+from clinical_ser.control.gate import Comparison, check_derived
+from clinical_ser.control.parts import LEAST_ROLES, ChangePlan, Id, Key, Role, Sha256
 from clinical_ser.control.plan import require_filled_in
 from clinical_ser.errors import ChangePlanError
 from clinical_ser.models.signing import PublicKey, SigningKey
@@ -27,9 +28,18 @@ APPROVAL_DOMAIN = b"clinical-ser approval of a change v1\n"
 PLAN_DOMAIN = b"clinical-ser change-control plan v1\n"
 """What a key signs begins with what it is for; a signature is good for one purpose only."""
 LARGEST_SIGNATURE_BYTES = 64 * 1024
-LEAST_ROLES = 2
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""By how much a signer's clock may be ahead of the one where the signature is looked at."""
 
-PersonName = Annotated[str, Field(min_length=2, max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+def _readable(name: str) -> str:
+    """Refuse a name that does not say what it looks like: another spelling of the same letters (NFKC), or what cannot be seen."""
+    if unicodedata.normalize("NFKC", name) != name or any(unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029" for letter in name):
+        raise ValueError("a name is spelled as Unicode's NFKC has it, without control and format characters")
+    return name
+
+
+PersonName = Annotated[str, Field(min_length=2, max_length=120), AfterValidator(_readable)]
 
 
 class RoleKey(SigningKey):
@@ -131,11 +141,13 @@ def approve(plan: ChangePlan, comparison: Comparison, *, role: str, name: str, k
     Raises
     ------
     ChangePlanError
-        The plan has no such role, or not this key in it; the comparison is another plan's, or not met: nobody signs what is not met.
+        The plan has no such role, or not this key in it; the comparison is another plan's, is not what its sites' figures say, or is not met:
+        nobody signs what is not met.
     """
     require_filled_in(plan)
     if comparison.plan != plan.digest:
         raise ChangePlanError(f"The comparison was made under another plan ({comparison.plan[:12]}, not {plan.digest[:12]}).")
+    check_derived(plan, comparison)
     if not comparison.met:
         raise ChangePlanError(f"Not approved: {len(comparison.not_met)} requirements are not met: {'; '.join(comparison.not_met)}.")
     held = _role(plan, role)
@@ -168,7 +180,7 @@ def sign_plan(plan: ChangePlan, *, role: str, name: str, key: RoleKey, time: dat
     return _filled(PlanSignature, plan, role, meaning, name, time).signed(key)
 
 
-def valid_approvals(plan: ChangePlan, comparison: str, approvals: Sequence[Approval]) -> tuple[Approval, ...]:
+def valid_approvals(plan: ChangePlan, comparison: str, approvals: Sequence[Approval], *, now: datetime | None = None) -> tuple[Approval, ...]:
     """Return one valid approval of each role, in the plan's order.
 
     Parameters
@@ -179,30 +191,26 @@ def valid_approvals(plan: ChangePlan, comparison: str, approvals: Sequence[Appro
         Digest of what they approve.
     approvals
         Of any comparison; those of others count for nothing.
+    now
+        When they are looked at: what was signed later than that does not count. None: now.
 
     Raises
     ------
     ChangePlanError
         A role has none that is valid, or two roles were signed by one person or key; the message says which, and why others do not count.
     """
-    faults = {one.sha256: _fault(plan, comparison, one) for one in approvals}
-    valid: dict[str, Approval] = {}
-    for one in sorted(approvals, key=lambda one: (one.time, one.sha256)):
-        if faults[one.sha256] is None:
-            valid[one.role] = one
-    missing = [role.name for role in plan.role if role.name not in valid]
+    when = now or datetime.now(UTC)
+    faults = {one.sha256: _fault(plan, comparison, one, when) for one in approvals}
+    valid = [one for one in approvals if faults[one.sha256] is None]
+    missing = [role.name for role in plan.role if role.name not in {one.role for one in valid}]
     if missing or len(plan.role) < LEAST_ROLES:
         why = sorted({f"one of {one.role!r} does not count: {fault}" for one in approvals if (fault := faults[one.sha256])})
         raise ChangePlanError(f"Approvals are missing of {missing}.{''.join(f' {text}.' for text in why)}")
-    chosen = tuple(valid[role.name] for role in plan.role)
-    for what, values in (("person", [_spelled(one.name) for one in chosen]), ("key", [one.public_key for one in chosen])):
-        if len(set(values)) != len(values):
-            raise ChangePlanError(f"Two roles were signed by one {what}; each role is signed by another person with another key.")
-    return chosen
+    return _one_of_each(plan.role, valid)
 
 
 def check_plan_signatures(plan: ChangePlan, signatures: Sequence[PlanSignature], *, roles_of: ChangePlan) -> None:
-    """Raise ChangePlanError unless every role of a plan signed another one (or the same).
+    """Raise ChangePlanError unless every role of a plan signed another one (or the same), each by another person with another key.
 
     Parameters
     ----------
@@ -218,6 +226,26 @@ def check_plan_signatures(plan: ChangePlan, signatures: Sequence[PlanSignature],
     if missing:
         which = "its own roles" if roles_of.digest == plan.digest else f"the roles of the plan that it replaces ({roles_of.label})"
         raise ChangePlanError(f"The plan {plan.label} is not signed by {which}: {missing}. Sign it with `pccp sign`.")
+    _one_of_each(roles_of.role, [one for one in good if _holds(roles_of, one)])
+
+
+def _one_of_each(roles: Sequence[Role], signed: Sequence[S]) -> tuple[S, ...]:
+    """Return one signature of each role, the latest that can be: no two by one person or with one key."""
+    by_role = [sorted((one for one in signed if one.role == role.name), key=lambda one: (one.time, one.sha256), reverse=True) for role in roles]
+
+    def chosen(place: int, before: tuple[S, ...]) -> tuple[S, ...] | None:
+        if place == len(by_role):
+            return before
+        people, keys = {_spelled(one.name) for one in before}, {one.public_key for one in before}
+        for one in by_role[place]:
+            if _spelled(one.name) not in people and one.public_key not in keys and (found := chosen(place + 1, (*before, one))) is not None:
+                return found
+        return None
+
+    found = chosen(0, ())
+    if found is None:
+        raise ChangePlanError("Two roles were signed by one person or with one key; each role is signed by another person with another key.")
+    return found
 
 
 def signature_path(plan: Path, signature: PlanSignature) -> Path:
@@ -260,7 +288,7 @@ def _holds(plan: ChangePlan, one: _Signed) -> bool:
     return any(role.name == one.role and one.public_key in role.keys for role in plan.role)
 
 
-def _fault(plan: ChangePlan, comparison: str, one: Approval) -> str | None:
+def _fault(plan: ChangePlan, comparison: str, one: Approval, now: datetime) -> str | None:
     """Say why an approval does not count; None where it does."""
     held = next((role for role in plan.role if role.name == one.role), None)
     reasons = (
@@ -271,6 +299,7 @@ def _fault(plan: ChangePlan, comparison: str, one: Approval) -> str | None:
         (held is not None and one.meaning != held.meaning, "its meaning is not the role's"),
         (not plan.holds_on(one.time.astimezone(UTC).date()), "it was signed when the plan did not hold"),
         (not one.fits(), "its signature does not fit: it was changed"),
+        (one.time > now + CLOCKS_DIFFER, "it bears a time that is still to come"),
     )
     return next((reason for is_so, reason in reasons if is_so), None)
 
@@ -291,16 +320,26 @@ def _check_holder(role: Role, key: RoleKey) -> None:
 def _filled(kind: type[S], plan: ChangePlan, role: str, meaning: str, name: str, time: datetime | None, **more: str) -> S:
     when = (time or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
     # Any key: `signed` puts the true one in.
-    blank = {"plan": plan.digest, "role": role, "meaning": meaning, "name": name.strip(), "time": when, "public_key": plan.role[0].keys[0], **more}
+    blank = {
+        "plan": plan.digest,
+        "role": role,
+        "meaning": meaning,
+        "name": unicodedata.normalize("NFKC", name).strip(),
+        "time": when,
+        "public_key": plan.role[0].keys[0],
+        **more,
+    }
     try:
         return kind.model_validate(blank)
     except ValidationError as error:
         fields = sorted({str(one["loc"][0]) for one in error.errors(include_input=False)})
-        raise ChangePlanError(f"Not signed: {', '.join(fields)} is not of a form that can be signed (a name has 2 to 120 characters).") from None
+        raise ChangePlanError(
+            f"Not signed: {', '.join(fields)} is not of a form that can be signed (a name has 2 to 120 characters that can be seen)."
+        ) from None
 
 
 def _spelled(name: str) -> str:
-    return " ".join(name.casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _escaped(name: str) -> str:

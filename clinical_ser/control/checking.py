@@ -8,8 +8,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clinical_ser.control.figures import CALIBRATION, DISCRIMINATION, EPSILON_LEFT, EXPLANATION_FIGURES, is_bounded, known_figures
-from clinical_ser.control.parts import ChangePlan, Modification, Requirement
+from clinical_ser.control.figures import (
+    CALIBRATION,
+    DISCRIMINATION,
+    DISTANCE_TO_BEST,
+    EPSILON_LEFT,
+    EXPLANATION_FIGURES,
+    chance_of,
+    direction,
+    is_bounded,
+    known_figures,
+    largest_margin,
+)
+from clinical_ser.control.parts import LEAST_ROLES, ChangePlan, Limits, Modification, Requirement
 from clinical_ser.models.signing import PublicKey
 
 UNREACHABLE_MARGIN = 0.5
@@ -87,10 +98,28 @@ def _requirement_faults(plan: ChangePlan, one: Requirement) -> Iterator[str]:
         yield "the groups of a scope come from a column: say which with `by`" if grouped else "`by` goes with the scopes each_group and worst_group"
     if not grouped and one.too_few == "skip":
         yield "`too_few` goes with the scopes each_group and worst_group"
+    if one.values and (not grouped or len(set(one.values)) != len(one.values)):
+        yield "`values` are the groups of the scopes each_group and worst_group, each once"
     if one.scope == "worst_site" and len(plan.holdout) < 2:
         yield "it cannot be judged: worst_site needs two holdouts or more"
     yield from _special_faults(one)
     yield from _cannot_fail(one)
+    yield from _is_the_wrong_way(one, len(plan.plan.classes))
+
+
+def _is_the_wrong_way(one: Requirement, classes: int) -> Iterator[str]:
+    kind = one.figure.partition(".")[0]
+    if one.figure not in {EPSILON_LEFT, *EXPLANATION_FIGURES} and kind not in DISTANCE_TO_BEST:
+        right = "at_least" if direction(one.figure) > 0 else "at_most"
+        if one.comparison in {"at_least", "at_most"} and one.comparison != right:
+            yield f"it asks for what is worse: {one.figure} is limited with {right}"
+    chance = chance_of(one.figure, classes)
+    if one.comparison == "at_least" and one.limit is not None and chance is not None and one.limit <= chance:
+        yield f"it cannot fail: {one.figure} of {chance:g} is what chance reaches"
+    most = largest_margin(one.figure)
+    told_already = is_bounded(one.figure) and one.margin is not None and one.margin >= UNREACHABLE_MARGIN
+    if one.margin is not None and most is not None and one.margin > most and not told_already:
+        yield f"a margin of {one.margin:g} is too wide for {one.figure}; {most:g} at most"
 
 
 def _special_faults(one: Requirement) -> Iterator[str]:
@@ -129,9 +158,14 @@ def _modification_faults(plan: ChangePlan, one: Modification) -> Iterator[str]:
         yield f"requirements {unknown} are not there; there are {sorted(known)}"
     covered = {known[name].figure.partition(".")[0] for name in one.requirements if name in known}
     scopes = {known[name].scope for name in one.requirements if name in known}
-    for what, needed in (("discrimination", DISCRIMINATION), ("calibration", CALIBRATION)):
-        if not covered & needed:
-            yield f"no requirement is about {what} ({', '.join(sorted(needed))})"
+    # The least that discrimination is judged by: an end of an interval, of the difference or of the figure itself.
+    judged = {
+        known[name].figure.partition(".")[0] for name in one.requirements if name in known and known[name].comparison in {"non_inferior", "at_least"}
+    }
+    if not judged & DISCRIMINATION:
+        yield f"no requirement is about discrimination with non_inferior or at_least ({', '.join(sorted(DISCRIMINATION))})"
+    if not covered & CALIBRATION:
+        yield f"no requirement is about calibration ({', '.join(sorted(CALIBRATION))})"
     if not covered & {"deferred", "answered", "not_usable"}:
         yield "no requirement is about deferral (deferred, answered, not_usable): a model gets better by answering the easy ones only"
     if len(plan.holdout) > 1 and not scopes & {"each_site", "worst_site"}:
@@ -143,6 +177,8 @@ def _modification_faults(plan: ChangePlan, one: Modification) -> Iterator[str]:
         yield "limits.steps: which recalibrations (intercept, slope, full)"
     if one.kind != "recalibrated" and limits.steps:
         yield "limits.steps are for kind recalibrated"
+    if one.kind != "unlearned" and limits.methods != Limits.model_fields["methods"].default:
+        yield "limits.methods are for kind unlearned"
     if one.kind != "unlearned" and not limits.subjects_of_each_class_at_least:
         yield "limits.subjects_of_each_class_at_least: how many people at least"
     if one.kind == "unlearned" and "erasure" not in limits.triggers:
@@ -156,7 +192,7 @@ def _holdout_faults(plan: ChangePlan) -> Iterator[Fault]:
 
 
 def _role_faults(plan: ChangePlan) -> Iterator[Fault]:
-    if len(plan.role) < 2:
+    if len(plan.role) < LEAST_ROLES:
         yield Fault("role", "two roles sign at least: nobody approves a change alone")
     holders = Counter(key for role in plan.role for key in set(role.keys))
     for key, n in holders.items():

@@ -50,6 +50,35 @@ DISTANCE_TO_BEST = {"calibration_intercept": 0.0, "calibration_slope": 1.0, "obs
 """Figures that are best in the middle; compared by how far they lie from there."""
 
 
+_LARGEST_MARGIN = {"share": 0.2, "bounded": 0.2, "distance": 0.1}
+_LARGEST_MARGIN_OF = {
+    "auroc": 0.1,
+    "auprc": 0.1,
+    "uar": 0.1,
+    "f1_macro": 0.1,
+    "f1_weighted": 0.1,
+    "brier": 0.1,
+    "brier_skill": 0.2,
+    "calibration_slope": 0.5,
+    "observed_to_expected": 0.5,
+    "calibration_intercept": 1.0,
+}
+"""Wider ones let through what nobody would call as good; a plan may ask for less, and says why."""
+
+
+def largest_margin(figure: str) -> float | None:
+    """Return the widest margin that a plan may give a figure; None where it is never compared with one."""
+    if figure == EPSILON_LEFT or figure in EXPLANATION_FIGURES:
+        return None
+    kind = figure.partition(".")[0]
+    return _LARGEST_MARGIN_OF.get(kind, _LARGEST_MARGIN.get(describe(figure).kind))
+
+
+def chance_of(figure: str, classes: int) -> float | None:
+    """Return what chance reaches of a figure of discrimination, as far as that is known beforehand; None for others."""
+    return {"auroc": 0.5, "uar": 1 / classes, "accuracy": 1 / classes}.get(figure)
+
+
 def direction(figure: str) -> int:
     """Return 1 where more of a figure is better, -1 where less is; figures best in the middle are looked at as distances, so -1."""
     kind = figure.partition(".")[0]

@@ -22,12 +22,14 @@ from clinical_ser.evaluation.figure import DUST, Figure
 from clinical_ser.evaluation.software import software_versions
 from clinical_ser.models.bundle import VerifiedBundle
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
+from clinical_ser.registry.store import MAX_ATTACHMENT_BYTES
 from clinical_ser.strict import Strict
 
-LARGEST_COMPARISON_BYTES = 20_000_000
+LARGEST_COMPARISON_BYTES = MAX_ATTACHMENT_BYTES
 POOLED = "mean of sites, weighted by people"
 WORST = "worst of several"
-BUDGET = "privacy ledger"
+BUDGET, BY_HAND = "the registry's records", "given by hand"
+EpsilonFrom = Literal["records", "hand"]
 Outcome = Literal["met", "not_met", "cannot_be_judged"]
 
 
@@ -72,6 +74,8 @@ class Comparison(Strict):
     sites: tuple[SiteFigures, ...]
     pooled: dict[str, PairedFigure]
     epsilon_left: float | None
+    epsilon_from: EpsilonFrom | None
+    """Where `epsilon_left` comes from: the registry's records, or somebody who typed it in."""
     verdicts: tuple[Verdict, ...]
     met: bool
     simulated: bool
@@ -118,6 +122,7 @@ def compare(
     summaries: Sequence[SiteFigures] = (),
     members: Members | None = None,
     epsilon_left: float | None = None,
+    epsilon_from: EpsilonFrom = "records",
     change: Change | None = None,
 ) -> Comparison:
     """Ask both models about every holdout, and judge.
@@ -136,8 +141,10 @@ def compare(
         Whom the models learned from, where the registry knows.
     epsilon_left
         What is left of the privacy budget after the change; None where nobody says.
+    epsilon_from
+        Who says so.
     change
-        What was done, for the report.
+        What was done, as the registry has it (`change_of`): part of what is signed.
 
     Raises
     ------
@@ -151,7 +158,16 @@ def compare(
         raise ChangePlanError("Champion and challenger are the same bundle: there is nothing to compare.")
     sites = [site_figures(plan, site, champion, challenger, table, members=members) for site, table in sorted(holdouts.items())]
     sites += summaries
-    return comparison_of(plan, modification, sites, champion=champion.digest, challenger=challenger.digest, epsilon_left=epsilon_left, change=change)
+    return comparison_of(
+        plan,
+        modification,
+        sites,
+        champion=champion.digest,
+        challenger=challenger.digest,
+        epsilon_left=epsilon_left,
+        epsilon_from=epsilon_from,
+        change=change,
+    )
 
 
 def comparison_of(
@@ -162,6 +178,7 @@ def comparison_of(
     champion: str,
     challenger: str,
     epsilon_left: float | None = None,
+    epsilon_from: EpsilonFrom = "records",
     change: Change | None = None,
 ) -> Comparison:
     """Put the summaries of sites together and judge; for summaries that came from elsewhere too.
@@ -176,7 +193,8 @@ def comparison_of(
     if len({one.site for one in sites}) != len(sites):
         raise ChangePlanError("A site comes twice; each gives one summary.")
     ordered = tuple(sorted(sites, key=lambda one: one.site))
-    verdicts = judge(plan, modification, ordered, epsilon_left=epsilon_left)
+    source = None if epsilon_left is None else epsilon_from
+    verdicts = judge(plan, modification, ordered, epsilon_left=epsilon_left, epsilon_from=epsilon_from)
     return Comparison(
         plan=plan.digest,
         plan_label=plan.label,
@@ -190,6 +208,7 @@ def comparison_of(
         sites=ordered,
         pooled=pooled_figures(ordered),
         epsilon_left=epsilon_left,
+        epsilon_from=source,
         verdicts=verdicts,
         met=all(one.met for one in verdicts),
         simulated=any(one.simulated for one in ordered),
@@ -197,6 +216,47 @@ def comparison_of(
         replicates=plan.protocol.replicates,
         software=software_versions(),
     )
+
+
+_WORDS = frozenset({"wanted", "because", "method", "software", "plan_label"})
+"""What is said about figures and what made them: another version words it otherwise, and nothing else may differ."""
+
+
+def check_derived(plan: ChangePlan, one: Comparison) -> None:
+    """Raise ChangePlanError unless all that a comparison says follows from its sites' figures and the plan: nothing of it is taken on trust.
+
+    Numbers may differ by rounding, because another machine may have made them.
+    """
+    again = comparison_of(
+        plan,
+        plan.modification_of(one.modification),
+        one.sites,
+        champion=one.champion,
+        challenger=one.challenger,
+        epsilon_left=one.epsilon_left,
+        epsilon_from=one.epsilon_from or "records",
+        change=one.change,
+    )
+    if wrong := sorted(name for name in Comparison.model_fields if name not in _WORDS and not _alike(getattr(one, name), getattr(again, name))):
+        raise ChangePlanError(f"Comparison {one.digest[:12]} is not that of its figures: {', '.join(wrong)} differ; it was changed.")
+
+
+def _alike(one: object, two: object) -> bool:
+    if isinstance(one, Strict) and isinstance(two, Strict):
+        return type(one) is type(two) and all(_alike(getattr(one, name), getattr(two, name)) for name in type(one).model_fields if name not in _WORDS)
+    if isinstance(one, tuple) and isinstance(two, tuple):
+        return len(one) == len(two) and all(map(_alike, one, two))
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(_alike(one[name], two[name]) for name in one)
+    if isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-9, abs_tol=1e-12)
+    return one == two
+
+
+def left_by_records(modification: Modification, change: Change) -> float | None:
+    """Return what is left of a modification's privacy budget by what the registry's records say was spent; None where it has no budget."""
+    most = modification.limits.epsilon_at_most
+    return None if most is None else most - (change.epsilon or 0.0)
 
 
 def _check_summary(plan: ChangePlan, one: SiteFigures, champion: str, challenger: str) -> None:
@@ -213,7 +273,14 @@ def _check_summary(plan: ChangePlan, one: SiteFigures, champion: str, challenger
         raise ChangePlanError(f"The summary of {one.site!r} is of too few people: {holdout.subjects_of_each_class_at_least} of each class at least.")
 
 
-def judge(plan: ChangePlan, modification: Modification, sites: Sequence[SiteFigures], *, epsilon_left: float | None) -> tuple[Verdict, ...]:
+def judge(
+    plan: ChangePlan,
+    modification: Modification,
+    sites: Sequence[SiteFigures],
+    *,
+    epsilon_left: float | None,
+    epsilon_from: EpsilonFrom = "records",
+) -> tuple[Verdict, ...]:
     """Return a verdict for each requirement of a modification and, where it is asked of each, each site or group.
 
     The cautious bound decides. Of a worst site or group it is the worst of their bounds: each has to meet the requirement, so no bound is moved for
@@ -225,15 +292,15 @@ def judge(plan: ChangePlan, modification: Modification, sites: Sequence[SiteFigu
         Whose requirements.
     sites
         Summaries, one a site.
-    epsilon_left
-        What is left of the privacy budget.
+    epsilon_left, epsilon_from
+        What is left of the privacy budget, and who says so.
 
     References
     ----------
     Berger RL, Hsu JC (1996), Bioequivalence trials, intersection-union tests and equivalence confidence sets, Stat Sci 11:283-319.
     Piaggio G et al. (2012), Reporting of noninferiority and equivalence randomized trials: CONSORT 2010 extension, JAMA 308:2594-2604.
     """
-    judging = _Judging(plan, tuple(sites), epsilon_left)
+    judging = _Judging(plan, tuple(sites), epsilon_left, epsilon_from)
     present = {one.site for one in sites}
     missing = [
         Verdict(
@@ -261,8 +328,9 @@ def pooled_figures(sites: Sequence[SiteFigures]) -> dict[str, PairedFigure]:
 class _Judging:
     """The plan's eye on what the sites gave."""
 
-    def __init__(self, plan: ChangePlan, sites: tuple[SiteFigures, ...], epsilon_left: float | None) -> None:
+    def __init__(self, plan: ChangePlan, sites: tuple[SiteFigures, ...], epsilon_left: float | None, epsilon_from: EpsilonFrom) -> None:
         self._plan, self._sites, self._epsilon_left = plan, sites, epsilon_left
+        self._budget_method = BUDGET if epsilon_from == "records" else BY_HAND
 
     def verdicts(self, one: Requirement) -> Iterator[Verdict]:
         """Yield one verdict, or one a site or group."""
@@ -282,7 +350,7 @@ class _Judging:
         if self._epsilon_left is None:
             return _unknown(one, "all sites", "nobody said what is left")
         left = self._epsilon_left
-        figure = Figure(value=left, low=left, high=left, subjects=0, recordings=0, method=BUDGET)
+        figure = Figure(value=left, low=left, high=left, subjects=0, recordings=0, method=self._budget_method)
         met = one.limit is not None and left >= one.limit
         return Verdict(requirement=one.id, where="all sites", figure=one.figure, outcome=_outcome(met), wanted=wanted(one), judged=figure)
 
@@ -303,13 +371,16 @@ class _Judging:
             for group in site.groups:
                 if group.column == one.by:
                     groups.setdefault(group.value, []).append(group)
-        found: dict[str, PairedFigure | None] = {}
+        # A group that the plan names and no site has is not met; nobody can say how the model does for them.
+        found: dict[str, PairedFigure | None] = {f"{one.by} {value}": None for value in one.values if value not in groups}
         for value, parts in sorted(groups.items()):
             enough = [part for part in parts if part.enough and one.figure in part.figures]
             if not enough and one.too_few == "skip":
                 continue
+            # A site where the group has too few people is not left out of its mean unless the plan says so.
+            judged = enough and (len(enough) == len(parts) or one.too_few == "skip")
             pairs = [part.figures[one.figure] for part in enough]
-            found[f"{one.by} {value}"] = _pooled_pair(pairs, [part.subjects for part in enough]) if pairs else None
+            found[f"{one.by} {value}"] = _pooled_pair(pairs, [part.subjects for part in enough]) if judged else None
         if not found:
             yield _unknown(one, _where(one), "no group has enough people of each class")
         else:
@@ -321,7 +392,7 @@ class _Judging:
             return
         lacking = sorted(where for where, pair in found.items() if pair is None or _judged(one, pair).value is None)
         if lacking:
-            yield _unknown(one, worst, f"not known for {', '.join(lacking)}")
+            yield _unknown(one, worst, f"not known for {', '.join(lacking)}{': nobody, or too few people at a site' if one.by else ''}")
             return
         known = {where: pair for where, pair in found.items() if pair is not None}
         figures = {where: _judged(one, pair) for where, pair in known.items()}
@@ -332,7 +403,7 @@ class _Judging:
         yield self._told(one, f"{worst} ({name.removeprefix('site ').removeprefix(f'{one.by} ')})", told, judged)
 
     def _verdict(self, one: Requirement, where: str, pair: PairedFigure | None) -> Verdict:
-        return _unknown(one, where, "the figure is not known there") if pair is None else self._told(one, where, pair, _judged(one, pair))
+        return _unknown(one, where, _not_known(one)) if pair is None else self._told(one, where, pair, _judged(one, pair))
 
     def _told(self, one: Requirement, where: str, pair: PairedFigure, judged: Figure) -> Verdict:
         common = {"requirement": one.id, "where": where, "figure": one.figure, "wanted": wanted(one), "judged": judged}
@@ -356,6 +427,10 @@ def wanted(one: Requirement) -> str:
     if one.comparison == "no_worse":
         return f"{title}: no worse than the champion's"
     return f"{title}: at {'least' if one.comparison == 'at_least' else 'most'} {one.limit:g}"
+
+
+def _not_known(one: Requirement) -> str:
+    return "nobody of the group, or too few people at a site" if one.by else "the figure is not known there"
 
 
 def _where(one: Requirement) -> str:

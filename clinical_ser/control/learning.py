@@ -5,10 +5,12 @@ nothing before the gate and the signatures.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -16,15 +18,14 @@ from threadpoolctl import threadpool_limits
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.continual.memory import Memory, memory_of
-from clinical_ser.continual.posterior import Array
 from clinical_ser.continual.recalibration import Justified, Step, justified, recalibrate
 from clinical_ser.continual.self_training import Intake, update_with_unlabelled
 from clinical_ser.continual.unlearning import Contributions
-from clinical_ser.continual.updating import Updated, UpdateOptions, rows_for, update
+from clinical_ser.continual.updating import Updated, UpdateOptions, check_measured_alike, rows_for, update
 from clinical_ser.control.parts import ChangePlan
-from clinical_ser.control.plan import Change
-from clinical_ser.control.promotion import MEMBERS, may, members_of, propose
-from clinical_ser.errors import InvalidValueError, RegistryError, TrainingError
+from clinical_ser.control.plan import Change, check_change
+from clinical_ser.control.promotion import MEMBERS, may, propose
+from clinical_ser.errors import InvalidValueError, OutsidePlanError, RegistryError, TrainingError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.evaluating import EvaluationOptions
 from clinical_ser.evaluation.release import REPLICATES, card_of
@@ -33,7 +34,7 @@ from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.rows import Rows, select_rows
 from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey
-from clinical_ser.models.strict_json import canonical_json
+from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import TrainingOptions, cohort_digest, train
 from clinical_ser.registry import Record, Registry
@@ -92,12 +93,18 @@ def take_in(registry: Registry, bundle: Path, record: Record, table: FeatureTabl
         Its head has no memory.
     """
     read = read_bundle(bundle)
+    if record.parent is not None or record.change not in {"trained", "imported"}:
+        raise InvalidValueError(
+            "--table", "for a bundle that came of an update", "one that was trained in one go: what others taught it is not in a table"
+        )
     model = TrainedModel.from_bundle(read)
+    check_measured_alike(model, table)
     rows = select_rows(table, model.task, model.features, use_baseline=False, used_as="learned from").rows
     if cohort_digest(rows.frame["recording"], rows.target) != read.manifest.cohort_digest:
         raise InvalidValueError("--table", "a table that this model was not trained on", "the very table that `train` was given")
+    check_not_forgotten(registry, tags_of(registry, rows))
     with threadpool_limits(limits=1):
-        private = _private(registry, model, memory_of(model, rows).of(read.digest), rows, None, frozenset(), keep_contributions=keep_contributions)
+        private = _private(registry, model, memory_of(model, rows).of(read.digest), rows, None, Heard.nobody(), keep_contributions=keep_contributions)
     return registry.add(bundle, record, private=private)
 
 
@@ -166,29 +173,33 @@ class _Learner:
             raise InvalidValueError("unlabelled", "a table without a weight, or a weight without a table", "both, or neither")
         if self.parent is None:
             raise RegistryError(f"Nothing answers as {self.name!r}: `model promote --first` lets a first bundle answer.")
+        if how.keep_contributions and TrainedModel.from_bundle(self.champion).interpretable is not None:
+            raise InvalidValueError("--keep-contributions", "for a model with embeddings", "one without: it is trained again to forget a person")
         if how.method == "retrain":
             return self._retrained()
         model, memory = TrainedModel.from_bundle(self.champion), memory_in(self.registry, self.parent)
         rows = rows_for(model, self.table).rows
         self._check_new_people(rows)
-        found, step = self._step(model, memory)
+        found, step = self._step(model, memory, rows)
         if step == "none":
             return Learned(None, None, found, None, None)
         kind: Kind = "updated" if step == "full" else "recalibrated"
         may(self.registry, self.name, self._planned(kind, rows, step), self.plan, recorder=self.recorder)
         intake = None
         if step != "full":
-            updated = recalibrate(model, memory, self.table, step, how.options)
+            updated = recalibrate(model, memory, self.table, step, self._options)
         elif memory is None:
             raise RegistryError(NO_MEMORY)
         elif unlabelled is not None and how.unlabelled_weight is not None:
-            updated, intake = update_with_unlabelled(model, memory, self.table, unlabelled, how.unlabelled_weight, how.options)
+            self._check_new_people(unlabelled)
+            updated, intake = update_with_unlabelled(model, memory, self.table, unlabelled, how.unlabelled_weight, self._options)
         else:
-            updated = update(model, memory, self.table, how.options)
+            updated = update(model, memory, self.table, self._options)
         details: dict[str, float | int | str | bool] = {"step": step, "forgetting": how.options.forgetting, "seed": how.options.seed}
         if intake is not None:
             details |= {"unlabelled_weight": intake.weight if intake.used else 0.0, "unlabelled_offered": intake.offered}
-        digest, card = self._kept(updated, kind, rows, details)
+        heard = intake.subjects if intake is not None and intake.used else ()
+        digest, card = self._kept(updated, kind, rows, details, heard)
         return Learned(digest, kind, found, intake, card)
 
     @property
@@ -202,14 +213,30 @@ class _Learner:
         assert self.parent is not None
         return self.registry.bundle(self.parent)
 
-    def _step(self, model: TrainedModel, memory: Memory | None) -> tuple[Justified | None, Step]:
+    def _step(self, model: TrainedModel, memory: Memory | None, rows: Rows) -> tuple[Justified | None, Step]:
         how = self.how
-        if how.method == "update" or how.step == "full":
+        if how.method == "update":
             return None, "full"
         if how.step is not None:
             return None, how.step
-        found = justified(model, memory if how.method == "justified" else None, self.table, how.options)
+        # Before any work: what the plan lets happen. Where it covers no update, none is tried.
+        update_too = how.method == "justified" and memory is not None and self._covers("updated", rows, "full")
+        if not update_too:
+            may(self.registry, self.name, self._planned("recalibrated", rows, "intercept"), self.plan, recorder=self.recorder)
+        found = justified(model, memory if update_too else None, self.table, self._options)
         return found, found.step
+
+    def _covers(self, kind: Kind, rows: Rows, step: Step) -> bool:
+        try:
+            check_change(self.plan, self._planned(kind, rows, step), on=datetime.now(UTC).date())
+        except OutsidePlanError:
+            return False
+        return True
+
+    @property
+    def _options(self) -> UpdateOptions:
+        """Return the options with draws that nobody outside the registry can repeat."""
+        return replace(self.how.options, secret=self.registry.secret(f"update {self.parent} {self.how.options.seed}"))
 
     def _retrained(self) -> Learned:
         """Train again on all recordings, as the champion was trained."""
@@ -217,12 +244,15 @@ class _Learner:
         options = options_of(champion, Card.from_json(champion.files["card.json"]))
         task = champion.manifest.task
         rows = select_rows(self.table, task, (), use_baseline=options.use_baseline, used_as="learned from").rows
+        check_not_forgotten(self.registry, tags_of(self.registry, rows))
         may(self.registry, self.name, self._planned("retrained", rows, None), self.plan, recorder=self.recorder)
         training = train(self.table, task, options)
         digest, card = self._kept(Updated(training, None), "retrained", rows, {"seed": options.seed})
         return Learned(digest, "retrained", None, None, card)
 
-    def _kept(self, updated: Updated, kind: Kind, rows: Rows, details: dict[str, float | int | str | bool]) -> tuple[str, Card]:
+    def _kept(
+        self, updated: Updated, kind: Kind, rows: Rows, details: dict[str, float | int | str | bool], without_label: Sequence[str] = ()
+    ) -> tuple[str, Card]:
         """Write the bundle, add it with what is private, and make it the challenger."""
         how, champion, registry = self.how, self.champion, self.registry
         assert self.parent is not None
@@ -238,13 +268,13 @@ class _Learner:
             digest = save(
                 training, folder, name=self.name, version=self.version, statement=card.statement, card=card.to_json(), software=software, key=self.key
             )
-            before = frozenset() if kind == "retrained" else members_in(registry, self.parent)
-            tags = before | {registry.tag(subject) for subject in np.unique(rows.subjects).tolist()}
-            private = {MEMBERS: listed(tags)}
+            before = Heard.nobody() if kind == "retrained" else Heard.by(registry, self.parent)
+            before = before.and_(frozenset(map(registry.tag, without_label)))
+            private = {MEMBERS: before.and_(tags_of(registry, rows)).to_bytes()}
             if updated.memory is not None:
-                margins = updated.margins
-                keep = how.keep_contributions and margins is not None
-                private = _private(registry, model, updated.memory.of(digest), rows, margins, before, keep_contributions=keep)
+                # Of a recalibration nothing is kept by person: coefficients learned nothing.
+                keep = how.keep_contributions and updated.margins is not None
+                private = _private(registry, model, updated.memory.of(digest), rows, updated, before, keep_contributions=keep)
             record = Record.of(
                 read_bundle(folder),
                 change=kind,
@@ -260,12 +290,12 @@ class _Learner:
         propose(registry, self.name, digest, self.plan, recorder=self.recorder, reason=how.trigger)
         return digest, card
 
-    def _check_new_people(self, rows: Rows) -> None:
+    def _check_new_people(self, rows: Rows | FeatureTable) -> None:
         assert self.parent is not None
-        known = members_in(self.registry, self.parent)
-        again = sum(self.registry.tag(subject) in known for subject in np.unique(rows.subjects).tolist()) if known else 0
-        if again:
+        tags = tags_of(self.registry, rows)
+        if again := len(tags & Heard.by(self.registry, self.parent).tags):
             raise TrainingError(f"{again} people of the table are known to the champion already; an update hears new people only.")
+        check_not_forgotten(self.registry, tags)
 
     def _planned(self, kind: Kind, rows: Rows, step: Step | None) -> Change:
         """Return the change as the registry's record will say it, before there is one."""
@@ -309,23 +339,66 @@ def memory_in(registry: Registry, digest: str) -> Memory | None:
     return None if content is None else Memory.from_bytes(content)
 
 
-def members_in(registry: Registry, digest: str) -> frozenset[str]:
-    """Return the tags of everybody whom a bundle, or one that it came from, learned from."""
-    return frozenset(members_of(registry, [digest]).of.get(digest, frozenset()))
+@dataclass(frozen=True)
+class Heard:
+    """Whom a bundle, or one that it came from, learned from."""
+
+    tags: frozenset[str]
+    complete: bool
+    """Whether they are all: not where somewhere up the line nobody knows."""
+
+    @classmethod
+    def nobody(cls) -> Self:
+        """Return that nobody was heard yet."""
+        return cls(frozenset(), complete=True)
+
+    @classmethod
+    def by(cls, registry: Registry, digest: str) -> Self:
+        """Read what the registry keeps of a bundle; RegistryError where that is damaged."""
+        content = registry.private(digest, MEMBERS)
+        if content is None:
+            return cls(frozenset(), complete=False)
+        try:
+            found = parse_canonical_object(content)
+            tags, complete = found["tags"], found["complete"]
+        except (StrictJsonError, KeyError):
+            tags, complete = None, None
+        if not isinstance(tags, list) or not isinstance(complete, bool):
+            raise RegistryError(f"The list of people of bundle {digest[:12]} is damaged.")
+        return cls(frozenset(map(str, tags)), complete)
+
+    def and_(self, tags: AbstractSet[str]) -> Self:
+        """Return these and others."""
+        return replace(self, tags=self.tags | tags)
+
+    def without(self, tags: AbstractSet[str]) -> Self:
+        """Return these less others."""
+        return replace(self, tags=self.tags - tags)
+
+    def to_bytes(self) -> bytes:
+        """Return the private file that says so."""
+        return canonical_json({"tags": sorted(self.tags), "complete": self.complete})
+
+
+def tags_of(registry: Registry, rows: Rows | FeatureTable) -> frozenset[str]:
+    """Return the tags of the people of some rows."""
+    return frozenset(map(registry.tag, np.unique(rows.subjects).tolist()))
+
+
+def check_not_forgotten(registry: Registry, tags: AbstractSet[str]) -> None:
+    """Raise TrainingError where somebody is to be learned from who was forgotten."""
+    if n := len(tags & registry.forgotten()):
+        raise TrainingError(f"{n} people of the table were forgotten (`registry forget`); take their rows out of it.")
 
 
 def _private(
-    registry: Registry, model: TrainedModel, memory: Memory, rows: Rows, margins: Array | None, before: frozenset[str], *, keep_contributions: bool
+    registry: Registry, model: TrainedModel, memory: Memory, rows: Rows, updated: Updated | None, before: Heard, *, keep_contributions: bool
 ) -> dict[str, bytes]:
     tags = [registry.tag(subject) for subject in rows.subjects.tolist()]
-    kept = {MEMORY: memory.to_bytes(), MEMBERS: listed(before | set(tags))}
+    kept = {MEMORY: memory.to_bytes(), MEMBERS: before.and_(frozenset(tags)).to_bytes()}
     if keep_contributions:
         if model.interpretable is not None:
             raise InvalidValueError("--keep-contributions", "for a model with embeddings", "one without: it is trained again to forget a person")
-        kept[CONTRIBUTIONS] = Contributions.of(model, memory, rows, tags, margins).to_bytes()
+        answers = () if updated is None else (updated.margins, updated.log_odds)
+        kept[CONTRIBUTIONS] = Contributions.of(model, memory, rows, tags, *answers).to_bytes()
     return kept
-
-
-def listed(tags: Iterable[str]) -> bytes:
-    """Return the private file that says whom a bundle learned from."""
-    return canonical_json({"tags": sorted(tags)})

@@ -21,11 +21,14 @@ from clinical_ser.strict import Strict
 LEAST_REPLICATES = 200
 """Bounds come from standard errors, which 200 bootstrap samples tell to 5 %; 2000, the default, to 1.6 %."""
 MOST_REPLICATES = 100_000
+LEAST_ROLES = 2
+"""Nobody approves a change alone."""
 LEAST_OF_A_CLASS = 5
 """Subjects of each class that a holdout has at least: fewer people have no interval to speak of."""
 
 Kind = Literal["recalibrated", "updated", "retrained", "unlearned"]
 Step = Literal["intercept", "slope", "full"]
+Method = Literal["subtracted", "retrained"]
 Trigger = Literal["scheduled", "alarm", "request", "erasure"]
 ComparisonKind = Literal["non_inferior", "no_worse", "at_least", "at_most"]
 Scope = Literal["overall", "each_site", "worst_site", "each_group", "worst_group"]
@@ -84,6 +87,8 @@ class Limits(Strict):
     """Privacy spent in all, this change included."""
     steps: tuple[Step, ...] = ()
     """Which recalibrations."""
+    methods: tuple[Method, ...] = Field(default=("subtracted", "retrained"), min_length=1)
+    """How a person is taken out (kind unlearned): from the sums, or by training again without them."""
     times_a_year_at_most: Annotated[int, Field(ge=1, le=366)]
     triggers: tuple[Trigger, ...] = Field(min_length=1)
 
@@ -128,8 +133,10 @@ class Requirement(Strict):
     scope: Scope = "overall"
     by: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] | None = None
     """A column of the holdouts: the groups."""
+    values: tuple[Annotated[str, Field(min_length=1, max_length=80)], ...] = Field(default=(), max_length=100)
+    """Groups that have to be there: one that no site has cannot be judged, and is not met."""
     too_few: Literal["fail", "skip"] = "fail"
-    """What a group without enough people is: not met, or left out. One group at least has to have enough."""
+    """What a group without enough people at a site is: not met, or left out. One group at least has to have enough."""
     rationale: Text
     """Why this margin or limit."""
 

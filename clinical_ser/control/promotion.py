@@ -7,25 +7,29 @@ the two leaves a record of a change that did not happen; `unfinished` sees it, a
 import contextlib
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import MODEL, Configuration, ModelChange, Outcome, Purpose
 from clinical_ser.audit.reading import DatabaseReader
 from clinical_ser.control.approval import Approval, PlanSignature, check_plan_signatures, valid_approvals
-from clinical_ser.control.gate import Comparison, comparison_of
-from clinical_ser.control.parts import ChangePlan, Modification
+from clinical_ser.control.gate import Comparison, check_derived, left_by_records
+from clinical_ser.control.parts import ChangePlan, Method, Modification, Step
 from clinical_ser.control.plan import Change, check_change, plan_from_json, require_filled_in
 from clinical_ser.control.site_figures import Members
 from clinical_ser.errors import BundleError, ChangePlanError, ClinicalSerError, InvalidValueError, OutsidePlanError, RegistryError
+from clinical_ser.evaluation.figure import DUST
 from clinical_ser.models.bundle import VerifiedBundle
+from clinical_ser.models.strict_json import StrictJsonError, parse_json
 from clinical_ser.monitoring.counts import BESIDE
 from clinical_ser.monitoring.journal import Journal
 from clinical_ser.registry import Entry, Pointers, Record, Registry
+from clinical_ser.registry.records import Action
 
 MEMBERS = "members.json"
 _MAIN = ("auroc", "uar", "brier", "calibration_slope", "ece_smooth", "sensitivity", "specificity", "deferred")
@@ -56,7 +60,8 @@ class Proposed:
 def change_of(registry: Registry, digest: str, *, name: str) -> Change:
     """Return what was done to make a bundle, as its record and the two manifests say.
 
-    Details of the record that count: `forgetting`, `unlabelled_weight`, `step`, `sites`. The privacy spent is that of all ancestors in the registry.
+    Details of the record that count: `forgetting`, `unlabelled_weight`, `step`, `sites`, `method`. The privacy spent is that of all bundles that were
+    kept under the name or had a role in it, and of the bundle's ancestors: a candidate that was never promoted has spent its part too.
 
     Raises
     ------
@@ -66,7 +71,8 @@ def change_of(registry: Registry, digest: str, *, name: str) -> Change:
     record, bundle = registry.record(digest), registry.bundle(digest)
     parent = _bundle_or_none(registry, record.parent)
     details = record.details
-    step = details.get("step")
+    step: dict[object, Step] = {"intercept": "intercept", "slope": "slope", "full": "full"}
+    method: dict[object, Method] = {"subtracted": "subtracted", "retrained": "retrained"}
     return Change(
         kind=record.change,
         name=name,
@@ -80,47 +86,108 @@ def change_of(registry: Registry, digest: str, *, name: str) -> Change:
         sites=int(_number(details.get("sites"), "sites") or 1),
         forgetting=_number(details.get("forgetting"), "forgetting"),
         unlabelled_weight=_number(details.get("unlabelled_weight"), "unlabelled_weight"),
-        epsilon=_spent(registry, record),
-        step="intercept" if step == "intercept" else "slope" if step == "slope" else "full" if step == "full" else None,
+        epsilon=_spent(registry, record, name),
+        step=step.get(details.get("step")),
+        method=method.get(details.get("method")) if record.change == "unlearned" else None,
         trigger=record.because or "scheduled",
     )
 
 
 def members_of(registry: Registry, digests: Sequence[str]) -> Members:
-    """Return whom bundles learned from, for those whose tags the registry keeps."""
-    from clinical_ser.models.strict_json import parse_json
-
-    found = {}
+    """Return whom bundles learned from, for those whose tags the registry keeps; RegistryError where what it keeps is damaged."""
+    found, incomplete = {}, set()
     for digest in digests:
         content = registry.private(digest, MEMBERS)
-        if content is not None:
-            tags = parse_json(content)
-            values = tags.get("tags") if isinstance(tags, dict) else tags
-            if not isinstance(values, list) or not all(isinstance(tag, str) for tag in values):
-                raise RegistryError(f"{MEMBERS} of bundle {digest[:12]} is not a list of tags.")
-            found[digest] = frozenset(str(tag) for tag in values)
-    return Members(tag=registry.tag, of=found)
+        if content is None:
+            continue
+        try:
+            kept = parse_json(content)
+        except StrictJsonError:
+            kept = None
+        tags = kept.get("tags") if isinstance(kept, dict) else None
+        if not isinstance(kept, dict) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise RegistryError(f"{MEMBERS} of bundle {digest[:12]} is not a list of tags.")
+        found[digest] = frozenset(map(str, tags))
+        if kept.get("complete") is not True:
+            incomplete.add(digest)
+    return Members(tag=registry.tag, of=found, incomplete=frozenset(incomplete))
 
 
-def open_name(registry: Registry, name: str, digest: str, *, recorder: Recorder, reason: str) -> Entry:
+def open_name(
+    registry: Registry,
+    name: str,
+    digest: str,
+    *,
+    recorder: Recorder,
+    reason: str,
+    plan: ChangePlan | None = None,
+    signatures: Sequence[PlanSignature] = (),
+) -> Entry:
     """Let a first bundle answer under a name that has none yet; every later one comes through `promote`.
+
+    Parameters
+    ----------
+    registry, name, digest
+        Where, under which name, and which bundle.
+    recorder, reason
+        Where it is recorded, and why it is done.
+    plan, signatures
+        The plan that holds from the beginning, filled in and signed by its roles: only it, or one that its roles hand over to, lets a later bundle
+        answer. None: the first plan that promotes is trusted on first use.
 
     Raises
     ------
     ChangePlanError
-        The name has, or had, a champion.
+        The name has, or had, a champion, here or by the audit log; or the plan is of another name, not filled in or not signed.
     """
     reason = _reason(reason)
     head = registry.head(name)
-    with _refused(registry, name, digest, recorder, plan=None):
+    with _refused(registry, name, digest, recorder, plan=plan):
         if any(entry.pointers.champion for entry in registry.history(name)):
             raise ChangePlanError(f"{name!r} has a champion, or had one: a change of it goes through a plan (`model promote`).")
+        _check_never_answered(name, digest, recorder)
         registry.record(digest)
-    _settle(registry, name, recorder)
-    _record(recorder, ModelChange(actor=recorder.actor, action="activated", name=name, old=None, new=digest, protocol=_FIRST, reason=reason), digest)
-    pointers = registry.pointers(name).model_copy(update={"champion": digest})
-    expected = head.digest if head else None
-    return registry.switch(name, expected=expected, action="opened", pointers=pointers, bundle=digest, actor=recorder.actor.id, reason=reason)
+        if plan is not None:
+            if plan.plan.model != name:
+                raise ChangePlanError(f"The plan is about {plan.plan.model!r}, and the name is {name!r}.")
+            check_in_force(registry, name, plan, signatures)
+    if plan is not None:
+        registry.attach(digest, plan.to_json())
+    payload = ModelChange(
+        actor=recorder.actor,
+        action="activated",
+        name=name,
+        old=None,
+        new=digest,
+        plan=None if plan is None else _short(f"{plan.label} ({plan.digest})"),
+        protocol=_FIRST,
+        reason=reason,
+    )
+    return _switched(
+        registry,
+        name,
+        recorder,
+        payload,
+        expected=head,
+        action="opened",
+        pointers=registry.pointers(name).model_copy(update={"champion": digest}),
+        bundle=digest,
+        plan=None if plan is None else plan.digest,
+        reason=reason,
+    )
+
+
+def _check_never_answered(name: str, digest: str, recorder: Recorder) -> None:
+    """Refuse to open a name anew whose history is gone: the log has it. What the log has of this very opening was interrupted, and is made again."""
+    log = LogConfiguration.find() if recorder.is_on else None
+    if log is None:
+        return
+    with log.read() as reader:
+        earlier = [change for change in _changes(reader, name) if change.action != "refused"]
+    if any((change.protocol, change.new) != (_FIRST, digest) for change in earlier):
+        raise ChangePlanError(
+            f"The audit log says that {name!r} answered before, and the registry has no history of it: restore the registry, or open another name."
+        )
 
 
 def covered(
@@ -163,15 +230,29 @@ def propose(registry: Registry, name: str, digest: str, plan: ChangePlan, *, rec
     return _given_role(registry, name, digest, plan, modification, "challenger", recorder, reason)
 
 
-def shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, *, recorder: Recorder, reason: str = "", on: date | None = None) -> Entry:
-    """Let a challenger answer silently beside the champion.
+def shadow(
+    registry: Registry,
+    name: str,
+    digest: str,
+    plan: ChangePlan,
+    *,
+    recorder: Recorder,
+    signatures: Sequence[PlanSignature],
+    reason: str = "",
+    on: date | None = None,
+) -> Entry:
+    """Let a challenger answer silently beside the champion, under a plan that is filled in, signed and in force (see `promote`).
 
     Raises
     ------
     OutsidePlanError
         The change is outside the plan; it is recorded.
+    ChangePlanError
+        The plan is not in force; it is recorded.
     """
-    modification = covered(registry, name, digest, plan, recorder=recorder, on=on)[1]
+    with _refused(registry, name, digest, recorder, plan=plan):
+        check_in_force(registry, name, plan, signatures)
+        modification = _covered(registry, name, digest, plan, on or _now().date())[1]
     return _given_role(registry, name, digest, plan, modification, "shadow", recorder, reason)
 
 
@@ -185,21 +266,65 @@ def _given_role(
     recorder: Recorder,
     reason: str,
 ) -> Entry:
-    """Make a bundle challenger, or challenger and shadow: recorded first, then switched."""
-    head, before = registry.head(name), registry.pointers(name)
+    """Make a bundle challenger, or challenger and shadow."""
+    head = registry.head(name)
+    before = head.pointers if head else Pointers()
     old = before.challenger if role == "challenger" else before.shadow
-    _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: {role}", old=old, new=digest), digest)
-    return registry.switch(
+    return _switched(
+        registry,
         name,
-        expected=head.digest if head else None,
+        recorder,
+        Configuration(actor=recorder.actor, setting=f"model {name}: {role}", old=old, new=digest),
+        expected=head,
         action="opened" if role == "challenger" else "shadowed",
         pointers=before.model_copy(update={"challenger": digest, "shadow": digest if role == "shadow" else None}),
         bundle=digest,
         plan=plan.digest,
         modification=modification.id,
-        actor=recorder.actor.id,
         reason=reason,
     )
+
+
+def _switched(
+    registry: Registry,
+    name: str,
+    recorder: Recorder,
+    payload: ModelChange | Configuration,
+    *,
+    expected: Entry | None,
+    action: Action,
+    pointers: Pointers,
+    bundle: str | None,
+    reason: str,
+    plan: str | None = None,
+    modification: str | None = None,
+    evaluation: str | None = None,
+    approvals: Sequence[str] = (),
+) -> Entry:
+    """Look whether a switch can be made, record it, make it, and, should it fail then, record that too: the one way in which a pointer moves."""
+    entry: dict[str, Any] = {
+        "expected": expected.digest if expected else None,
+        "action": action,
+        "pointers": pointers,
+        "bundle": bundle,
+        "plan": plan,
+        "modification": modification,
+        "evaluation": evaluation,
+        "approvals": tuple(approvals),
+        "actor": recorder.actor.id,
+        "reason": reason,
+    }
+    # A record of what could never be would be a false one.
+    registry.rehearse(name, **entry)
+    _settle(registry, name, recorder)
+    _record(recorder, payload, bundle)
+    try:
+        return registry.switch(name, **entry)
+    except ClinicalSerError:
+        if isinstance(payload, Configuration):
+            _record(recorder, payload.model_copy(update={"setting": f"{payload.setting} (not done)", "old": payload.new, "new": payload.old}), bundle)
+        _settle(registry, name, recorder)
+        raise
 
 
 def promote(
@@ -242,66 +367,72 @@ def promote(
     with _refused(registry, name, digest, recorder, plan=plan):
         head = registry.head(name)
         check_in_force(registry, name, plan, signatures)
-        proposed = proposed_change(registry, name, digest, plan, on=when.date())
-        _check_shadow(registry, name, digest, plan, when, journal)
-    _settle(registry, name, recorder)
-    comparison = proposed.comparison
+        proposed = proposed_change(registry, name, digest, plan, now=when)
+        served = _check_shadow(registry, name, digest, plan, when, journal)
     registry.attach(digest, plan.to_json())
-    _record(recorder, _activation(registry, name, plan, proposed, recorder, reason), digest)
-    before = registry.pointers(name)
-    pointers = Pointers(champion=digest, challenger=_unless(before.challenger, digest), shadow=_unless(before.shadow, digest))
-    try:
-        return registry.switch(
-            name,
-            expected=head.digest if head else None,
-            action="promoted",
-            pointers=pointers,
-            bundle=digest,
-            plan=plan.digest,
-            modification=proposed.modification.id,
-            evaluation=comparison.digest,
-            approvals=[one.sha256 for one in proposed.approvals],
-            actor=recorder.actor.id,
-            reason=reason,
-        )
-    except ClinicalSerError:
-        _settle(registry, name, recorder)
-        raise
+    before = head.pointers if head else Pointers()
+    return _switched(
+        registry,
+        name,
+        recorder,
+        _activation(before.champion, name, plan, proposed, recorder, reason, served),
+        expected=head,
+        action="promoted",
+        pointers=Pointers(champion=digest, challenger=_unless(before.challenger, digest), shadow=_unless(before.shadow, digest)),
+        bundle=digest,
+        plan=plan.digest,
+        modification=proposed.modification.id,
+        evaluation=proposed.comparison.digest,
+        approvals=[one.sha256 for one in proposed.approvals],
+        reason=reason,
+    )
 
 
-def rollback(registry: Registry, name: str, *, recorder: Recorder, reason: str) -> Entry:
+def rollback(registry: Registry, name: str, *, recorder: Recorder, reason: str, to: str | None = None) -> Entry:
     """Bring back the champion before, at once: no plan, gate or signature stands in the way of safety.
 
-    A second time goes one further back; after a withdrawal, what was withdrawn comes back.
+    A second time goes one further back. A champion that was withdrawn is passed over: it comes back only when it is asked for by name.
+
+    Parameters
+    ----------
+    registry, name
+        Where, and under which name.
+    recorder, reason
+        Where it is recorded, and why it is done.
+    to
+        Digest of a bundle that was champion under the name; None: the one before.
 
     Raises
     ------
     InvalidValueError
-        No reason is given.
+        No reason is given, or `to` was never champion, or is it now.
     RegistryError
         There is no champion before.
     """
     reason = _reason(reason)
-    _settle(registry, name, recorder)
     head = registry.head(name)
-    stack = _champions(registry.history(name))
-    if head is not None and head.pointers.champion is None and stack:
-        current, before = None, stack[-1]
-    elif head is not None and len(stack) > 1:
-        current, before = stack[-1], stack[-2]
-    else:
-        raise RegistryError(f"{name!r} has no champion before the one that it has now.")
-    payload = ModelChange(actor=recorder.actor, action="rolled_back", name=name, old=current, new=before, protocol=_BACK, reason=reason)
-    _record(recorder, payload, before)
+    history = registry.history(name)
+    stack, current = _champions(history), head.pointers.champion if head else None
+    if to is not None and (to == current or to not in {entry.pointers.champion for entry in history}):
+        raise InvalidValueError("--to", to[:12], f"a bundle that was champion under {name!r}, and is not now")
+    earlier = [*stack] if current is None else stack[:-1]
+    if head is None or (to is None and not earlier):
+        withdrawn = head is not None and current is None and any(entry.pointers.champion for entry in history)
+        again = "; what was withdrawn comes back with --to DIGEST" if withdrawn else ""
+        raise RegistryError(f"{name!r} has no champion before the one that it has now{again}.")
+    before = to or earlier[-1]
     was = head.pointers
-    pointers = Pointers(champion=before, challenger=_unless(was.challenger, before), shadow=_unless(was.shadow, before))
-    try:
-        return registry.switch(
-            name, expected=head.digest, action="rolled_back", pointers=pointers, bundle=before, actor=recorder.actor.id, reason=reason
-        )
-    except ClinicalSerError:
-        _settle(registry, name, recorder)
-        raise
+    return _switched(
+        registry,
+        name,
+        recorder,
+        ModelChange(actor=recorder.actor, action="rolled_back", name=name, old=current, new=before, protocol=_BACK, reason=reason),
+        expected=head,
+        action="rolled_back",
+        pointers=Pointers(champion=before, challenger=_unless(was.challenger, before), shadow=_unless(was.shadow, before)),
+        bundle=before,
+        reason=reason,
+    )
 
 
 def withdraw(registry: Registry, name: str, *, recorder: Recorder, reason: str, champion: bool = False) -> Entry:
@@ -316,69 +447,136 @@ def withdraw(registry: Registry, name: str, *, recorder: Recorder, reason: str, 
     """
     reason = _reason(reason)
     head = registry.head(name)
-    if head is None or not (champion or head.pointers.challenger or head.pointers.shadow):
+    if head is None or not (head.pointers.held if champion else head.pointers.challenger or head.pointers.shadow):
         raise RegistryError(f"{name!r} has no challenger and no shadow to withdraw.")
     was = head.pointers
-    about = was.champion if champion else was.challenger or was.shadow
-    if champion:
-        change = ModelChange(actor=recorder.actor, action="rolled_back", name=name, old=was.champion, new=None, protocol=_WITHDRAWN, reason=reason)
-        _record(recorder, change, about)
+    payload: ModelChange | Configuration
+    if champion and was.champion:
+        about: str | None = was.champion
+        payload = ModelChange(actor=recorder.actor, action="rolled_back", name=name, old=about, new=None, protocol=_WITHDRAWN, reason=reason)
     else:
-        _record(recorder, Configuration(actor=recorder.actor, setting=f"model {name}: withdrawn", old=about, new=reason), about)
-    return registry.switch(
+        about = was.challenger or was.shadow
+        payload = Configuration(actor=recorder.actor, setting=f"model {name}: withdrawn", old=about, new=reason)
+    return _switched(
+        registry,
         name,
-        expected=head.digest,
+        recorder,
+        payload,
+        expected=head,
         action="withdrawn",
         pointers=Pointers(champion=None if champion else was.champion),
         bundle=about,
-        actor=recorder.actor.id,
         reason=reason,
     )
 
 
-def proposed_change(registry: Registry, name: str, digest: str, plan: ChangePlan, *, on: date) -> Proposed:
-    """Return a challenger with what the plan asks of it: covered, compared with this champion, every requirement met, approved by all roles.
+def proposed_change(registry: Registry, name: str, digest: str, plan: ChangePlan, *, now: datetime) -> Proposed:
+    """Return the challenger with what the plan asks of it: covered, compared with this champion, every requirement met, approved by all roles.
+
+    An attachment that is of something else, or cannot be read, is passed over; the refusal names it where nothing else does.
 
     Raises
     ------
     OutsidePlanError, ChangePlanError
         As in `promote`.
     """
-    change, modification = _covered(registry, name, digest, plan, on)
-    champion = registry.pointers(name).champion
-    comparisons, approvals = _attached(registry, digest)
-    ours = [one for one in comparisons if (one.plan, one.champion, one.challenger) == (plan.digest, champion, digest)]
-    of_it = [one for one in ours if one.modification == modification.id]
-    if not of_it:
-        others = f"; {len(comparisons)} are attached, of another plan, champion or modification" if comparisons else ""
-        raise ChangePlanError(f"No comparison of bundle {digest[:12]} with the champion under this plan is attached{others}. Make one with `gate`.")
-    back = _last_rolled_back(registry.history(name), digest)
-    if back is not None:
-        approvals = [one for one in approvals if one.time > back]
-    met = [one for one in of_it if _rejudged(plan, modification, one).met]
-    if not met:
-        raise ChangePlanError(f"Requirements are not met: {'; '.join(of_it[-1].not_met) or 'the verdicts do not fit the figures'}.")
-    faults = []
-    for comparison in met:
+    change, modification = _covered(registry, name, digest, plan, now.date())
+    pointers, history = registry.pointers(name), registry.history(name)
+    if pointers.challenger != digest:
+        is_ = f"which is {pointers.challenger[:12]}" if pointers.challenger else "which has none"
+        raise ChangePlanError(f"Bundle {digest[:12]} is not the challenger of {name!r}, {is_}; `update` or `model shadow` makes it that.")
+    comparisons, approvals, faults = _attached(registry, digest)
+    found: list[Comparison] = []
+    for one in comparisons:
         try:
-            return Proposed(change, modification, comparison, valid_approvals(plan, comparison.digest, approvals))
+            check_comparison(registry, plan, modification, change, one, champion=pointers.champion)
+            found.append(one)
         except ChangePlanError as error:
             faults.append(str(error))
-    again = "" if back is None else f" It was rolled back at {back.isoformat(timespec='seconds')}; approvals from before do not count."
-    raise ChangePlanError(f"{faults[-1]}{again}")
+    noted = f" Passed over: {' '.join(dict.fromkeys(faults))}" if faults else ""
+    if not found:
+        raise ChangePlanError(f"No comparison of bundle {digest[:12]} with the champion under this plan is attached. Make one with `gate`.{noted}")
+    back = _last_taken_away(history, digest)
+    if back is not None:
+        approvals = [one for one in approvals if one.time > back]
+    met = [one for one in found if one.met]
+    if not met:
+        raise ChangePlanError(f"Requirements are not met: {'; '.join(found[-1].not_met)}.")
+    missing = []
+    for comparison in met:
+        try:
+            return Proposed(change, modification, comparison, valid_approvals(plan, comparison.digest, approvals, now=now))
+        except ChangePlanError as error:
+            missing.append(str(error))
+    again = "" if back is None else f" It was withdrawn or rolled back at {back.isoformat(timespec='seconds')}; approvals from before do not count."
+    raise ChangePlanError(f"{missing[-1]}{again}{noted}")
+
+
+def check_comparison(
+    registry: Registry, plan: ChangePlan, modification: Modification, change: Change, one: Comparison, *, champion: str | None
+) -> None:
+    """Raise ChangePlanError unless a comparison is of this plan, modification, change and champion, and says what its figures and the records say."""
+    short = one.digest[:12]
+    wrong = [
+        what
+        for what, differs in (
+            ("plan", one.plan != plan.digest),
+            ("champion", one.champion != champion),
+            ("modification", one.modification != modification.id),
+        )
+        if differs
+    ]
+    if wrong:
+        raise ChangePlanError(f"Comparison {short} is of another {' and '.join(wrong)}.")
+    if one.change != change:
+        raise ChangePlanError(f"Comparison {short} is of another change than the registry's records say; make it again with `gate`.")
+    check_derived(plan, one)
+    bundles = [registry.bundle(digest) for digest in (one.champion, one.challenger)]
+    if any(bundle.manifest.simulated for bundle in bundles) and not all(site.simulated for site in one.sites):
+        raise ChangePlanError(f"Comparison {short} does not say that its models learned from simulated speech.")
+    left = left_by_records(modification, change)
+    if one.epsilon_left is not None and left is not None:
+        # Somebody may know of less that is left than the records do, never of more where they state it.
+        stated = one.epsilon_from == "records" or change.epsilon is not None
+        if stated and (one.epsilon_left > left + DUST or (one.epsilon_from == "records" and one.epsilon_left < left - DUST)):
+            raise ChangePlanError(f"Comparison {short} counts with {one.epsilon_left:g} of the privacy budget, and the records leave {left:g}.")
+
+
+def check_signed(registry: Registry, plan: ChangePlan, one: Comparison) -> None:
+    """Raise ChangePlanError unless a comparison that is about to be signed is of the challenger that the registry has, as its records say.
+
+    Raises
+    ------
+    OutsidePlanError
+        The plan does not cover what was done.
+    """
+    name = plan.plan.model
+    change, modification = _covered(registry, name, one.challenger, plan, _now().date())
+    check_comparison(registry, plan, modification, change, one, champion=registry.pointers(name).champion)
 
 
 def check_in_force(registry: Registry, name: str, plan: ChangePlan, signatures: Sequence[PlanSignature]) -> None:
     """Raise ChangePlanError unless a plan is filled in, signed by its roles, and, where another was in force, by the roles of that one too.
 
-    So whoever can write a plan cannot put in a laxer one with keys of their own.
+    So whoever can write a plan cannot put in a laxer one with keys of their own. What is in force is the plan of the last entry that changed the
+    champion under one, the first of a name included.
     """
     require_filled_in(plan)
     check_plan_signatures(plan, signatures, roles_of=plan)
-    before = next((entry for entry in reversed(registry.history(name)) if entry.action == "promoted" and entry.plan), None)
-    if before is None or before.plan == plan.digest or before.bundle is None or before.plan is None:
+    before = _binding(registry.history(name))
+    if before is None or before.plan is None or before.plan == plan.digest or before.bundle is None:
         return
-    check_plan_signatures(plan, signatures, roles_of=plan_from_json(registry.attachment(before.bundle, before.plan)))
+    # Its digest is in the history, so it is what was signed then, whatever a checker of today says of it.
+    check_plan_signatures(plan, signatures, roles_of=plan_from_json(registry.attachment(before.bundle, before.plan), checked=False))
+
+
+def _binding(history: Sequence[Entry]) -> Entry | None:
+    """Return the last entry that let a bundle answer under a plan; a challenger that was opened under one binds nothing."""
+    champions = [None, *(entry.pointers.champion for entry in history)]
+    for before, entry in reversed(list(zip(champions[:-1], history, strict=True))):
+        if entry.plan and (entry.action == "promoted" or (entry.action == "opened" and entry.pointers.champion != before)):
+            return entry
+    return None
 
 
 def unfinished(registry: Registry, name: str, reader: DatabaseReader) -> str | None:
@@ -407,12 +605,16 @@ def _settle(registry: Registry, name: str, recorder: Recorder) -> None:
 
 
 def _last_change(reader: DatabaseReader, name: str) -> ModelChange | None:
+    return next(_changes(reader, name), None)
+
+
+def _changes(reader: DatabaseReader, name: str) -> Iterator[ModelChange]:
+    """Yield what was recorded of the switches of a name, newest first."""
     for index in reversed(reader.about(MODEL + name)):
         payload = reader.record(index).payload
         # A record without a protocol says who answered first, or what was refused, and moved nothing here.
         if isinstance(payload, ModelChange) and payload.protocol is not None:
-            return payload
-    return None
+            yield payload
 
 
 @contextlib.contextmanager
@@ -457,10 +659,29 @@ def _covered(registry: Registry, name: str, digest: str, plan: ChangePlan, on: d
     if champion == digest:
         raise ChangePlanError(f"Bundle {digest[:12]} is the champion already.")
     modification = check_change(plan, change, on=on, earlier=_times_made(registry, name, change.kind))
+    if contradicted := list(_contradictions(registry, change, digest)):
+        raise OutsidePlanError(contradicted)
     if change.parent != champion:
         made_from = change.parent[:12] if change.parent else "nothing"
         raise OutsidePlanError([f"Parent: it was made from {made_from}, and the champion is {champion[:12]}; a change starts from the champion."])
     return change, modification
+
+
+def _contradictions(registry: Registry, change: Change, digest: str) -> Iterator[str]:
+    """Yield what of a bundle is not as its record says that it was made: a record is what somebody wrote, the bundle's bytes are what will answer."""
+    parent = _bundle_or_none(registry, change.parent)
+    kept: dict[str, tuple[str, ...]] = {"recalibrated": ("head.", "preprocessing.json"), "updated": ("preprocessing.json",)}
+    if change.kind == "unlearned" and change.method != "retrained":
+        kept["unlearned"] = kept["updated"]
+    if parent is None or change.kind not in kept:
+        return
+    bundle = registry.bundle(digest)
+    beginnings = kept[change.kind]
+    names = sorted(name for name in {*bundle.files, *parent.files} if name.startswith(beginnings))
+    if differ := [name for name in names if bundle.files.get(name) != parent.files.get(name)]:
+        yield f"Record: a model that is {change.kind!r} has the {', '.join(differ)} of its parent, and this one has not."
+    if bundle.manifest.features != parent.manifest.features or bundle.manifest.head != parent.manifest.head:
+        yield f"Record: a model that is {change.kind!r} has the features and the kind of head of its parent, and this one has not."
 
 
 def _times_made(registry: Registry, name: str, kind: str) -> list[datetime]:
@@ -468,48 +689,73 @@ def _times_made(registry: Registry, name: str, kind: str) -> list[datetime]:
     return [entry.time for entry in promoted if entry.bundle and registry.record(entry.bundle).change == kind]
 
 
-def _rejudged(plan: ChangePlan, modification: Modification, one: Comparison) -> Comparison:
-    """Judge again from the sites' figures, so that a verdict is never taken on trust."""
-    again = comparison_of(plan, modification, one.sites, champion=one.champion, challenger=one.challenger, epsilon_left=one.epsilon_left)
-    if again.verdicts != one.verdicts or again.met != one.met:
-        raise ChangePlanError(f"The verdicts of comparison {one.digest[:12]} are not those of its figures: it was changed.")
-    return one
-
-
-def _attached(registry: Registry, digest: str) -> tuple[list[Comparison], list[Approval]]:
-    comparisons, approvals = [], []
+def _attached(registry: Registry, digest: str) -> tuple[list[Comparison], list[Approval], list[str]]:
+    """Return what is attached to a bundle and can be read, and what is wrong with the rest that says it is a comparison or an approval."""
+    comparisons: list[Comparison] = []
+    approvals: list[Approval] = []
+    faults = []
     for name in registry.attachments(digest):
-        content = registry.attachment(digest, name)
-        if b'"schema_id":"clinical-ser/comparison/1"' in content:
-            comparisons.append(Comparison.from_json(content))
-        elif b'"schema_id":"clinical-ser/approval/1"' in content:
-            approvals.append(Approval.from_json(content))
-    return comparisons, approvals
+        try:
+            content = registry.attachment(digest, name)
+            if b'"schema_id":"clinical-ser/comparison/' in content:
+                comparisons.append(Comparison.from_json(content))
+            elif b'"schema_id":"clinical-ser/approval/' in content:
+                approvals.append(Approval.from_json(content))
+        except (ChangePlanError, RegistryError) as error:
+            faults.append(f"attachment {name[:12]}: {error}")
+    return comparisons, approvals, faults
 
 
-def _check_shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, now: datetime, journal: Journal | None) -> None:
+@dataclass(frozen=True)
+class _Served:
+    """The shadow period, as it goes into the audit record."""
+
+    days: float
+    recordings: int | None = None
+    first: date | None = None
+    last: date | None = None
+    counts: str | None = None
+    """sha256 of the journal's days that were counted."""
+
+    def __str__(self) -> str:
+        told = f"shadow {self.days:.1f} days"
+        if self.recordings is not None:
+            told += f", {self.recordings} recordings from {self.first} to {self.last}, counts {self.counts}"
+        return told
+
+
+def _check_shadow(registry: Registry, name: str, digest: str, plan: ChangePlan, now: datetime, journal: Journal | None) -> _Served:
     protocol, history = plan.protocol, registry.history(name)
     served = _time_in_shadow(history, digest, now)
+    days = served / timedelta(days=1)
     if served < timedelta(days=protocol.shadow_days):
-        raise ChangePlanError(f"Shadow: {served / timedelta(days=1):.1f} days were served; the plan asks for {protocol.shadow_days}.")
-    if protocol.shadow_recordings:
-        if journal is None:
-            raise ChangePlanError(
-                f"Shadow: the plan asks for {protocol.shadow_recordings} recordings; give the server's journal, which counted them."
-            )
-        counted = _recordings_in_shadow(history, journal, digest)
-        if counted < protocol.shadow_recordings:
-            raise ChangePlanError(f"Shadow: {counted} recordings were answered; the plan asks for {protocol.shadow_recordings}.")
+        raise ChangePlanError(f"Shadow: {days:.1f} days were served; the plan asks for {protocol.shadow_days}.")
+    if not protocol.shadow_recordings and journal is None:
+        return _Served(days)
+    if journal is None:
+        raise ChangePlanError(f"Shadow: the plan asks for {protocol.shadow_recordings} recordings; give the server's journal, which counted them.")
+    found = _counted_in_shadow(history, journal, digest, days)
+    if (found.recordings or 0) < protocol.shadow_recordings:
+        raise ChangePlanError(f"Shadow: {found.recordings} recordings were answered; the plan asks for {protocol.shadow_recordings}.")
+    return found
 
 
-def _recordings_in_shadow(history: Sequence[Entry], journal: Journal, digest: str) -> int:
+def _counted_in_shadow(history: Sequence[Entry], journal: Journal, digest: str, served: float) -> _Served:
     """Count the recordings that a bundle answered beside the champion of today, from the day on which it became the shadow."""
     champion = history[-1].pointers.champion if history else None
     since = [entry.time.date() for entry in history if entry.pointers.shadow == digest]
     if champion is None or not since:
-        return 0
+        return _Served(served, 0)
     kind = f"{BESIDE}{champion[:12]}.status"
-    return sum(sum(counts.names.get(kind, {}).values()) for _, counts in journal.between(digest, first=min(since)))
+    days = journal.between(digest, first=min(since))
+    content = hashlib.sha256(b"".join(f"{day.isoformat()} ".encode() + counts.to_bytes() for day, counts in days))
+    return _Served(
+        served,
+        sum(sum(counts.names.get(kind, {}).values()) for _, counts in days),
+        first=days[0][0] if days else None,
+        last=days[-1][0] if days else None,
+        counts=content.hexdigest(),
+    )
 
 
 def _time_in_shadow(history: Sequence[Entry], digest: str, now: datetime) -> timedelta:
@@ -519,27 +765,32 @@ def _time_in_shadow(history: Sequence[Entry], digest: str, now: datetime) -> tim
 
 
 def _champions(history: Sequence[Entry]) -> list[str]:
-    """Return the champions that a rollback can go through, the current one last."""
+    """Return the champions that a rollback can go through, the current one last; one that was withdrawn is not among them."""
     stack: list[str] = []
     last = None
     for entry in history:
         champion = entry.pointers.champion
-        if entry.action == "rolled_back" and last is not None and len(stack) > 1:
+        if champion is None and last is not None:
             stack.pop()
-        if champion is not None and (not stack or stack[-1] != champion):
+        elif champion is not None and entry.action == "rolled_back" and champion in stack:
+            del stack[len(stack) - stack[::-1].index(champion) :]
+        elif champion is not None and (not stack or stack[-1] != champion):
             stack.append(champion)
         last = champion
     return stack
 
 
-def _last_rolled_back(history: Sequence[Entry], digest: str) -> datetime | None:
-    """Return when a bundle was last taken back from being champion: whoever approves it again knows of that."""
-    pairs = itertools.pairwise(history)
-    times = [after.time for before, after in pairs if after.action == "rolled_back" and before.pointers.champion == digest]
+def _last_taken_away(history: Sequence[Entry], digest: str) -> datetime | None:
+    """Return when a bundle was last withdrawn, or rolled back from being champion: whoever approves it again knows of that."""
+    times = [
+        after.time
+        for before, after in itertools.pairwise(history)
+        if after.action in {"rolled_back", "withdrawn"} and before.pointers.of(digest) and not after.pointers.of(digest)
+    ]
     return max(times, default=None)
 
 
-def _activation(registry: Registry, name: str, plan: ChangePlan, proposed: Proposed, recorder: Recorder, reason: str) -> ModelChange:
+def _activation(old: str | None, name: str, plan: ChangePlan, proposed: Proposed, recorder: Recorder, reason: str, served: _Served) -> ModelChange:
     comparison = proposed.comparison
     metrics = {
         f"{figure} {what}": value
@@ -553,10 +804,10 @@ def _activation(registry: Registry, name: str, plan: ChangePlan, proposed: Propo
         actor=recorder.actor,
         action="activated",
         name=name,
-        old=registry.pointers(name).champion,
+        old=old,
         new=comparison.challenger,
         plan=_short(f"{plan.label}, {proposed.modification.id} ({plan.digest})"),
-        protocol=_short(f"comparison {comparison.digest}"),
+        protocol=_short(f"comparison {comparison.digest}; {served}"),
         metrics=metrics,
         approver=_short(signed),
         reason=reason or proposed.change.trigger,
@@ -581,17 +832,18 @@ def _champion_or_none(registry: Registry, name: str) -> str | None:
     return None
 
 
-def _spent(registry: Registry, record: Record) -> float | None:
-    """Sum what a bundle and its ancestors spent; None where none of them gave anything out."""
-    spent, seen, current = [], set(), record
-    while True:
-        seen.add(current.bundle)
-        if current.epsilon is not None:
-            spent.append(current.epsilon)
-        parent = current.parent
-        if parent is None or parent in seen or parent not in registry.digests():
-            return sum(spent) if spent else None
-        current = registry.record(parent)
+def _spent(registry: Registry, record: Record, name: str) -> float | None:
+    """Sum what a bundle, its ancestors and all other bundles of the name spent; None where none of them gave anything out."""
+    known = set(registry.digests())
+    counted = {record.bundle, *registry.known_as(name)} & known
+    ancestors: set[str] = set()
+    parent = record.parent
+    while parent is not None and parent in known - ancestors:
+        ancestors.add(parent)
+        parent = registry.record(parent).parent
+    counted |= ancestors
+    spent = [epsilon for digest in sorted(counted) if (epsilon := registry.record(digest).epsilon) is not None]
+    return math.fsum(spent) if spent else None
 
 
 def _number(value: float | int | str | bool | None, what: str) -> float | None:

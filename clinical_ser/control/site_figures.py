@@ -13,7 +13,7 @@ from typing import Annotated, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.control.figures import DISTANCE_TO_BEST, EXPLANATION_FIGURES
@@ -25,6 +25,7 @@ from clinical_ser.evaluation.evidence import EvaluatedModel
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.evaluation.figures import BinaryFigures, ClassFigures, figures_of
 from clinical_ser.evaluation.intervals import Bootstrap, bootstrap
+from clinical_ser.evaluation.naming import describe
 from clinical_ser.evaluation.predictions import Predictions, check_extractors, predict
 from clinical_ser.explain.effects import Explainer
 from clinical_ser.models.bundle import VerifiedBundle
@@ -38,7 +39,7 @@ from clinical_ser.strict import Strict
 
 Array = NDArray[np.float64]
 Count = Annotated[int, Field(ge=0)]
-METHOD = "cluster bootstrap"
+METHOD, PAIRED = "cluster bootstrap", "Newcombe, paired"
 EXPLAINED_AT_MOST = 200
 """Recordings whose explanations are compared; drawn by the plan's seed."""
 NOT_USABLE = "not_usable"
@@ -90,6 +91,17 @@ class SiteFigures(Strict):
     groups: tuple[GroupFigures, ...]
     explanations: dict[str, Figure]
 
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        """Refuse counts that no table has: a person is of one class at least, and has a recording at least."""
+        by_class = self.subjects_by_class.values()
+        if not max(by_class, default=0) <= self.subjects <= min(sum(by_class), self.recordings):
+            raise ValueError("the numbers of people and recordings do not fit each other")
+        groups = [(one.column, one.value) for one in self.groups]
+        if len(set(groups)) != len(groups) or any(one.subjects > self.subjects or (one.figures and not one.enough) for one in self.groups):
+            raise ValueError("the groups do not fit the people of the site")
+        return self
+
     def to_json(self) -> bytes:
         """Return canonical JSON: what leaves the site."""
         return canonical_json(self.model_dump(mode="json"))
@@ -116,10 +128,13 @@ class Members:
         Maps a subject to the tag.
     of
         Tags by bundle digest; a bundle that is not there is not checked.
+    incomplete
+        Bundles of whose people only some are known.
     """
 
     tag: Callable[[str], str]
     of: Mapping[str, AbstractSet[str]]
+    incomplete: AbstractSet[str] = frozenset()
 
 
 def table_digest(table: FeatureTable) -> str:
@@ -223,7 +238,7 @@ def _check_members(both: "_Both", bundles: Sequence[VerifiedBundle], members: Me
             shared = sum(members.tag(subject) in known for subject in np.unique(both.subjects).tolist())
             if shared:
                 raise LeakError(f"{shared} of the holdout's people taught the {what}: it tests nothing. Freeze another, or train without them.")
-    return members is not None and all(bundle.digest in members.of for bundle in bundles)
+    return members is not None and all(bundle.digest in members.of and bundle.digest not in members.incomplete for bundle in bundles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,8 +318,8 @@ class _Both:
         drawn = self._drawn(plan, lambda drawn: drawn @ values / drawn.sum(), subjects, weight)
         people = len(np.unique(subjects))
         one, two = (_figure(drawn, i, NOT_USABLE, people, people, len(subjects)) for i in range(2))
-        less = drawn.derived(lambda found: found[..., 1:2] - found[..., :1])
-        return PairedFigure(champion=one, challenger=two, difference=_free(less, 0, people, people, len(subjects)))
+        bounds = paired_shares(drawn.replicates[:, 0], drawn.replicates[:, 1], one, two, people)
+        return PairedFigure(champion=one, challenger=two, difference=_between(one, two, bounds, people, len(subjects)))
 
     def explanations(self, plan: ChangePlan) -> dict[str, Figure]:
         """Compare which families move each recording's probability, in both models."""
@@ -364,12 +379,57 @@ class _Pair:
             rows = self.rows[about]
             people = len(np.unique(subjects[rows]))
             rests_on = min(side.rests_on(name) for side in self.sides)
-            told[name] = PairedFigure(
-                champion=_figure(drawn, i, name, rests_on, people, len(rows)),
-                challenger=_figure(drawn, n + i, name, rests_on, people, len(rows)),
-                difference=_free(less, i, rests_on, people, len(rows)),
-            )
+            first, second = (_figure(drawn, place, name, rests_on, people, len(rows)) for place in (i, n + i))
+            if describe(name).kind == "share":
+                bounds = paired_shares(drawn.replicates[:, i], drawn.replicates[:, n + i], first, second, rests_on)
+                difference = _between(first, second, bounds, people, len(rows))
+            else:
+                difference = _free(less, i, rests_on, people, len(rows))
+            told[name] = PairedFigure(champion=first, challenger=second, difference=difference)
         return told
+
+
+def paired_shares(first: Array, second: Array, champion: Figure, challenger: Figure, people: int) -> tuple[float, float]:
+    """Return the interval of a difference of two shares of the same people, challenger less champion.
+
+    It is made from the two shares' own intervals and their correlation, so that people whom both models answer alike do not make it a point: with
+    nobody answered otherwise among few people, more people might still be.
+
+    Parameters
+    ----------
+    first, second
+        Replicates of the champion's and the challenger's share, drawn together, shape (replicates,); their correlation is that of the two answers.
+    champion, challenger
+        The shares with their score intervals.
+    people
+        How many people the shares rest on, for the continuity correction of the correlation.
+
+    Returns
+    -------
+    tuple of float
+        Within -1 and 1; NaN where a share has no interval.
+
+    References
+    ----------
+    Newcombe RG (1998), Improved confidence intervals for the difference between binomial proportions based on paired data, Stat Med 17:2635-2650
+    (method 10); for clustered people by Zou GY, Donner A (2008), Stat Med 27:1693-1702.
+    """
+    ends = (champion.value, champion.low, champion.high, challenger.value, challenger.low, challenger.high)
+    if any(end is None for end in ends) or people < 1:
+        return np.nan, np.nan
+    p, p_low, p_high, q, q_low, q_high = (float(end or 0.0) for end in ends)
+    both = np.isfinite(first) & np.isfinite(second)
+    one, two = first[both] - first[both].mean(), second[both] - second[both].mean()
+    spread, variance = float(np.sqrt((one @ one) * (two @ two))), p * (1 - p) * q * (1 - q)
+    phi = float(one @ two) / spread if spread > 0 and variance > 0 else 0.0
+    if phi > 0:
+        phi = max(phi - 1 / (2 * people * np.sqrt(variance)), 0.0)
+
+    def half(mine: float, theirs: float) -> float:
+        return float(np.sqrt(max(mine**2 - 2 * phi * mine * theirs + theirs**2, 0.0)))
+
+    less = q - p
+    return max(less - half(q - q_low, p_high - p), -1.0), min(less + half(q_high - q, p - p_low), 1.0)
 
 
 def _asked(plan: ChangePlan, what: str, bundle: VerifiedBundle, table: FeatureTable) -> tuple[Predictions, Rows, TrainedModel]:
@@ -453,6 +513,11 @@ def _slice(drawn: Bootstrap, start: int, stop: int) -> Bootstrap:
 def _figure(drawn: Bootstrap, index: int, name: str, rests_on: int, people: int, recordings: int) -> Figure:
     bounds = interval_of(drawn, index, name, rests_on)
     return Figure.of(float(drawn.values[index]), *bounds, subjects=people, recordings=recordings, method=METHOD)
+
+
+def _between(champion: Figure, challenger: Figure, bounds: tuple[float, float], people: int, recordings: int) -> Figure:
+    value = np.nan if champion.value is None or challenger.value is None else challenger.value - champion.value
+    return Figure.of(value, *bounds, subjects=people, recordings=recordings, method=PAIRED)
 
 
 def _free(drawn: Bootstrap, index: int, rests_on: int, people: int, recordings: int) -> Figure:

@@ -1,32 +1,35 @@
-"""A person is taken out of the models that learned from them: which those are, what replaces them, what is left to do.
+"""People are taken out of the models that learned from them: which those are, what replaces them, what is left to do.
 
-The one idea: a bundle knows whom it learned from by keyed tags, its ancestors' people included. A replacement is a candidate like any other: the old
-model answers until the plan lets the new one, and the result of this says so.
+The one idea: whoever is to be forgotten is on a list that nothing may learn from again, and a candidate forgets everybody on it at once. The old
+model answers until the plan lets the candidate through; what the people added is destroyed when no champion knows them any more, and not before, or
+a second try would have nothing to subtract.
 """
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from clinical_ser.audit.answering import Recorder
-from clinical_ser.audit.events import Configuration, Purpose
+from clinical_ser.audit.events import Configuration, Outcome, Purpose
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.continual.memory import Memory
 from clinical_ser.continual.unlearning import Contributions, Since, forget, model_of
-from clinical_ser.control.learning import CONTRIBUTIONS, MEMORY, listed, members_in, memory_in, options_of
+from clinical_ser.control.learning import CONTRIBUTIONS, MEMORY, Heard, memory_in, options_of, tags_of
 from clinical_ser.control.promotion import MEMBERS
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.evaluation.card import Card, with_origin
 from clinical_ser.evaluation.release import card_of
-from clinical_ser.models.bundle import ManifestFields, read_bundle, write_bundle
+from clinical_ser.models.bundle import ManifestFields, VerifiedBundle, read_bundle, write_bundle
+from clinical_ser.models.rows import select_rows
 from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.models.training import train
+from clinical_ser.models.training import cohort_digest, train
 from clinical_ser.registry import Record, Registry
 from clinical_ser.strict import Strict
 
@@ -62,6 +65,8 @@ class Unlearned(Strict):
     """What `registry forget` came to."""
 
     saw: tuple[Saw, ...]
+    cannot_say: tuple[str, ...]
+    """Digests of bundles whose list of people is not whole: they may have learned from the person too."""
     replaced: tuple[Replaced, ...]
 
     @property
@@ -79,7 +84,9 @@ def forget_subject(
     key: SigningKey | None,
     table: FeatureTable | None = None,
 ) -> Unlearned:
-    """Say which bundles learned from a person, make candidates that did not, and destroy what was kept of the person.
+    """Say which bundles learned from a person, and make candidates that did not; nothing learns from the person again.
+
+    Recorded first, with what was found, so that a request has its evidence also where nobody knew the person.
 
     Parameters
     ----------
@@ -92,71 +99,96 @@ def forget_subject(
     key
         Signs the candidates.
     table
-        What the champion was trained on, for models whose sums were not kept by person; the person's rows in it are not looked at.
+        What the champion was trained on, for models whose sums were not kept by person. Rows of people who are to be forgotten are not looked at, and
+        all others have to be those whom the champion knows.
 
     Raises
     ------
     InvalidValueError
-        The subject is empty.
+        Subject or reason is empty, or the table is not the champion's.
+    AuditError
+        It cannot be recorded; nothing was changed.
     """
     if not subject.strip():
         raise InvalidValueError("SUBJECT", "none", "the person, as your tables name them")
+    if not reason.strip():
+        raise InvalidValueError("--reason", "none", "why, in words")
     tag = registry.tag(subject)
-    saw = _saw(registry, tag)
-    known = {each.bundle for each in saw}
-    names = [name for name in registry.names() if registry.pointers(name).champion in known]
-    replaced = tuple(_Forgetter(registry, name, tag, subject, recorder, reason, key, table).replace() for name in names)
-    for digest in known:
-        _drop(registry, digest, tag)
-    purge(registry, sorted(known))
-    if saw:
-        recorder.record(
-            Configuration(actor=recorder.actor, setting="models: a person forgotten", old=None, new=", ".join(sorted(d[:12] for d in known))[:500]),
-            subject=subject,
-            purpose=Purpose.COMPLIANCE,
-        )
-    return Unlearned(saw=saw, replaced=replaced)
+    saw, cannot_say = _saw(registry, tag)
+    found = ", ".join(sorted(each.bundle[:12] for each in saw)) or "no bundle is known to have learned from this person"
+    payload = Configuration(actor=recorder.actor, setting="models: a person to be forgotten", old=reason[:2000], new=found[:2000])
+    recorder.record(payload, subject=subject, purpose=Purpose.COMPLIANCE, outcome=Outcome.SUCCESS)
+    registry.mark_forgotten(tag)
+    replaced = tuple(_Forgetter(registry, name, recorder, reason, key, table).replace() for name in _names_that_know(registry, {tag}))
+    destroy_what_is_left(registry)
+    return Unlearned(saw=saw, cannot_say=cannot_say, replaced=replaced)
 
 
-def _saw(registry: Registry, tag: str) -> tuple[Saw, ...]:
+def destroy_what_is_left(registry: Registry) -> None:
+    """Destroy what forgotten people added, as far as no champion knows them any more, and memories of bundles without a role that do.
+
+    Called when somebody is forgotten, and after every switch.
+    """
+    forgotten = registry.forgotten()
+    if not forgotten:
+        return
+    held = {digest for name in registry.names() for digest in registry.pointers(name).held.values()}
+    champions = [champion for name in registry.names() if (champion := registry.pointers(name).champion) is not None]
+    known_still = {tag for champion in champions for tag in Heard.by(registry, champion).tags}
+    for digest in registry.private_digests():
+        kept = _contributions(registry, digest)
+        if kept is not None and (gone := (forgotten - known_still) & set(kept.tags)):
+            registry.keep_private(digest, CONTRIBUTIONS, kept.without(gone).to_bytes())
+        if digest not in held and Heard.by(registry, digest).tags & forgotten and registry.private(digest, MEMORY) is not None:
+            registry.drop_private(digest, MEMORY)
+
+
+def knows_forgotten(registry: Registry, digest: str) -> int:
+    """Return how many people a bundle learned from who were forgotten since."""
+    return len(Heard.by(registry, digest).tags & registry.forgotten())
+
+
+def _names_that_know(registry: Registry, tags: set[str]) -> list[str]:
+    champions = {name: registry.pointers(name).champion for name in registry.names()}
+    return [name for name, champion in champions.items() if champion is not None and Heard.by(registry, champion).tags & tags]
+
+
+def _saw(registry: Registry, tag: str) -> tuple[tuple[Saw, ...], tuple[str, ...]]:
     roles: dict[str, list[str]] = {}
     for name in registry.names():
         for role, digest in registry.pointers(name).held.items():
             roles.setdefault(digest, []).append(f"{name}@{role}")
-    found = [record for record in registry.records() if tag in members_in(registry, record.bundle)]
-    return tuple(
-        Saw(bundle=record.bundle, name=record.name, version=record.version, answers_as=tuple(roles.get(record.bundle, ()))) for record in found
-    )
+    found, unsure = [], []
+    for record in registry.records():
+        heard = Heard.by(registry, record.bundle)
+        if tag in heard.tags:
+            answers_as = tuple(roles.get(record.bundle, ()))
+            found.append(Saw(bundle=record.bundle, name=record.name, version=record.version, answers_as=answers_as))
+        elif not heard.complete:
+            unsure.append(record.bundle)
+    return tuple(found), tuple(unsure)
 
 
-def _drop(registry: Registry, digest: str, tag: str) -> None:
-    """Destroy what a person added, where it was kept."""
+def _contributions(registry: Registry, digest: str) -> Contributions | None:
     content = registry.private(digest, CONTRIBUTIONS)
-    if content is None:
-        return
-    kept = Contributions.from_bytes(content)
-    if tag in kept.tags:
-        registry.keep_private(digest, CONTRIBUTIONS, kept.without(tag).to_bytes())
+    return None if content is None else Contributions.from_bytes(content)
 
 
 @dataclass(frozen=True, eq=False)
-class _Line:
-    """How a champion came to know a person."""
+class _Step:
+    """A step of the champion's line that heard people who are to be forgotten."""
 
     first: TrainedModel
-    first_memory: Memory
     gone: Contributions
     since: tuple[Since, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class _Forgetter:
-    """One champion, and the person that it is to forget."""
+    """One champion, and everybody whom it is to forget."""
 
     registry: Registry
     name: str
-    tag: str
-    subject: str
     recorder: Recorder
     reason: str
     key: SigningKey | None
@@ -166,125 +198,160 @@ class _Forgetter:
         """Make a candidate, by subtraction where that can be done, else by training again, else not."""
         champion = self.registry.pointers(self.name).champion
         assert champion is not None
+        gone = Heard.by(self.registry, champion).tags & self.registry.forgotten()
         if (waiting := self._waiting(champion)) is not None:
             return Replaced(name=self.name, champion=champion, how="waiting", candidate=waiting, calibration_too=True)
-        line = self._line(champion)
-        memory = memory_in(self.registry, champion)
-        if line is not None and memory is not None:
-            return self._subtracted(champion, memory, line)
+        memory, steps = memory_in(self.registry, champion), self._steps(champion, gone)
+        if memory is not None and steps is not None:
+            return self._subtracted(champion, memory, steps, gone)
         if self.table is not None:
             return self._retrained(champion, self.table)
         why = "What this person added was not kept, and no table to train on again was given (--table)."
         return Replaced(name=self.name, champion=champion, how="to_do", candidate=None, calibration_too=False, why=why)
 
     def _waiting(self, champion: str) -> str | None:
-        """Return the challenger, if it forgot the person already."""
+        """Return the challenger, if it knows nobody who is to be forgotten."""
         challenger = self.registry.pointers(self.name).challenger
         if challenger is None:
             return None
-        record, members = self.registry.record(challenger), members_in(self.registry, challenger)
-        return challenger if record.change == "unlearned" and record.parent == champion and members and self.tag not in members else None
+        record, heard = self.registry.record(challenger), Heard.by(self.registry, challenger)
+        fits = record.change == "unlearned" and record.parent == champion and heard.complete and not heard.tags & self.registry.forgotten()
+        return challenger if fits else None
 
-    def _line(self, champion: str) -> _Line | None:
-        """Walk back to the step that heard the person; None where it, or a step since, is not here any more."""
+    def _steps(self, champion: str, gone: frozenset[str]) -> tuple[_Step, ...] | None:
+        """Walk back to the steps that heard these people; None where one of them, or a step since, is not here any more."""
         since: list[Since] = []
-        digest: str | None = champion
-        while digest is not None and digest in self.registry.digests():
-            record = self.registry.record(digest)
-            model = TrainedModel.from_bundle(self.registry.bundle(digest))
-            content, memory = self.registry.private(digest, CONTRIBUTIONS), memory_in(self.registry, digest)
-            gone = Contributions.from_bytes(content).of_person(self.tag) if content is not None else None
-            if gone is not None and memory is not None:
-                return _Line(model, memory, gone, tuple(reversed(since)))
-            if record.change not in {"updated", "recalibrated", "unlearned"}:
+        found: list[_Step] = []
+        wanted, digest = set(gone), champion
+        while wanted:
+            if digest not in self.registry.digests():
                 return None
-            forgetting = float(record.details.get("forgetting", 1.0))
-            since.append(Since(forgetting, model, heads_learned=record.change != "recalibrated"))
-            digest = record.parent
-        return None
+            record, model = self.registry.record(digest), TrainedModel.from_bundle(self.registry.bundle(digest))
+            kept = _contributions(self.registry, digest)
+            here = None if kept is None else kept.of_people(wanted)
+            if here is not None:
+                found.append(_Step(model, here, tuple(reversed(since))))
+                wanted -= set(here.tags)
+            goes_on = record.change in {"updated", "recalibrated"} or record.details.get("method") == "subtracted"
+            if wanted and (record.parent is None or not goes_on):
+                return None
+            since.append(Since(float(record.details.get("forgetting", 1.0)), model, heads_learned=record.change != "recalibrated"))
+            digest = record.parent or ""
+        return tuple(found)
 
-    def _subtracted(self, champion: str, memory: Memory, line: _Line) -> Replaced:
+    def _subtracted(self, champion: str, memory: Memory, steps: tuple[_Step, ...], gone: frozenset[str]) -> Replaced:
         parent = self.registry.bundle(champion)
         with threadpool_limits(limits=1):
-            left = forget(memory, line.first, line.first_memory, line.gone, line.since)
-            model = model_of(TrainedModel.from_bundle(parent), left)
-        version, card = _next_version(parent.manifest.version), Card.from_json(parent.files["card.json"])
-        said = with_origin(
-            f"Model {champion[:12]} without one person, whose part was taken out; its figures are of before.", simulated=parent.manifest.simulated
-        )
-        card = card.model_copy(update={"version": version, "statement": said})
-        fields = ManifestFields(
-            **{name: getattr(parent.manifest, name) for name in ManifestFields.model_fields}
-            | {"version": version, "statement": said, "operating_point": model.operating_point}
-        )
-        candidate = self._added(champion, fields, model.to_files() | {"card.json": card.to_json()}, left, {"method": "subtracted"})
-        calibrated = all(step.heads_learned for step in line.since)
+            left = memory
+            for step in steps:
+                left = forget(left, step.first, step.gone, step.since)
+            model, left = model_of(TrainedModel.from_bundle(parent), left, secret=self.registry.secret(f"forget {champion} {sorted(gone)}"))
+        people = "one person, whose part was" if len(gone) == 1 else f"{len(gone)} people, whose parts were"
+        said = f"Model {champion[:12]} without {people} taken out; its figures are of before."
+        card = Card.from_json(parent.files["card.json"]).model_copy(update={"version": _next_version(parent), "statement": _origin(said, parent)})
+        files = model.to_files() | {"card.json": card.to_json()}
+        details: dict[str, float | int | str | bool] = {"method": "subtracted", "people": len(gone)}
+        candidate = self._added(parent, {"statement": card.statement, "operating_point": model.operating_point}, files, left, details)
+        calibrated = all(one.heads_learned for step in steps for one in step.since)
         return Replaced(name=self.name, champion=champion, how="subtracted", candidate=candidate, calibration_too=calibrated)
 
     def _retrained(self, champion: str, table: FeatureTable) -> Replaced:
-        parent = self.registry.bundle(champion)
+        parent, registry = self.registry.bundle(champion), self.registry
         card = Card.from_json(parent.files["card.json"])
-        others = replace(table, frame=table.frame[table.subjects != self.subject].reset_index(drop=True))
+        forgotten = registry.forgotten()
+        others = np.array([registry.tag(subject) not in forgotten for subject in table.subjects.tolist()])
+        kept = replace(table, frame=table.frame[others].reset_index(drop=True))
+        self._check_table(parent, champion, table, kept)
         try:
-            training = train(others, parent.manifest.task, options_of(parent, card))
+            training = train(kept, parent.manifest.task, options_of(parent, card))
         except TrainingError as error:
             return Replaced(name=self.name, champion=champion, how="to_do", candidate=None, calibration_too=False, why=str(error))
-        version = _next_version(parent.manifest.version)
         training = replace(training, simulated=training.simulated or parent.manifest.simulated)
-        said = f"Trained again, in place of model {champion[:12]}, without one person."
-        made, _ = card_of(training, others, name=parent.manifest.name, version=version, statement=said)
+        said = f"Trained again, in place of model {champion[:12]}, without people who asked for it."
+        made, _ = card_of(training, kept, name=parent.manifest.name, version=_next_version(parent), statement=said)
         model = training.model
-        fields = ManifestFields(
-            **{name: getattr(parent.manifest, name) for name in ManifestFields.model_fields}
-            | {
-                "version": version,
-                "statement": made.statement,
-                "operating_point": model.operating_point,
-                "features": model.features,
-                "extractors": model.extractors,
-                "cohort_digest": training.cohort_digest,
-                "simulated": training.simulated,
-            }
-        )
-        candidate = self._added(champion, fields, model.to_files() | {"card.json": made.to_json()}, None, {"method": "retrained"})
+        fields: dict[str, Any] = {
+            "statement": made.statement,
+            "operating_point": model.operating_point,
+            "features": model.features,
+            "extractors": model.extractors,
+            "cohort_digest": training.cohort_digest,
+            "simulated": training.simulated,
+        }
+        flow = made.internal.flow.subjects_by_class
+        details: dict[str, float | int | str | bool] = {"method": "retrained", "people": len(np.unique(table.subjects[~others]))}
+        candidate = self._added(parent, fields, model.to_files() | {"card.json": made.to_json()}, None, details, subjects=dict(flow), rows=kept)
         return Replaced(name=self.name, champion=champion, how="retrained", candidate=candidate, calibration_too=True)
 
+    def _check_table(self, parent: VerifiedBundle, champion: str, table: FeatureTable, kept: FeatureTable) -> None:
+        """Make sure that a table is the champion's: a retraining on anything else is another change, which the plan calls so."""
+        heard = Heard.by(self.registry, champion)
+        usable = select_rows(kept, parent.manifest.task, (), use_baseline=parent.manifest.uses_baseline, used_as="learned from").rows
+        if heard.complete:
+            alike = tags_of(self.registry, usable) == heard.tags - self.registry.forgotten()
+        else:
+            rows = select_rows(table, parent.manifest.task, (), use_baseline=parent.manifest.uses_baseline, used_as="learned from").rows
+            alike = cohort_digest(rows.frame["recording"], rows.target) == parent.manifest.cohort_digest
+        if not alike:
+            raise InvalidValueError("--table", "a table of other people than the champion learned from", "the very table that it was trained on")
+
     def _added(
-        self, champion: str, fields: ManifestFields, files: dict[str, bytes], memory: Memory | None, details: dict[str, float | int | str | bool]
+        self,
+        parent: VerifiedBundle,
+        changed: Mapping[str, Any],
+        files: Mapping[str, bytes],
+        memory: Memory | None,
+        details: dict[str, float | int | str | bool],
+        *,
+        subjects: dict[str, int] | None = None,
+        rows: FeatureTable | None = None,
     ) -> str:
-        registry = self.registry
+        """Write the candidate, add it with what is private, and make it the challenger: recorded first, then switched."""
+        registry, champion = self.registry, parent.digest
+        fields = ManifestFields(
+            **{name: getattr(parent.manifest, name) for name in ManifestFields.model_fields} | {"version": _next_version(parent), **changed}
+        )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "bundle"
             digest = write_bundle(folder, fields, files, self.key)
-            private = {MEMBERS: listed(members_in(registry, champion) - {self.tag})}
+            heard = Heard.by(registry, champion).without(registry.forgotten())
+            if rows is not None:
+                heard = Heard(frozenset(map(registry.tag, np.unique(rows.subjects).tolist())), complete=True)
+            private = {MEMBERS: heard.to_bytes()}
             if memory is not None:
                 private[MEMORY] = memory.of(digest).to_bytes()
-            name = registry.record(champion).name
-            record = Record.of(read_bundle(folder), change="unlearned", name=name, parent=champion, details=details, because="erasure")
+            record = Record.of(
+                read_bundle(folder),
+                change="unlearned",
+                name=registry.record(champion).name,
+                parent=champion,
+                details=details,
+                because="erasure",
+                subjects=subjects,
+                recordings=0 if rows is None else len(rows.frame),
+            )
             registry.add(folder, record, private=private)
         head, before = registry.head(self.name), registry.pointers(self.name)
+        payload = Configuration(actor=self.recorder.actor, setting=f"model {self.name}: challenger", old=before.challenger, new=digest)
+        self.recorder.record(payload, purpose=Purpose.OPERATIONS, model=digest)
         registry.switch(
             self.name,
             expected=head.digest if head else None,
             action="forgotten",
-            # Whatever waited to replace the champion came from it, and knows the person too.
+            # Whatever waited to replace the champion came from it, and knows them too.
             pointers=before.model_copy(update={"challenger": digest, "shadow": None}),
             bundle=digest,
             actor=self.recorder.actor.id,
-            reason=self.reason,
+            reason=self.reason[:2000],
         )
         return digest
 
 
-def _next_version(version: str) -> str:
+def _origin(said: str, parent: VerifiedBundle) -> str:
+    return with_origin(said, simulated=parent.manifest.simulated)
+
+
+def _next_version(parent: VerifiedBundle) -> str:
+    version = parent.manifest.version
     match = _FORGOT.search(version)
     return f"{version[: match.start()]}+forgot{int(match[1]) + 1}" if match else f"{version}+forgot1"
-
-
-def purge(registry: Registry, digests: Sequence[str]) -> None:
-    """Destroy the memories of bundles that hold no role any more."""
-    held = {digest for name in registry.names() for digest in registry.pointers(name).held.values()}
-    for digest in set(digests) - held:
-        for private in (MEMORY, CONTRIBUTIONS):
-            if registry.private(digest, private) is not None:
-                registry.drop_private(digest, private)

@@ -82,9 +82,22 @@ class Binned:
         return Binned(factor * self.mass, factor * self.spread)
 
     def moved(self, scale: float, offset: float) -> "Binned":
-        """Return where the counts of two classes would lie with log-odds times `scale` plus `offset`; each bin moves as its middle does."""
-        to = bin_of(expit(scale * logit(middle_of(np.arange(BINS))) + offset))
-        mass = np.array([np.bincount(to, row, minlength=BINS) for row in self.mass])
+        """Return where the counts of two classes would lie with log-odds times `scale` plus `offset`, scale positive.
+
+        A bin is spread evenly over the bins that its range comes to lie in, so that many small moves are one large one, and what is taken out later
+        is moved as it was. Thresholds from moved counts are as good as a bin is wide, and no longer on the cautious side for certain.
+        """
+        with np.errstate(divide="ignore"):
+            ends = expit(scale * logit(EDGES) + offset)
+        ends[0], ends[-1] = 0.0, 1.0
+        low, high = ends[:-1, None], ends[1:, None]
+        shared = np.clip(np.minimum(high, EDGES[None, 1:]) - np.maximum(low, EDGES[None, :-1]), 0.0, None)
+        width = high - low
+        # A range of no width at all lies in one bin.
+        spread = np.divide(shared, width, out=np.zeros_like(shared), where=width > 0)
+        narrow = np.flatnonzero(spread.sum(axis=1) < 0.5)
+        spread[narrow] = np.eye(BINS)[bin_of(ends[:-1][narrow])]
+        mass = self.mass @ (spread / spread.sum(axis=1, keepdims=True))
         subjects, rows, squared, total, between, within, inverse = self.spread.T
         again = [
             subjects,

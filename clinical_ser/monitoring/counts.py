@@ -50,7 +50,9 @@ _SPREAD_EDGES = np.array([0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.0, 3.0, 5.0])
 _MARGIN_EDGES = np.linspace(-2.0, 2.0, 9)
 """Of what a family adds to the margin, in log-odds: their own unit, so that no scale has to be kept."""
 
-_Cell = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+MOST_COUNTED = 2**53
+"""Whole numbers beyond have no one spelling in JSON."""
+_Cell = Annotated[int, Field(strict=True, ge=0, le=MOST_COUNTED)]
 _Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 _Channel = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -117,6 +119,8 @@ class Counts(Strict):
         """Add up; InvalidValueError where they are of two models, whose cells are not the same."""
         if other.model != self.model:
             raise InvalidValueError("counts", "those of two models", "one model's: every model has its own cells")
+        if self.recordings + other.recordings > MOST_COUNTED:
+            raise MonitoringError("The counts add up to more recordings than there are people; one of them is damaged.")
         return Counts(
             model=self.model,
             recordings=self.recordings + other.recordings,

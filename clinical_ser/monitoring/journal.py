@@ -18,6 +18,8 @@ from clinical_ser.monitoring.counts import Counts
 
 _FILE = re.compile(r"(\d{4}-\d{2}-\d{2})\.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2999, 12, 31)
+"""Of what may be watched; what lies beyond is a slip, and more than a calendar can add to."""
 _LARGEST = 16 * 2**20
 _WAIT_S = 30.0
 
@@ -128,6 +130,9 @@ def _digest(model: str) -> str:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
-        raise MonitoringError("The journal of counts has a file that is named after no day.") from None
+        day = date.min
+    if not FIRST_DAY <= day <= LAST_DAY:
+        raise MonitoringError("The journal of counts has a file that is named after no day.")
+    return day

@@ -20,14 +20,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.special import expit, log_expit, logit
 
 from clinical_ser.cohorts.table import RowProblem
@@ -38,6 +38,8 @@ from clinical_ser.evaluation.intervals import wilson
 from clinical_ser.evaluation.subgroups import MINIMUM_OF_A_CLASS
 from clinical_ser.monitoring.counts import NAMED, short
 from clinical_ser.monitoring.detectors import ChannelState, Evidence, limits_of, restored, states_of
+from clinical_ser.monitoring.journal import FIRST_DAY, LAST_DAY
+from clinical_ser.monitoring.seen import Memory
 from clinical_ser.strict import Strict
 
 Array = NDArray[np.float64]
@@ -66,6 +68,7 @@ _REPLICATES = 400
 _LARGEST = 256 * 2**20
 _MOST_ROWS = 2_000_000
 _SMALLEST = 1e-6
+_COLUMNS = frozenset({"screened_at", "probability", "log_odds", "outcome", "outcome_at", "subject", *NAMED})
 
 
 class Ratio(Strict):
@@ -113,16 +116,23 @@ class Returned(Strict):
 class OutcomeState(Strict):
     """What the next run goes on from."""
 
-    tolerance: float = TOLERANCE
-    maturity_days: int = MATURITY_DAYS
+    tolerance: Annotated[float, Field(ge=0, le=2)] = TOLERANCE
+    maturity_days: Annotated[int, Field(ge=0, le=3650)] = MATURITY_DAYS
     """Both stay as they were: evidence against one statement is none against another."""
     entered: date | None = None
     """Last day whose mature recordings have been taken."""
-    people: Annotated[int, Field(ge=0)] = 0
-    log_odds: float = 0.0
+    people: Annotated[int, Field(strict=True, ge=0, le=2**52)] = 0
+    log_odds: Annotated[float, Field(ge=-1e18, le=1e18)] = 0.0
     """Their sum."""
-    groups: tuple[str, ...] = ()
-    channels: dict[str, ChannelState] = Field(default_factory=dict)
+    groups: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=1 + MOST_GROUPS)] = ()
+    """Everyone first; or none, before the first outcome."""
+    channels: Annotated[dict[str, ChannelState], Field(max_length=1 + MOST_GROUPS)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_groups(self) -> Self:
+        if len(set(self.groups)) != len(self.groups) or set(self.channels) != set(self.groups) or self.groups[:1] not in {(), (EVERYONE,)}:
+            raise ValueError("there is one detector a group, and everyone is the first")
+        return self
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ class OutcomeCrossing:
 
 @dataclass(frozen=True, eq=False)
 class OutcomeRows:
-    """A file of outcomes as read; `frame` has `day`, `log_odds`, `outcome` (NaN: none yet), `outcome_day` and columns of groups."""
+    """A file of outcomes as read; `frame` has `day`, `log_odds`, `outcome` (NaN: none yet), `outcome_day`, `who` and columns of groups."""
 
     frame: pd.DataFrame
     problems: tuple[RowProblem, ...]
@@ -177,7 +187,7 @@ def read_outcomes(path: Path) -> OutcomeRows:
         raise MonitoringError(f"The outcomes have no usable row (rows with a problem: {len(problems)}){first}.")
     found = pd.DataFrame(rows).sort_values("day", kind="stable")
     again = (found["who"] != "") & found.duplicated("who")
-    return OutcomeRows(found[~again].drop(columns="who").reset_index(drop=True), tuple(problems), int(again.sum()))
+    return OutcomeRows(found[~again].reset_index(drop=True), tuple(problems), int(again.sum()))
 
 
 def _row(row: Mapping[Any, Any]) -> dict[str, object]:
@@ -198,7 +208,7 @@ def _row(row: Mapping[Any, Any]) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    if value is None or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
@@ -214,16 +224,16 @@ def _number(value: object, what: str) -> float:
 
 
 def _day(value: object, what: str) -> date:
-    if isinstance(value, datetime):
-        return value.date()
-    if isinstance(value, date):
-        return value
     text = _text(value)
     try:
-        told = datetime.fromisoformat(text)
-        return (told.astimezone(UTC) if told.tzinfo else told).date()
+        told = value if isinstance(value, date) and text else datetime.fromisoformat(text)
+        if isinstance(told, datetime):
+            told = (told.astimezone(UTC) if told.tzinfo else told).date()
     except (ValueError, OverflowError):
         raise ValueError(f"{what} is {'no date as 2030-01-31' if text else 'missing'}") from None
+    if not FIRST_DAY <= told <= LAST_DAY:
+        raise ValueError(f"{what} is not between {FIRST_DAY} and {LAST_DAY}")
+    return told
 
 
 def _cells(path: Path) -> pd.DataFrame:
@@ -237,17 +247,26 @@ def _cells(path: Path) -> pd.DataFrame:
         raise MonitoringError("The outcomes are empty; the first line has to name the columns.")
     if raw.startswith(b"PAR1"):
         try:
-            frame: pd.DataFrame = pq.read_table(io.BytesIO(raw)).to_pandas()
+            file = pq.ParquetFile(io.BytesIO(raw))
+            # Before it is unpacked: a small file can be a large table.
+            _check_rows(file.metadata.num_rows)
+            wanted = [name for name in file.schema_arrow.names if name in _COLUMNS]
+            # Without what pandas noted in it: whoever wrote the file may have written that too.
+            frame: pd.DataFrame = file.read(columns=wanted).to_pandas(ignore_metadata=True)
         except (pa.ArrowException, OSError):
             raise MonitoringError("The outcomes start like a Parquet file but are cut short or damaged.") from None
         frame.columns = pd.Index([str(name) for name in frame.columns])
     else:
         frame = _csv(raw)
-    if len(frame) > _MOST_ROWS:
-        raise MonitoringError(f"The outcomes have more than {_MOST_ROWS} rows; this is another file.")
+    _check_rows(len(frame))
     if frame.columns.duplicated().any():
         raise MonitoringError("The outcomes name a column twice.")
     return frame
+
+
+def _check_rows(rows: int) -> None:
+    if rows > _MOST_ROWS:
+        raise MonitoringError(f"The outcomes have more than {_MOST_ROWS} rows; this is another file.")
 
 
 def _csv(raw: bytes) -> pd.DataFrame:
@@ -314,15 +333,27 @@ class OutcomeWatch:
         self.limits = limits_of(np.array([0.5, *[0.5 / MOST_GROUPS] * MOST_GROUPS]), run_length)
         self._people, self._sum = self._state.people, self._state.log_odds
 
-    def take(self, rows: OutcomeRows, as_of: date) -> list[OutcomeCrossing]:
-        """Take the recordings that have matured since the last run, up to a day; return the groups that crossed their limit, with repetitions."""
+    def take(self, rows: OutcomeRows, as_of: date, memory: Memory | None = None) -> list[OutcomeCrossing]:
+        """Take the recordings that have matured since the last run, up to a day; return the groups that crossed their limit, with repetitions.
+
+        Parameters
+        ----------
+        rows, as_of
+            Outcomes, and the day as of which they are known.
+        memory
+            Whose outcomes earlier runs have taken: theirs are not taken again, and those of this run are remembered.
+        """
+        memory = memory or Memory()
         frame = rows.frame
         known, mature = self._known(frame, as_of)
         entered = self._state.entered
         new = frame[known & mature & (entered is None or frame["day"].map(lambda day: day + self.maturity > entered))]
         found: list[OutcomeCrossing] = []
         for row in new.to_dict("records"):
-            found += self._enter(row)
+            tags = [memory.tag("outcome", str(row["who"]))] if row.get("who") else []
+            if not any(map(memory.has, tags)):
+                memory.add(tags)
+                found += self._enter(row)
         last = max([as_of, entered]) if entered else as_of
         self._state = OutcomeState(
             tolerance=self.tolerance,

@@ -19,9 +19,10 @@ from clinical_ser.evaluation.subgroups import LEAST_NAMED
 from clinical_ser.models.bundle import BundleManifest, Sha256
 from clinical_ser.models.strict_json import canonical_json
 from clinical_ser.monitoring.cells import SHIFTED, STEADY, expected_index, stability_index
-from clinical_ser.monitoring.counts import NAMED, STATUS, Counts
+from clinical_ser.monitoring.counts import MOST_COUNTED, NAMED, STATUS, Counts
 from clinical_ser.monitoring.detectors import BETS, ChannelState, Counted, Crossing, Evidence, generator, limits_of, restored, states_of, watch
 from clinical_ser.monitoring.outcomes import OutcomeCrossing, OutcomeState
+from clinical_ser.monitoring.seen import Seen
 from clinical_ser.strict import Strict
 
 RUN_LENGTH = 10_000
@@ -31,12 +32,15 @@ LEAST_REFERENCE = 50
 """People in a reference: fewer still give exact p-values, and next to no power."""
 NEW_NAME_PEOPLE = 5
 """People recorded with a device or codec that the reference does not have, before it is told."""
+MOST_A_BATCH = 200_000
+"""Recordings in one batch; each is looked at."""
 RECENT = 60
 """Batches that are kept to say how large a change is."""
 CHECKS = ("speech", "voicing", "snr", "clipping", "bandwidth", "level", "speakers", "samples", "offset", "complete", "codec")
 """Of the gate. Watched whether or not one failed in the reference: that it never did is what makes it news."""
 NEW_NAMES = ("device", "codec", "language", "task", "site")
 
+_Whole = Annotated[int, Field(strict=True, ge=0, le=2**52)]
 Family = Literal["input", "score", "answer", "gate", "mix", "outcome"]
 Statistic = Literal["shiryaev_roberts", "new_name"]
 FAMILIES: tuple[Family, ...] = ("input", "score", "answer", "gate", "mix")
@@ -59,10 +63,12 @@ class Reference(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     """Of the model."""
     version: Annotated[str, Field(min_length=1, max_length=100)]
-    statuses: tuple[str, ...]
+    statuses: Annotated[tuple[str, ...], Field(max_length=10)]
     """What the model can answer."""
     run_length: Annotated[float, Field(ge=LEAST_RUN_LENGTH, le=MOST_RUN_LENGTH)] = RUN_LENGTH
     new_name_people: Annotated[int, Field(ge=1, le=10_000)] = NEW_NAME_PEOPLE
+    last_day: date | None = None
+    """Of what it counts; watching starts after it. None where nobody noted days."""
     counts: Counts
 
     @model_validator(mode="after")
@@ -72,8 +78,16 @@ class Reference(Strict):
         return self
 
     @classmethod
-    def of(cls, manifest: BundleManifest, counts: Counts, *, run_length: float = RUN_LENGTH, new_name_people: int = NEW_NAME_PEOPLE) -> "Reference":
-        """Freeze counts as the reference of a model.
+    def of(
+        cls,
+        manifest: BundleManifest,
+        counts: Counts,
+        *,
+        run_length: float = RUN_LENGTH,
+        new_name_people: int = NEW_NAME_PEOPLE,
+        last_day: date | None = None,
+    ) -> "Reference":
+        """Freeze counts, up to a last day where that is known, as the reference of a model.
 
         Raises
         ------
@@ -91,7 +105,13 @@ class Reference(Strict):
         answers = ("flagged", "not_flagged") if len(manifest.task.classes) == 2 else ("classified",)
         statuses = (*answers, "indeterminate", "not_usable")
         return cls(
-            name=manifest.name, version=manifest.version, statuses=statuses, run_length=run_length, new_name_people=new_name_people, counts=counts
+            name=manifest.name,
+            version=manifest.version,
+            statuses=statuses,
+            run_length=run_length,
+            new_name_people=new_name_people,
+            last_day=last_day,
+            counts=counts,
         )
 
     def to_bytes(self) -> bytes:
@@ -107,7 +127,7 @@ class Reference(Strict):
 class Recent(Strict):
     """One of the last batches."""
 
-    number: int
+    number: _Whole
     day: date | None
     label: str
     counts: Counts
@@ -120,17 +140,17 @@ class State(Strict):
     reference: Sha256
     chain: Sha256
     """Digest of all batches so far."""
-    batches: Annotated[int, Field(ge=0)] = 0
-    recordings: Annotated[int, Field(ge=0)] = 0
+    batches: _Whole = 0
+    recordings: _Whole = 0
     last_day: date | None = None
-    tables: tuple[Sha256, ...] = ()
-    """Tables without dates that were taken; none is taken twice."""
+    seen: Seen = Seen()
+    """Tags of the people and recordings that were counted; none is counted twice."""
     channels: dict[str, ChannelState] = Field(default_factory=dict)
-    new_names: dict[str, int] = Field(default_factory=dict)
+    new_names: dict[str, _Whole] = Field(default_factory=dict)
     """Names that the reference does not have, as `kind=name`, to the people recorded with it."""
     told: tuple[str, ...] = ()
     """Those of them that an alarm was raised for."""
-    recent: tuple[Recent, ...] = ()
+    recent: Annotated[tuple[Recent, ...], Field(max_length=RECENT)] = ()
     outcomes: OutcomeState = OutcomeState()
 
     def to_bytes(self) -> bytes:
@@ -267,6 +287,8 @@ class Watch:
             self._bag, self._evidence = (
                 self._restored(state) if state.batches else (self._before.copy(), Evidence.none(len(self.channels), len(BETS)))
             )
+        if (self._bag > MOST_COUNTED // 2).any():
+            raise MonitoringError("The state or the reference counts more recordings than there are people; it is damaged.")
         self._state = state
 
     def _restored(self, state: State) -> tuple[Counted, Evidence]:
@@ -291,17 +313,18 @@ class Watch:
         """Keep the state of the outcomes beside that of the counts."""
         self._state = self._state.model_copy(update={"outcomes": outcomes})
 
-    def with_table(self, digest: str) -> None:
-        """Remember a table without dates; MonitoringError where it was taken before."""
-        if digest in self._state.tables:
-            raise MonitoringError(
-                "This table was watched before, and its rows carry no date (recorded_at) to tell old ones by; it is not taken again."
-            )
-        self._state = self._state.model_copy(update={"tables": (*self._state.tables, digest)})
+    def with_seen(self, seen: Seen) -> None:
+        """Keep whom this run has counted."""
+        self._state = self._state.model_copy(update={"seen": seen})
+
+    @property
+    def last_day(self) -> date | None:
+        """The last day that was taken or that belongs to the reference."""
+        return max((day for day in (self._state.last_day, self.reference.last_day) if day is not None), default=None)
 
     def is_new(self, day: date) -> bool:
-        """Return whether a day comes after the last one that was taken."""
-        return self._state.last_day is None or day > self._state.last_day
+        """Return whether a day comes after the reference and after the last one that was taken."""
+        return self.last_day is None or day > self.last_day
 
     def take(self, counts: Counts, *, day: date | None, label: str) -> tuple[Alarm, ...]:
         """Let the detectors see one batch.
@@ -325,12 +348,14 @@ class Watch:
         InvalidValueError
             The counts are of another model.
         MonitoringError
-            The day was taken before, or comes before one that was.
+            The day was taken before, comes before one that was, or belongs to the reference; or the batch is larger than `MOST_A_BATCH`.
         """
         if counts.model != self.reference.counts.model:
             raise InvalidValueError("counts", "those of another model", "counts of the reference's model")
         if day is not None and not self.is_new(day):
-            raise MonitoringError(f"{day} is not after {self._state.last_day}, the last day that was taken; days are taken once, in order.")
+            raise MonitoringError(f"{day} is not after {self.last_day}, the last day that was taken; days are taken once, in order.")
+        if counts.recordings > MOST_A_BATCH:
+            raise MonitoringError(f"A batch has more than {MOST_A_BATCH:,} recordings; watch shorter periods.")
         number = self._state.batches + 1
         rng, chain = generator(self._state.chain, counts.to_bytes())
         crossings = watch(self._bag, self._evidence, cells_in(counts, self.channels), self.limits, batch=number, rng=rng)

@@ -106,6 +106,19 @@ def check_own(status: os.stat_result, what: str) -> None:
         raise RegistryTamperedError(f"{what} has mode {mode:04o}, so others may use it; only {right:04o} is taken.")
 
 
+def check_folder(path: Path, what: str) -> None:
+    """Refuse a folder of the registry that is a link, or that others may write in; one that is not there is an empty one."""
+    with refused_by_system():
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+    if not stat.S_ISDIR(status.st_mode):
+        raise RegistryTamperedError(f"{what} is no folder of its own, but a link or a file.")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise RegistryTamperedError(f"{what} has mode {stat.S_IMODE(status.st_mode):04o}, so others may write in it; only {OWN_FOLDER:04o} is taken.")
+
+
 def listed(folder: Path) -> list[str]:
     """Return the names in a folder, sorted; of one that is not there, none."""
     try:

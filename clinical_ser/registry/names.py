@@ -12,13 +12,13 @@ from pathlib import Path
 from clinical_ser.cohorts.tasks import Task
 from clinical_ser.errors import BundleError, BundleNotFoundError, InvalidValueError, RegistryError
 from clinical_ser.folders import is_folder, user_folder
-from clinical_ser.models.bundle import read_bundle
+from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.signing import SignatureState, TrustStore
 from clinical_ser.registry.records import ROLES, is_digest_like, is_name
 from clinical_ser.registry.shipped import SHIPPED_MODELS
 from clinical_ser.registry.store import Registry
 
-__all__ = ["SHIPPED_MODELS", "ModelEntry", "ModelOrigin", "find_model", "list_models"]
+__all__ = ["SHIPPED_MODELS", "ModelEntry", "ModelOrigin", "find_model", "list_models", "read_model"]
 
 
 class ModelOrigin(StrEnum):
@@ -78,6 +78,13 @@ def find_model(name_or_path: str | Path) -> Path:
     if not str(name_or_path) or not is_folder(Path(name_or_path)):
         raise BundleNotFoundError(f"No folder is at the path given for the model. Give a bundle's folder, or the name of a model: {_names()}.")
     return Path(name_or_path)
+
+
+def read_model(text: str) -> VerifiedBundle:
+    """Read and verify what `find_model` finds, or, for 8 hex digits of a digest or more, that bundle of the registry."""
+    if is_digest_like(text) and (registry := _registry()) is not None:
+        return registry.bundle(registry.find(text))
+    return read_bundle(find_model(text))
 
 
 def _folders_of(name: str) -> Iterator[Path]:

@@ -30,8 +30,18 @@ from clinical_ser.file_lock import FileLock
 from clinical_ser.folders import HOME_VARIABLE, user_folder
 from clinical_ser.models.bundle import MANIFEST, MAX_MANIFEST_BYTES, MAX_SIGNATURE_BYTES, SIGNATURE, VerifiedBundle, read_bundle
 from clinical_ser.models.signing import SignatureState, TrustStore, verify_signature
-from clinical_ser.models.strict_json import StrictJsonError, parse_canonical_object
-from clinical_ser.registry.files import check_own, is_own_folder, listed, make_folder, read_file, refused_by_system, replace_file, write_once
+from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
+from clinical_ser.registry.files import (
+    check_folder,
+    check_own,
+    is_own_folder,
+    listed,
+    make_folder,
+    read_file,
+    refused_by_system,
+    replace_file,
+    write_once,
+)
 from clinical_ser.registry.history import NameHistory
 from clinical_ser.registry.records import ROLES, Action, Entry, Pointers, Record, build, check_name, is_digest_like, is_name
 from clinical_ser.registry.shipped import is_shipped
@@ -50,6 +60,8 @@ _KEY_BYTES = 32
 # Nothing else is tagged with this key; the domain keeps it so should something ever be.
 _TAG_DOMAIN = b"clinical-ser registry subject v1\n"
 _HINT = "a bundle's digest (8 hex digits of it at least), a name, or a name with @champion, @challenger or @shadow"
+
+FORGOTTEN = "forgotten.json"
 
 
 class Registry:
@@ -84,6 +96,14 @@ class Registry:
         if own is None:
             raise RegistryError(f"This process has no home folder to keep a registry in; set {HOME_VARIABLE}.")
         return cls(own / "registry")
+
+    def _sound(self, folder: Path) -> Path:
+        """Return one of the registry's folders, unless it is a link or others may write in it: what it holds is believed."""
+        with refused_by_system(), contextlib.suppress(FileNotFoundError):
+            # The registry itself may be a link of its owner's.
+            check_folder(self.folder.resolve(), "The registry's folder")
+        check_folder(folder, f"The registry's folder {folder.name!r}")
+        return folder
 
     # --- bundles ---------------------------------------------------------------------------------------------------------------------------
 
@@ -141,7 +161,7 @@ class Registry:
 
     def digests(self) -> tuple[str, ...]:
         """Return the digests of the bundles that are in, sorted; one whose adding was cut short is not."""
-        return _digests_in(self._records)
+        return _digests_in(self._sound(self._records))
 
     def find(self, text: str) -> str:
         """Return the digest of one bundle.
@@ -165,7 +185,7 @@ class Registry:
         if not is_name(name) or (at and role not in ROLES and not is_digest_like(role)):
             raise InvalidValueError("bundle", text[:80], _HINT)
         if at and role not in ROLES:
-            return self._only(role, self._known_as(name))
+            return self._only(role, self.known_as(name))
         held = self.pointers(name).held
         wanted = role or "champion"
         for taken, digest in held.items():
@@ -180,14 +200,15 @@ class Registry:
             raise InvalidValueError("bundle", prefix, reason)
         return found[0]
 
-    def _known_as(self, name: str) -> tuple[str, ...]:
+    def known_as(self, name: str) -> tuple[str, ...]:
+        """Return the bundles that were kept under a name or have had a role in it, sorted."""
         had = {digest for entry in self.history(name) for digest in entry.pointers.held.values()}
         kept = {digest for digest in self.digests() if self.record(digest).name == name}
         return tuple(sorted(had | kept))
 
     def folder_of(self, digest: str) -> Path:
         """Return where the folder of a bundle lies, or would lie."""
-        return self._bundles / _checked(digest)
+        return self._sound(self._bundles) / _checked(digest)
 
     def sound_folder(self, digest: str) -> Path:
         """Return the folder of a bundle whose manifest is the one that was added, for `read_bundle` to check the rest against it.
@@ -231,7 +252,7 @@ class Registry:
         return record
 
     def _record_bytes(self, digest: str) -> bytes | None:
-        return read_file(self._records / f"{_checked(digest)}.json", MAX_RECORD_BYTES, f"The record of bundle {digest[:12]}")
+        return read_file(self._sound(self._records) / f"{_checked(digest)}.json", MAX_RECORD_BYTES, f"The record of bundle {digest[:12]}")
 
     def children(self, digest: str) -> tuple[str, ...]:
         """Return the bundles that were made from this one, oldest first."""
@@ -262,7 +283,7 @@ class Registry:
         except StrictJsonError as error:
             raise InvalidValueError("attachment", f"{len(content)} bytes", f"an object in canonical JSON: {error}") from None
         name = hashlib.sha256(content).hexdigest()
-        folder = self._evaluations / digest
+        folder = self._attached(digest)
         make_folder(folder)
         if not write_once(folder / f"{name}.json", content):
             self.attachment(digest, name)
@@ -270,12 +291,15 @@ class Registry:
 
     def attachments(self, digest: str) -> tuple[str, ...]:
         """Return the sha256 of everything that is attached to a bundle, sorted."""
-        return _digests_in(self._evaluations / _checked(digest))
+        return _digests_in(self._attached(digest))
+
+    def _attached(self, digest: str) -> Path:
+        return self._sound(self._sound(self._evaluations) / _checked(digest))
 
     def attachment(self, digest: str, sha256: str) -> bytes:
         """Return what is attached; InvalidValueError where nothing is, RegistryTamperedError where it was changed."""
         what = f"Attachment {sha256[:12]} of bundle {digest[:12]}"
-        content = read_file(self._evaluations / _checked(digest) / f"{_checked(sha256)}.json", MAX_ATTACHMENT_BYTES, what)
+        content = read_file(self._attached(digest) / f"{_checked(sha256)}.json", MAX_ATTACHMENT_BYTES, what)
         if content is None:
             raise InvalidValueError("attachment", sha256[:12], f"one of bundle {digest[:12]}: {[name[:12] for name in self.attachments(digest)]}")
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -360,11 +384,38 @@ class Registry:
             raise InvalidValueError("subject", "a text that is empty or holds half a character", "a subject's identifier")
         return hmac.new(self._tag_key(), _TAG_DOMAIN + spelled, hashlib.sha256).hexdigest()
 
+    def secret(self, purpose: str) -> bytes:
+        """Return 32 bytes that only this registry can make, the same for the same purpose."""
+        return hmac.new(self._tag_key(), b"clinical-ser registry secret v1\n" + purpose.encode(), hashlib.sha256).digest()
+
+    def forgotten(self) -> frozenset[str]:
+        """Return the tags of people who are to be forgotten: nothing may learn from them again."""
+        content = read_file(self.folder / FORGOTTEN, MAX_PRIVATE_BYTES, "The list of forgotten people", private=True)
+        if content is None:
+            return frozenset()
+        try:
+            tags = parse_canonical_object(content)["tags"]
+        except (StrictJsonError, KeyError):
+            tags = None
+        if not isinstance(tags, list) or not all(isinstance(tag, str) and _DIGEST.fullmatch(tag) for tag in tags):
+            raise RegistryTamperedError("The list of forgotten people is damaged.")
+        return frozenset(map(str, tags))
+
+    def mark_forgotten(self, tag: str) -> None:
+        """Add a tag to those of people who are to be forgotten."""
+        with self._locked(self._lock_path(), "registry"):
+            make_folder(self.folder)
+            replace_file(self.folder / FORGOTTEN, canonical_json({"tags": sorted(self.forgotten() | {tag})}))
+
+    def private_digests(self) -> tuple[str, ...]:
+        """Return the digests with private files, also those whose bundle never came."""
+        return tuple(digest for digest in listed(self._private) if _DIGEST.fullmatch(digest))
+
     def _tag_key(self) -> bytes:
         path = self.folder / "tag.key"
         key = read_file(path, _KEY_BYTES, "The key of subjects' tags", private=True)
         if key is None:
-            if any(self.private_names(digest) for digest in listed(self._private) if _DIGEST.fullmatch(digest)):
+            if any(map(self.private_names, self.private_digests())):
                 raise RegistryTamperedError(
                     "The key of subjects' tags is missing while private files are there: a new one would find nobody in them."
                 )
@@ -379,8 +430,12 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Return the names that have a history, sorted; a damaged one is among them."""
-        folders = (name for name in listed(self._names) if is_name(name) and is_own_folder(self._names / name))
-        return tuple(name for name in folders if any(not file.startswith(".") and file != "lock" for file in listed(self._names / name)))
+        return tuple(name for name in listed(self._sound(self._names)) if is_name(name) and self._is_taken(self._names / name))
+
+    @staticmethod
+    def _is_taken(folder: Path) -> bool:
+        """Tell whether a folder holds a history; a link to one is taken for a damaged history, which `head` and `history` refuse."""
+        return folder.is_symlink() or (is_own_folder(folder) and any(not file.startswith(".") and file != "lock" for file in listed(folder)))
 
     def pointers(self, name: str) -> Pointers:
         """Return which bundle has which role; none has where the name has no history."""
@@ -455,33 +510,51 @@ class Registry:
             raise InvalidValueError("model name", name, "a name of your own: a shipped name always means the shipped model")
         make_folder(history.folder)
         with self._locked(history.folder / "lock", f"history of {name!r}"):
-            chain = history.entries()
-            head = chain[-1] if chain else None
-            if expected != (head.digest if head else None):
-                raise RegistryConflictError(
-                    f"{name!r} is at entry {head.number if head else 0} by now, which is not the one that was looked at; nothing was changed."
-                )
-            entry = build(
-                Entry,
-                "entry of a history",
-                number=head.number + 1 if head else 1,
-                previous=head.digest if head else None,
-                time=at or datetime.now(UTC),
-                name=name,
+            entry = self._next(
+                history,
+                expected,
                 action=action,
                 pointers=pointers,
+                actor=actor,
+                reason=reason,
                 bundle=bundle,
-                record=self._record_digest(bundle) if bundle else None,
                 plan=plan,
                 modification=modification,
                 evaluation=evaluation,
                 approvals=tuple(approvals),
-                actor=actor,
-                reason=reason,
+                time=at or datetime.now(UTC),
             )
-            self._check_attached(entry)
-            self._check_roles(entry, head.pointers if head else Pointers())
             history.append(entry)
+        return entry
+
+    def rehearse(self, name: str, *, expected: str | None, **entry: object) -> None:
+        """Raise what `switch` with the same arguments would raise now, and write nothing: for whoever records a switch before it is made."""
+        history = self._history(check_name(name))
+        pointers = entry.get("pointers")
+        if is_shipped(name) and isinstance(pointers, Pointers) and pointers.held:
+            raise InvalidValueError("model name", name, "a name of your own: a shipped name always means the shipped model")
+        self._next(history, expected, **{"time": datetime.now(UTC)} | entry)
+
+    def _next(self, history: NameHistory, expected: str | None, **fields: object) -> Entry:
+        """Return the next entry of a history, checked."""
+        chain = history.entries()
+        head = chain[-1] if chain else None
+        if expected != (head.digest if head else None):
+            raise RegistryConflictError(
+                f"{history.name!r} is at entry {head.number if head else 0} by now, which is not the one that was looked at; nothing was changed."
+            )
+        about = fields.get("bundle")
+        entry = build(
+            Entry,
+            "entry of a history",
+            number=head.number + 1 if head else 1,
+            previous=head.digest if head else None,
+            name=history.name,
+            record=self._record_digest(about) if isinstance(about, str) else None,
+            **fields,
+        )
+        self._check_attached(entry)
+        self._check_roles(entry, head.pointers if head else Pointers())
         return entry
 
     def _check_attached(self, entry: Entry) -> None:
@@ -505,13 +578,18 @@ class Registry:
     def _history(self, name: str) -> NameHistory:
         if not is_name(name):
             raise InvalidValueError("model name", name[:80], "small letters, digits, '-' and '_', at most 64, beginning with a letter or digit")
-        return NameHistory(name, self._names / name)
+        return NameHistory(name, self._sound(self._sound(self._names) / name))
 
     # --- all of it -------------------------------------------------------------------------------------------------------------------------
 
     def verify(self) -> tuple[str, ...]:
         """Read everything and return what does not fit, one sentence each; none where all is whole."""
         problems: list[str] = []
+        for folder in (self._bundles, self._records, self._evaluations, self._names):
+            with _noted(problems):
+                self._sound(folder)
+        if problems:
+            return tuple(dict.fromkeys(problems))
         known = self.digests()
         for digest in known:
             with _noted(problems, f"Bundle {digest[:12]}: "):

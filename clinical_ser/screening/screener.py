@@ -3,7 +3,7 @@
 A `Screener` is a verified model in memory, made once and asked often. It keeps nothing of what it hears.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -154,6 +154,7 @@ class Screener:
         recorded_on: date | None = None,
         timeline: bool = False,
         explained: str | None = None,
+        entered: Callable[[FeatureVector], object] | None = None,
     ) -> ScreeningResult:
         """Screen one recording of one speaker.
 
@@ -179,6 +180,8 @@ class Screener:
             Also say when in the recording the score came about; takes about as long again. Where that cannot be had, a notice says why.
         explained
             The class to explain, of several; None explains the most probable one.
+        entered
+            Called with the features that the model is given, for whoever counts them; not where the gate refuses the recording.
 
         Returns
         -------
@@ -212,6 +215,8 @@ class Screener:
                 return self._refusal(recording, heard.quality, context)
             if self.model.uses_baseline:
                 vector = relative(vector, [self._baseline(item, place, len(baseline)) for place, item in enumerate(baseline, start=1)])
+            if entered is not None:
+                entered(vector)
             result = self._result(recording, heard.quality, vector, context, prevalence, explained)
             if not timeline:
                 return result

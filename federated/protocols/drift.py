@@ -20,8 +20,9 @@ from federated.protocols.cohort import groups_of, names_of
 from federated.statistics import Arrays, Ask, SiteRows, Statistic, register
 
 STATUSES = ("flagged", "not_flagged", "indeterminate", NOT_USABLE)
-OUTCOMES = ("people", "expected", "variance", "observed")
-"""Of those whose outcome has returned, by score: how many, positives that the probabilities expect, its variance, positives that came."""
+OUTCOMES = ("people", "observed")
+"""Of those whose outcome has returned, by cell of the score: how many, and positives that came. What a cell expects follows from its middle; a sum of
+probabilities would be one person's, to the last digit, where a cell holds one."""
 
 
 @register
@@ -37,9 +38,10 @@ class Drift(Statistic):
     counts = frozenset({"recordings", "status", "failed", "outcomes"})
 
     def at_site(self, rows: SiteRows, ask: Ask) -> Arrays:
-        """Return `recordings` (1,), `cell.<channel>`, `status` (4,), `failed` (checks,), `name.<kind>` (values + 1,), `outcomes` (SCORE_CELLS, 4).
+        """Return `recordings` (1,), `cell.<channel>`, `status` (4,), `failed` (checks,), `name.<kind>` (values + 1,), `outcomes` (SCORE_CELLS, 2).
 
-        The last entry of a kind counts other values, those that are too rare here, and what is not stated.
+        The last entry of a kind counts other values, those that are too rare here, and what is not stated. Outcomes are nothing where fewer people of
+        either class have one than this site lets take part.
         """
         digest, groups, checks = str(ask.options["model"]), groups_of(ask), names_of(ask, "checks")
         if rows.table is None or digest not in rows.bundles or not set(groups) <= set(NAMED):
@@ -88,7 +90,7 @@ def _named(found: Counts, kind: str, values: Sequence[str], least: int) -> Array
 
 
 def _outcomes(rows: SiteRows, model: TrainedModel) -> Array:
-    """Return what is known of outcomes, shape (SCORE_CELLS, 4): of each person the first usable recording with one."""
+    """Return what is known of outcomes, shape (SCORE_CELLS, 2): of each person the first usable recording with one."""
     found = np.zeros((SCORE_CELLS, len(OUTCOMES)))
     assert rows.table is not None
     try:
@@ -97,8 +99,9 @@ def _outcomes(rows: SiteRows, model: TrainedModel) -> Array:
         # No label has returned.
         return found
     first = np.sort(np.unique(selected.rows.subjects, return_index=True)[1])
-    if len(first) and model.binary:
-        p, y = expit(model.log_odds(selected.rows.X[first])), selected.rows.target[first]
-        for column, of in enumerate((np.ones(len(p)), p, p * (1 - p), y)):
-            found[:, column] = np.bincount(score_cell_of(p), of, minlength=SCORE_CELLS)
+    y = selected.rows.target[first]
+    if model.binary and min((y == k).sum() for k in (0, 1)) >= max(rows.least_of_a_class, 1):
+        cell = score_cell_of(expit(model.log_odds(selected.rows.X[first])))
+        for column, of in enumerate((np.ones(len(y)), y)):
+            found[:, column] = np.bincount(cell, of, minlength=SCORE_CELLS)
     return found

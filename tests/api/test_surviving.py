@@ -23,6 +23,7 @@ from clinical_ser.audit.events import Inference, Service, Submission
 from clinical_ser.errors import AuditUnavailableError, ServerSetupError
 from tests.api.servers import Client, command, make_keys, serving
 from tests.api.test_screenings import finished
+from tests.api.wards import NAME, answering, until
 from tests.audit.log_maker import make_log
 
 
@@ -95,15 +96,19 @@ def payloads(folder: Path, kind: type) -> list:
         return [record.payload for record in reader.records() if isinstance(record.payload, kind)]
 
 
-def test_accepted_recordings_survive_a_killed_server_and_each_is_answered_once(tmp_path, bundle, recording):
+def test_accepted_recordings_survive_a_killed_server_and_each_is_answered_once_and_it_follows_when_told_to_look(tmp_path, ward, recording):
     later = {"Prefer": "respond-async"}
-    with started(tmp_path, bundle) as server:
+    with started(tmp_path, Path(NAME)) as server:
         accepted = [server.client.screen(recording, later, subject=f"person {number}") for number in range(6)]
         locations = [each.headers["location"] for each in accepted]
         finished(server.client, locations[1])
         server.kill()
-    with started(tmp_path, bundle) as server:
+    with started(tmp_path, Path(NAME)) as server:
         done = [finished(server.client, location) for location in locations]
+        server.process.send_signal(signal.SIGHUP)
+        ward.switch("withdrawn")
+        server.process.send_signal(signal.SIGHUP)
+        until(lambda: answering(server.client) == [])
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
     assert {each["state"] for each in done} == {"done"}

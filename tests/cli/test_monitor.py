@@ -13,11 +13,14 @@ from scipy.special import expit
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import DriftAlarm
 from clinical_ser.cohorts.table import FeatureTable, write_table
+from clinical_ser.errors import MonitoringError
+from clinical_ser.file_lock import FileLock
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.monitoring.counts import counts_of
+from clinical_ser.monitoring.counts import Counts, counts_of
 from clinical_ser.monitoring.journal import Journal
 from clinical_ser.registry import Pointers, Record, Registry
+from clinical_ser.registry.names import find_model
 from tests.tables import GOOD, table_of
 
 DAY = date(2030, 1, 1)
@@ -71,11 +74,7 @@ def test_json_has_every_alarm_with_effect_limit_and_rate(run, bundle, tables, re
 
 
 def test_a_journal_is_watched_day_by_day_and_goes_on_from_its_state(run, bundle, tables, reference, tmp_path):
-    verified = read_bundle(bundle)
-    model, journal = TrainedModel.from_bundle(verified), Journal(tmp_path / "journal")
-    for number in range(12):
-        table = with_columns(table_of(10, seed=100 + number), device="tablet")
-        journal.add(DAY + timedelta(days=number), counts_of(model, verified.digest, table))
+    days_in(Journal(tmp_path / "journal"), bundle, 12)
     words = ("monitor", "watch", bundle, "--reference", reference, "--journal", tmp_path / "journal", "--state", tmp_path / "state.json")
     assert run(*words, "--until", "2030-01-05").code == 0
     code, out, err = run(*words, "--until", "2030-01-31")
@@ -103,6 +102,88 @@ def test_a_table_without_dates_is_not_taken_twice(run, bundle, tables, reference
     assert code == 1
     assert "watched before" in " ".join(err.split())
     assert (tmp_path / "state.json").read_bytes() == before
+    # Nor is it with one more row: that one is taken alone.
+    grown, more = table_of(150, seed=12), table_of(151, seed=14)
+    frame = pd.concat([more.frame.iloc[150:], grown.frame], ignore_index=True).assign(device="tablet")
+    write_table(FeatureTable(frame, grown.feature_names, grown.extractors), tmp_path / "grown.parquet")
+    code, out, err = run(*words[:6], tmp_path / "grown.parquet", *words[7:])
+    assert code == 0
+    assert "1 recordings in 1 batches" in out
+    assert "counted before" in " ".join(err.split())
+    kept = tmp_path / "state.json"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert b"s0001" not in kept.read_bytes()
+
+
+def days_in(journal, bundle, days):
+    verified = read_bundle(bundle)
+    model = TrainedModel.from_bundle(verified)
+    for number in range(days):
+        table = with_columns(table_of(10, seed=100 + number), device="tablet")
+        journal.add(DAY + timedelta(days=number), counts_of(model, verified.digest, table))
+
+
+def test_watching_a_journal_starts_after_its_reference_and_takes_no_day_twice_by_weeks(run, bundle, tmp_path):
+    # The first of January 2030 was a Tuesday; the 13th is a Sunday.
+    days_in(Journal(tmp_path / "journal"), bundle, 13)
+    of_journal = tmp_path / "of-journal.json"
+    code, out, err = run("monitor", "reference", bundle, "--journal", tmp_path / "journal", "--to", "2030-01-08", "-o", of_journal)
+    assert code == 0, err
+    assert "starts after 2030-01-08" in out
+    words = ("monitor", "watch", bundle, "--reference", of_journal, "--journal", tmp_path / "journal")
+    kept = ("--state", tmp_path / "state.json")
+    assert "50 recordings in 5 batches" in run(*words, "--until", "2030-01-13").out
+    assert "50 recordings in 1 batches" in run(*words, "--weeks", "--until", "2030-01-13").out
+    assert "20 recordings in 2 batches" in run(*words, *kept, "--until", "2030-01-10").out
+    assert "30 recordings in 1 batches" in run(*words, *kept, "--weeks", "--until", "2030-01-13").out
+    assert json.loads((tmp_path / "state.json").read_bytes())["recordings"] == 50
+
+
+def test_watching_a_table_starts_after_the_day_that_its_reference_ends_with(run, bundle, tmp_path):
+    table = table_of(80, seed=15)
+    write_table(with_columns(table, recorded_at=[f"2030-01-{1 + k // 4:02d}" for k in range(80)]), tmp_path / "dated.parquet")
+    write_table(table, tmp_path / "undated.parquet")
+    made = ("-o", tmp_path / "r.json")
+    for words in (("dated.parquet", "--to", "2030-01-31"), ("undated.parquet", "--from", "2030-01-01")):
+        assert run("monitor", "reference", bundle, tmp_path / words[0], *words[1:], *made).code == 2
+    assert "rows have no date" in run("monitor", "reference", bundle, tmp_path / "undated.parquet", *made).out
+    for words, recordings in ((("dated.parquet",), 0), (("undated.parquet", "--to", "2030-01-15"), 20)):
+        assert run("monitor", "reference", bundle, tmp_path / words[0], *words[1:], *made).code == 0
+        code, out, _ = run("monitor", "watch", bundle, "--reference", tmp_path / "r.json", "--table", tmp_path / "dated.parquet", "--json")
+        assert (code, json.loads(out)["recordings"]) == (0, recordings)
+
+
+def test_two_at_work_on_one_state_would_lose_evidence_and_the_second_is_refused(run, bundle, tables, reference, tmp_path):
+    words = ("monitor", "watch", bundle, "--reference", reference, "--table", tables / "same.parquet", "--state", tmp_path / "state.json")
+    lock = FileLock(tmp_path / ".state.json.lock", "state", MonitoringError)
+    assert lock.take()
+    code, _, err = run(*words)
+    assert code == 1
+    assert "Another `monitor watch`" in err
+    assert not (tmp_path / "state.json").exists()
+    lock.release()
+    assert run(*words).code == 0
+
+
+def test_the_agreement_of_a_shadow_is_shown_from_the_journal(run, bundle, reference, tmp_path):
+    champion, shadow = read_bundle(bundle).digest, read_bundle(find_model("depression-simulated")).digest
+    pairs = {"flagged > flagged": 30, "flagged > indeterminate": 10, "not_flagged > not_flagged": 60}
+    journal = Journal(tmp_path / "journal")
+    journal.add(DAY, Counts(model=shadow, recordings=100, names={f"beside.{champion[:12]}.status": pairs}))
+    journal.add(DAY, Counts(model=shadow, recordings=50, names={"beside.000000000000.status": {"flagged > flagged": 50}}))
+    words = ("monitor", "watch", bundle, "--reference", reference, "--shadow", "depression-simulated", "--until", "2030-01-31")
+    code, out, _ = run(*words, "--journal", tmp_path / "journal")
+    assert code == 0
+    told = " ".join(out.split())
+    assert "alike: 90 of 100 recordings, 90% (83% to 94%)" in told
+    assert "Where the model says flagged, alike: 30 of 40 recordings" in told
+    assert "30 flagged, 10 indeterminate" in told
+    assert run(*words, "--table", tmp_path / "t.parquet").code == 2
+    journal.add(DAY, Counts(model=shadow, recordings=1, names={f"beside.{champion[:12]}.status": {"jane": 1}}))
+    code, _, err = run(*words, "--journal", tmp_path / "journal")
+    assert code == 1
+    assert "no pair of answers" in err
+    assert "jane" not in err
 
 
 def outcomes(path, shift):

@@ -5,9 +5,13 @@ from dataclasses import replace
 
 import pytest
 
+from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Configuration, ModelChange
 from clinical_ser.cohorts.table import write_table
+from clinical_ser.continual.unlearning import Contributions
+from clinical_ser.control.unlearning import destroy_what_is_left
+from clinical_ser.errors import AuditUnavailableError
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.registry import Registry
 from tests.continual.made import people, thinned
@@ -127,14 +131,58 @@ def test_a_person_is_taken_out_and_what_is_left_to_do_is_said(run, tmp_path, pla
     tag = registry.tag("s0007")
     assert tag in registry.private(champion, "members.json").decode()
     assert tag not in registry.private(candidate, "members.json").decode()
-    assert tag.encode() not in registry.private(champion, "contributions.npz")
     assert "s0007" not in done.out + done.err
     assert "No bundle of this registry" in run("registry", "forget", "nobody", "--reason", "asked").out
     assert run("registry", "forget", " ", "--reason", "asked").code == 2
+    assert run("registry", "forget", "s0007", "--reason", " ").code == 2
     with LogConfiguration.load(LogConfiguration.default_path()).read() as reader:
         payloads = [record.payload for record in reader.records(0, reader.size)]
-    assert any(isinstance(each, Configuration) and "forgotten" in each.setting for each in payloads)
+    said = [each for each in payloads if isinstance(each, Configuration) and "to be forgotten" in each.setting]
+    assert [(each.old, each.new) for each in said] == [
+        ("withdrew consent", champion[:12]),
+        ("asked", "no bundle is known to have learned from this person"),
+    ]
     assert json.loads(run("registry", "forget", "s0007", "--reason", "again", "--json").out)["replaced"][0]["how"] == "waiting"
+
+
+def test_people_forgotten_one_after_the_other_are_all_out_of_the_candidate_and_never_come_back(run, tmp_path, plan, champion):
+    registry = Registry.default()
+    for subject in ("s0007", "s0008", "s0009"):
+        assert run("registry", "forget", subject, "--reason", "withdrew consent", "--no-sign").code == 0
+    candidate = registry.pointers(MODEL).challenger
+    members = registry.private(candidate, "members.json").decode()
+    assert not any(registry.tag(subject) in members for subject in ("s0007", "s0008", "s0009"))
+    assert registry.record(candidate).details["people"] == 3
+    known = table_of(80)
+    again = known.frame["subject"].isin(["s0007", "s0008"])
+    new = people(60, 28)
+    mixed = replace(new, frame=new.frame.assign(subject=[*known.frame["subject"][again], *new.frame["subject"][2:]]))
+    # The champion knows them still; a later one does not, and refuses them all the same.
+    before = registry.head(MODEL)
+    registry.switch(
+        MODEL, expected=before.digest, action="promoted", pointers=before.pointers.model_copy(update={"champion": candidate, "challenger": None}),
+        bundle=candidate, actor="test",
+    )  # fmt: skip
+    destroy_what_is_left(registry)
+    kept = Contributions.from_bytes(registry.private(champion, "contributions.npz"))
+    assert len(kept.tags) == 77
+    assert registry.private(champion, "memory.json") is None
+    refused = run("update", saved(tmp_path, mixed), "--plan", plan, "--version", "2", "--method", "update")
+    assert refused.code == 1
+    assert "2 people of the table were forgotten" in refused.err
+    assert run("registry", "forget", "s0010", "--reason", "withdrew consent", "--no-sign").code == 0
+    assert registry.record(registry.pointers(MODEL).challenger).parent == candidate
+
+
+def test_nothing_is_done_without_its_record(run, tmp_path, champion, monkeypatch):
+    def full(*_args, **_about):
+        raise AuditUnavailableError("The disk is full.")
+
+    monkeypatch.setattr(Recorder, "record", full)
+    registry = Registry.default()
+    assert run("registry", "forget", "s0007", "--reason", "withdrew consent", "--no-sign").code == 1
+    assert registry.forgotten() == frozenset()
+    assert registry.pointers(MODEL).challenger is None
 
 
 def test_a_person_whose_part_was_not_kept_needs_the_table(run, tmp_path, bundle, plan):
@@ -145,6 +193,10 @@ def test_a_person_whose_part_was_not_kept_needs_the_table(run, tmp_path, bundle,
     left = run("registry", "forget", "s0007", "--reason", "withdrew consent", "--no-sign")
     assert left.code == 1
     assert "--table" in left.out
+    other = saved(tmp_path, people(80, 29), "other.parquet")
+    wrong = run("registry", "forget", "s0007", "--reason", "withdrew consent", "--no-sign", "--table", other)
+    assert wrong.code == 2
+    assert "other people than the champion" in wrong.err
     done = json.loads(run("registry", "forget", "s0007", "--reason", "withdrew consent", "--no-sign", "--json", "--table", own).out)
     assert done["replaced"][0]["how"] == "retrained"
     registry = Registry.default()

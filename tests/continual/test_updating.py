@@ -11,6 +11,7 @@ from clinical_ser.continual.updating import UpdateOptions, update
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.evaluation.evaluating import EvaluationOptions
 from clinical_ser.evaluation.release import card_of
+from clinical_ser.models.binned import Binned
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.saving import save
 from clinical_ser.models.trained import TrainedModel
@@ -63,7 +64,9 @@ def test_an_update_gives_what_training_on_old_and_new_people_gives(champion):
 def test_the_same_people_give_the_same_bytes_and_a_bundle_that_screens(champion, tmp_path):
     model, memory, _ = champion
     new = people(60, 3)
-    first, second = update(model, memory, new), update(model, memory, new)
+    secret = UpdateOptions(secret=b"here alone")
+    first, second = update(model, memory, new, secret), update(model, memory, new, secret)
+    assert update(model, memory, new).training.model.to_files() != first.training.model.to_files()
     assert first.training.model.to_files() == second.training.model.to_files()
     assert first.memory.to_bytes() == second.memory.to_bytes()
     card, _ = card_of(first.training, new, name="child", version="2", options=EvaluationOptions(replicates=20))
@@ -99,6 +102,27 @@ def test_new_prevalence_and_threshold_come_in_by_counting(champion):
     assert forgotten.log_odds(x[None])[0] < kept.log_odds(x[None])[0] < model.log_odds(x[None])[0]
 
 
+def test_recordings_of_one_person_are_not_people_in_the_doubt_that_is_drawn():
+    spreads = []
+    for each in (1, 6):
+        table = people(120, 31, prefix="old", rows_each=each)
+        model = train(table, DEPRESSION, TrainingOptions(refits=2)).model
+        known = memory_of(model, rows_of(model, table)).heads[0]
+        spreads.append(np.trace(known.scatter) / np.trace(known.precision))
+    assert spreads[1] > 2.5 * spreads[0]
+
+
+def test_many_small_moves_of_counted_scores_are_one_large_one():
+    rng = np.random.default_rng(0)
+    counted = Binned.of(rng.normal(size=4000), rng.integers(0, 2, 4000), np.arange(4000).astype(str), 2)
+    middle = (np.arange(200) + 0.5) / 200
+    once, often = counted.moved(1.0, 0.36), counted
+    for _ in range(40):
+        often = often.moved(1.0, 0.009)
+    assert often.mass.sum() == pytest.approx(counted.mass.sum())
+    assert np.allclose(often.mass @ middle, once.mass @ middle, rtol=2e-3)
+
+
 def test_intervals_keep_the_doubt_of_the_old_people(champion):
     model, memory, _ = champion
     few = people(30, 6)
@@ -110,6 +134,13 @@ def test_intervals_keep_the_doubt_of_the_old_people(champion):
 
     updated = update(model, memory, few).training.model
     assert 0.6 * width(model) < width(updated) < 1.5 * width(model)
+
+
+def test_a_memory_is_made_of_the_rows_that_the_model_learned_from_alone(champion):
+    model, _, table = champion
+    rows = rows_of(model, table)
+    with pytest.raises(TrainingError, match="not the rows"):
+        memory_of(model, replace(rows, X=rows.X * 1.2))
 
 
 def test_what_does_not_fit_is_refused_by_name(champion):

@@ -7,7 +7,7 @@ from clinical_ser.control.approval import Approval, RoleKey, approve, sign_plan
 from clinical_ser.control.figures import EXPLANATION_FIGURES
 from clinical_ser.control.gate import Comparison, comparison_of
 from clinical_ser.control.parts import ChangePlan
-from clinical_ser.control.plan import example_plan, parse_plan
+from clinical_ser.control.plan import Change, example_plan, parse_plan
 from clinical_ser.control.site_figures import GroupFigures, PairedFigure, SiteFigures
 from clinical_ser.evaluation.figure import Figure
 
@@ -86,9 +86,28 @@ def site_of(plan: ChangePlan, place: int, champion: str, challenger: str, **chan
     )
 
 
-def comparison(plan: ChangePlan, champion: str, challenger: str, *, modification: str = "recalibration", **changed: PairedFigure) -> Comparison:
+def comparison(
+    plan: ChangePlan,
+    champion: str,
+    challenger: str,
+    *,
+    modification: str = "recalibration",
+    change: Change | None = None,
+    epsilon: tuple[float, str] | None = (4.0, "hand"),
+    **changed: PairedFigure,
+) -> Comparison:
     sites = [site_of(plan, 0, champion, challenger, **changed), site_of(plan, 1, champion, challenger)]
-    return comparison_of(plan, plan.modification_of(modification), sites, champion=champion, challenger=challenger, epsilon_left=4.0)
+    left, whose = epsilon or (None, "records")
+    return comparison_of(
+        plan,
+        plan.modification_of(modification),
+        sites,
+        champion=champion,
+        challenger=challenger,
+        epsilon_left=left,
+        epsilon_from=whose,
+        change=change,
+    )
 
 
 def approvals(plan: ChangePlan, of: Comparison, *, time: datetime = NOW) -> list[Approval]:

@@ -5,12 +5,16 @@ import pytest
 
 from clinical_ser.cohorts.tasks import DEPRESSION
 from clinical_ser.control.gate import Comparison, compare, comparison_of, judge
-from clinical_ser.control.site_figures import Members, SiteFigures, site_figures, table_digest
+from clinical_ser.control.site_figures import Members, SiteFigures, paired_shares, site_figures, table_digest
 from clinical_ser.errors import ChangePlanError, LeakError
 from clinical_ser.evaluation.evaluating import EvaluationOptions
+from clinical_ser.evaluation.figure import Figure
+from clinical_ser.evaluation.intervals import bootstrap, wilson
+from clinical_ser.evaluation.naming import describe
 from clinical_ser.evaluation.release import card_of
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.saving import save
+from clinical_ser.models.strict_json import canonical_json
 from clinical_ser.models.training import TrainingOptions, train
 from tests.control.made import comparison, figure, filled_in, pair, plan_of, site_of
 from tests.tables import table_of
@@ -95,7 +99,7 @@ def test_the_bound_of_the_worst_of_many_equal_sites_holds_as_often_as_it_says():
     [
         ([site_of(PLAN, 0, A, B)], "site south"),
         ([], "all sites"),
-        ([site_of(PLAN, place, A, B).model_copy(update={"groups": ()}) for place in (0, 1)], "groups of sex"),
+        ([site_of(PLAN, place, A, B).model_copy(update={"groups": ()}) for place in (0, 1)], "worst of sex"),
         ([site_of(PLAN, place, A, B).model_copy(update={"figures": {}}) for place in (0, 1)], "worst site"),
     ],
 )
@@ -114,6 +118,72 @@ def test_a_group_with_too_few_people_fails_unless_the_plan_lets_it_be_skipped():
     skipping = plan_of(filled_in().replace('by = "sex"', 'by = "sex"\ntoo_few = "skip"'))
     verdicts = judge(skipping, UPDATE, given(skipping), epsilon_left=4.0)
     assert next(one for one in verdicts if one.requirement == "worst-sex").outcome == "met"
+
+
+def test_a_group_that_is_too_small_at_one_site_is_not_hidden_by_another():
+    def given(plan):
+        north, south = (site_of(plan, place, A, B) for place in (0, 1))
+        return [north, south.model_copy(update={"groups": (south.groups[0], south.groups[1].model_copy(update={"enough": False, "figures": {}}))})]
+
+    assert judged("worst-sex", given(PLAN)).outcome == "cannot_be_judged"
+    skipping = plan_of(filled_in().replace('by = "sex"', 'by = "sex"\ntoo_few = "skip"'))
+    assert next(one for one in judge(skipping, UPDATE, given(skipping), epsilon_left=4.0) if one.requirement == "worst-sex").outcome == "met"
+
+
+def test_a_group_that_the_plan_names_and_nobody_has_is_not_met():
+    given = [one.model_copy(update={"groups": one.groups[:1]}) for one in sites()]
+    found = judged("worst-sex", given)
+    assert (found.outcome, "sex male" in found.because) == ("cannot_be_judged", True)
+
+
+def test_a_budget_that_was_typed_in_is_said_to_be():
+    assert judged("privacy", sites()).judged.method == "the registry's records"
+    made = comparison(PLAN, A, B, modification="update", epsilon=(4.0, "hand"))
+    assert made.epsilon_from == "hand"
+    assert next(one for one in made.verdicts if one.requirement == "privacy").judged.method == "given by hand"
+    assert comparison(PLAN, A, B, epsilon=None).epsilon_from is None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"subjects": 99, "recordings": 98},
+        {"subjects": 101},
+        {"subjects": 49},
+        {"subjects_by_class": {}},
+        {"groups": [site_of(PLAN, 0, A, B).model_dump()["groups"][0]] * 2},
+        {"groups": [site_of(PLAN, 0, A, B).model_dump()["groups"][0] | {"subjects": 101}]},
+        {"groups": [site_of(PLAN, 0, A, B).model_dump()["groups"][0] | {"enough": False}]},
+    ],
+)
+def test_a_summary_whose_counts_do_not_fit_is_none(changed):
+    good = site_of(PLAN, 0, A, B)
+    assert SiteFigures.from_json(good.to_json()) == good
+    with pytest.raises(ChangePlanError, match="no site's summary"):
+        SiteFigures.from_json(canonical_json(good.model_dump(mode="json") | changed))
+
+
+@pytest.mark.parametrize("table", [(40, 0, 0, 10), (38, 2, 0, 10), (30, 6, 4, 10), (50, 0, 0, 0), (20, 15, 10, 5)])
+def test_a_difference_of_shares_has_newcombes_interval_and_is_no_point_where_all_are_answered_alike(table):
+    both, only_first, only_second, neither = table
+    n = sum(table)
+    answers = np.array([(1, 1)] * both + [(1, 0)] * only_first + [(0, 1)] * only_second + [(0, 0)] * neither, float)
+    drawn = bootstrap(lambda weight: weight @ answers / weight.sum(), np.arange(n).astype(str), replicates=4000, seed=0)
+    first, second = (Figure.of(p, *wilson(p, n, level=0.95), subjects=n, recordings=n, method="Wilson") for p in answers.mean(axis=0))
+    # Method 10 of Newcombe (1998), from the four counts.
+    root = np.sqrt(float((both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)))
+    product = both * neither - only_first * only_second
+    phi = 0.0 if root == 0 else max(product - n / 2, 0) / root if product > 0 else product / root
+
+    def half(mine, theirs):
+        return np.sqrt(mine**2 - 2 * phi * mine * theirs + theirs**2)
+
+    less = second.value - first.value
+    low = less - half(second.value - second.low, first.high - first.value)
+    high = less + half(second.high - second.value, first.value - first.low)
+    found = paired_shares(drawn.replicates[:, 0], drawn.replicates[:, 1], first, second, n)
+    assert found == pytest.approx((low, high), abs=0.006)
+    assert found[0] < less < found[1]
 
 
 def test_no_budget_said_is_no_budget_shown():
@@ -205,7 +275,11 @@ def test_a_model_compared_with_itself_differs_in_nothing(models, holdouts):
     plan = quick(holdouts)
     same = site_figures(plan, "north", models[0], models[0], holdouts["north"])
     assert all(one.difference.value in (0, None) for one in same.figures.values())
-    assert all(one.difference.high - one.difference.low < 1e-9 for one in same.figures.values() if one.difference.low is not None)
+    shares = {"sensitivity", "specificity", "deferred", "answered"}
+    wide = {name: one.difference.high - one.difference.low for name, one in same.figures.items() if one.difference.low is not None}
+    assert all(width < 1e-9 for name, width in wide.items() if describe(name).kind != "share")
+    # Nobody is answered otherwise, among so many people.
+    assert all(0.001 < wide[name] < 0.2 for name in shares)
     assert same.explanations["explanation_agreement"].value == pytest.approx(1)
     assert same.explanations["same_main_family"].value == 1
     with pytest.raises(ChangePlanError, match="same bundle"):

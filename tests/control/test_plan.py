@@ -115,6 +115,22 @@ def test_a_recalibration_is_covered_step_by_step():
             check_change(plan, recalibrated.model_copy(update={"step": step}), on=DAY)
 
 
+def test_a_person_is_taken_out_only_by_a_method_that_the_plan_lets():
+    unlearned = CHANGE.model_copy(update={"kind": "unlearned", "forgetting": None, "epsilon": None, "sites": 1, "trigger": "erasure"})
+    for method in (None, "subtracted", "retrained"):
+        assert check_change(plan_of(filled_in()), unlearned.model_copy(update={"method": method}), on=DAY).id == "unlearning"
+    strict = plan_of(filled_in(methods='["subtracted"]'))
+    assert check_change(strict, unlearned, on=DAY).id == "unlearning"
+    with pytest.raises(OutsidePlanError, match="method 'retrained'"):
+        check_change(strict, unlearned.model_copy(update={"method": "retrained"}), on=DAY)
+
+
+def test_discrimination_is_judged_by_an_interval_or_not_at_all():
+    text = re.sub(r'(figure = "auroc"\ncomparison = )"non_inferior"((?:\n[svb].*)*)\nmargin = [0-9.]+', r'\1"no_worse"\2', example_plan())
+    assert text.count('"no_worse"') == 3
+    assert sum("no requirement is about discrimination" in fault for fault in faults_of(text)) == 3
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -124,7 +140,26 @@ def test_a_recalibration_is_covered_step_by_step():
         ("margin = 0.05", "margin = 0.5", "cannot fail"),
         ("margin = 0.05", "limit = 0.05", "has a margin and no limit"),
         ("limit = 0.15", "", "has a limit and no margin"),
-        ('by = "sex"', "", "come from a column"),
+        ('by = "sex"\nvalues', "values", "come from a column"),
+        ("margin = 0.05", "margin = 0.11", "too wide for auroc; 0.1 at most"),
+        ("margin = 0.3", "margin = 0.6", "too wide for calibration_slope"),
+        (
+            'figure = "deferred"\ncomparison = "non_inferior"\nmargin = 0.10',
+            'figure = "deferred"\ncomparison = "at_least"\nlimit = 0.1',
+            "limited with at_most",
+        ),
+        (
+            'figure = "auroc"\ncomparison = "non_inferior"\nmargin = 0.05',
+            'figure = "auroc"\ncomparison = "at_most"\nlimit = 0.9',
+            "limited with at_least",
+        ),
+        (
+            'figure = "auroc"\ncomparison = "non_inferior"\nmargin = 0.05',
+            'figure = "auroc"\ncomparison = "at_least"\nlimit = 0.5',
+            "what chance reaches",
+        ),
+        ('scope = "worst_site"', 'scope = "worst_site"\nvalues = ["x"]', "each once"),
+        ('heads = ["linear"]\nfeatures_fixed', 'heads = ["linear"]\nmethods = ["subtracted"]\nfeatures_fixed', "for kind unlearned"),
         ('scope = "worst_site"', 'scope = "worst_site"\ntoo_few = "skip"', "goes with the scopes"),
         ('scope = "worst_site"', 'scope = "overall"', "looks at each site"),
         ('"worst-site", "worst-sex"]', '"worst-site"]', "groups of people"),

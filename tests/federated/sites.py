@@ -50,7 +50,9 @@ class Consortium:
         write_policy(self.site(name), name, plan or self.plan, **release)
 
 
-def write_policy(folder: Path, name: str, plan: Plan, *, extra: str = "", plans: list[str] | None = None, **release: Any) -> None:
+def write_policy(
+    folder: Path, name: str, plan: Plan, *, extra: str = "", plans: list[str] | None = None, table: str = "features.parquet", **release: Any
+) -> None:
     settings: dict[str, Any] = {
         "statistics": list(plan.statistics),
         "minimum_sites": 3,
@@ -59,6 +61,9 @@ def write_policy(folder: Path, name: str, plan: Plan, *, extra: str = "", plans:
     } | release
     others = "".join(f"{site.name} = {site.identity!r}\n" for site in plan.sites if site.name != name)
     lines = "".join(f"{key} = {value!r}\n" for key, value in settings.items())
+    # The new people; without this line there would be none.
+    if plan.kind in {"update", "recalibrate"} and "[tables]" not in extra:
+        extra += f"[tables]\n{plan.kind} = {table!r}\n"
     (folder / POLICY).write_text(
         f'name = "{name}"\ncoordinator = "{plan.coordinator}"\ntable = "features.parquet"\n'
         f"[approved]\nplans = {plans if plans is not None else [plan.digest]!r}\n[release]\n{lines}[sites]\n{others}{extra}".replace("'", '"')

@@ -1,16 +1,19 @@
 """Runs that begin with a model: what their plans say, what a site has to write down first, and what they may ask."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from clinical_ser.cohorts.table import read_table, write_table
 from clinical_ser.errors import FederationError, SiteRefusalError
 from clinical_ser.models.strict_json import canonical_json
-from federated.asking import frozen_digest
+from federated.asking import check_asks, frozen_digest
 from federated.plan import KINDS, SINCE, Plan
 from federated.policy import Policy
+from federated.refusals import RefusedError
 from federated.statistics import Ask
 from tests.federated.sites import make_consortium
 from tests.federated.test_plan import plan
@@ -102,6 +105,43 @@ def test_a_gate_has_a_holdout_of_its_own_or_is_refused(tmp_path):
     assert made.node("ada").rehearse(made.plan) == "kind_not_allowed"
 
 
+def of_trees(prefix: str = "trees.") -> dict[str, np.ndarray]:
+    """Two trees whose last leaf holds whoever is above 0 in six features: a question about the few people in a corner."""
+    feature = np.full((FOLDS, 2, 7), -1.0)
+    for tree in (0, 1):
+        feature[:, tree, [0, 2, 6]] = 3 * tree + np.arange(3)
+    value = np.zeros((FOLDS, 2, 8))
+    value[:, :, -1] = 40.0
+    arrays = {"left_out": np.arange(FOLDS) + 0.0, "draw": np.full(FOLDS, -1.0), "start": np.full(FOLDS, -80.0)}
+    return {prefix + name: values for name, values in (arrays | {"feature": feature, "edge": np.zeros_like(feature), "value": value}).items()}
+
+
+BETA = np.full(FEATURES + 1, 0.1)
+MAP = {"theta": np.array([[1.0, 0.0]]), "system": np.zeros(1), "left_out": np.full(1, -1.0), "draw": np.full(1, -1.0)}
+IN_CELLS = {"theta": np.tile([1.0, 0.0], (FOLDS, 1))}
+JUDGED = IN_CELLS | {"threshold": np.zeros(FOLDS), "limits": np.ones((FOLDS, 2))}
+
+
+@pytest.mark.parametrize("kind", ["train", "update", "recalibrate"])
+def test_another_head_than_the_plans_answers_nothing_in_whatever_arrays_it_comes(kind):
+    """Trees in place of coefficients passed everything that looks at coefficients, and found one person in a corner."""
+    given = scales() | ({"head": BETA} if kind == "recalibrate" else {})
+    changes = {"train": {}, "update": update(frozen=frozen_digest(scales()))}.get(
+        kind, {"kind": "recalibrate", "parent": PARENT, "frozen": frozen_digest(given), "statistics": KINDS["recalibrate"]}
+    )
+    asked = plan(folds=FOLDS, refits=3, **changes)
+    heads = {"beta": np.tile(BETA, (FOLDS, 1))}
+    for statistic, more, options in (("calibration", MAP, {}), ("scores", IN_CELLS, {}), ("evaluation", JUDGED, {"groups": "{}"})):
+        check_asks(asked, [Ask(statistic, given | more | heads, options)])
+        for other in (of_trees(), heads | of_trees(), {}, heads | {"own": BETA}):
+            with pytest.raises(RefusedError, match="asks_beyond_the_plan"):
+                check_asks(asked, [Ask(statistic, given | more | other, options)])
+    if kind == "recalibrate":
+        without = {name: values for name, values in given.items() if name != "head"}
+        with pytest.raises(RefusedError, match="asks_beyond_the_plan"):
+            check_asks(asked, [Ask("scores", without | IN_CELLS | heads)])
+
+
 @pytest.mark.parametrize(
     "ask",
     [
@@ -128,10 +168,40 @@ def test_people_of_an_update_are_those_of_its_own_table(tmp_path):
     made = make_consortium(tmp_path, **update())
     made.set_policy("ada", kinds=["update"])
     path = made.site("ada") / "node.toml"
-    path.write_text(path.read_text().replace("[approved]", '[tables]\nupdate = "new.parquet"\n[approved]'))
+    path.write_text(path.read_text().replace('update = "features.parquet"', 'update = "new.parquet"'))
     assert Policy.read(path).table_of("update") == "new.parquet"
     assert Policy.read(path).table_of("monitor") == "features.parquet"
     assert made.node("ada").rehearse(made.plan) == "data_not_readable", "the new people's table is not there yet"
+    path.write_text(path.read_text().replace('update = "new.parquet"', ""))
+    assert made.node("ada").rehearse(made.plan) == "kind_not_allowed", "the table that was trained on is no table of new people"
+    assert Policy.read(path).table_of("recalibrate") is None
+
+
+def test_people_who_taught_a_model_are_not_new_whatever_else_the_table_says_of_them(tmp_path):
+    made = make_consortium(tmp_path)
+    made.sums().total("asked", [newton()])
+    path = made.site("ada") / "features.parquet"
+    table = read_table(path)
+    again = Plan.model_validate(made.plan.model_dump() | update(run="second"))
+    rows = np.flatnonzero(table.subjects == table.subjects[0])
+    others = table.frame.assign(subject="new " + table.frame["subject"].astype(str), device="handset")
+    for known, reason in ((rows, "people_known_already"), ([], None)):
+        some = others.assign(subject=[table.subjects[i] if i in known else name for i, name in enumerate(others["subject"])])
+        write_table(replace(table, frame=some), made.site("ada") / "new.parquet")
+        made.set_policy("ada", plan=again, kinds=["update"], table="new.parquet")
+        assert made.node("ada").rehearse(again) == reason
+
+
+def test_an_update_that_failed_is_led_anew_about_the_same_people_and_none_after_it(tmp_path):
+    made = make_consortium(tmp_path, **update())
+    for name in made.names:
+        made.set_policy(name, kinds=["update"])
+    made.sums().total("asked", [newton()])
+    anew = Plan.model_validate(made.plan.model_dump() | {"run": "anew"})
+    later = Plan.model_validate(made.plan.model_dump() | {"run": "later", "parent": OTHER})
+    made.set_policy("ada", plans=[anew.digest, later.digest], kinds=["update"])
+    assert made.node("ada").rehearse(anew) is None
+    assert made.node("ada").rehearse(later) == "people_known_already"
 
 
 def test_an_update_is_a_run_on_the_same_data_for_the_rule_of_sets(tmp_path):
@@ -141,7 +211,7 @@ def test_an_update_is_a_run_on_the_same_data_for_the_rule_of_sets(tmp_path):
         made.set_policy(name, kinds=["train", "update"])
     made.sums().total("asked", [newton()])
     fewer = Plan.model_validate(made.plan.model_dump() | update(sites=made.plan.sites[:3], run="second"))
-    made.set_policy("ada", plan=made.plan, plans=[fewer.digest], kinds=["train", "update"])
+    made.set_policy("ada", plan=fewer, kinds=["train", "update"])
     assert made.node("ada").rehearse(fewer) == "other_sites_than_before"
 
 

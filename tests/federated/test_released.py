@@ -15,7 +15,7 @@ from clinical_ser.control.site_figures import SiteFigures, site_figures, table_d
 from clinical_ser.errors import ChangePlanError, FederationError, SiteRefusalError
 from clinical_ser.models.bundle import read_bundle
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.monitoring.counts import counts_of
+from clinical_ser.monitoring.counts import Counts, counts_of
 from clinical_ser.monitoring.watching import CHECKS, Reference, Watch
 from federated.continual import update_across
 from federated.leading import Coordinator, lead_run
@@ -23,11 +23,13 @@ from federated.plan import KINDS, Plan
 from federated.protocols import comparison, drift
 from federated.publishing import publish
 from federated.refusals import RefusedError
-from federated.released import compare_across, count_across, watch
+from federated.released import compare_across, count_across, reference_of, watch
+from federated.site_table import whole_rows
 from federated.statistics import Ask, contribution
 from federated.training import train_across
 from tests.federated.sites import NAMES, Consortium, make_consortium
 from tests.federated.test_continual import rows_of, settings_of, sites_of
+from tests.federated.test_plan import plan
 from tests.tables import table_of
 
 FEATURES = 8
@@ -92,7 +94,7 @@ def test_counts_over_sites_are_those_of_one_table(watched, table, models):
 
 def test_detectors_of_one_site_read_counts_over_sites_and_take_a_run_once(watched, models):
     counts, _ = count_across(watched.sums(), watched.plan)
-    reference = Reference.of(read_bundle(models[0] / "champion").manifest, counts)
+    reference = Reference.of(read_bundle(models[0] / "champion").manifest, reference_of(counts))
     watching = Watch(reference)
     assert watch(watching, counts, "spring") == ()
     moved = counts.model_copy(update={"cells": {name: cells[::-1] if name == "score" else cells for name, cells in counts.cells.items()}})
@@ -113,6 +115,76 @@ def test_a_name_that_few_people_have_at_a_site_is_counted_among_the_others(watch
     counts, _ = count_across(watched.sums(plan=plan), plan)
     assert "rare" not in counts.names["device"]
     assert counts.names["device"]["other"] >= 2
+
+
+@pytest.mark.parametrize(("ill", "told"), [(4, 0), (5, 30)])
+def test_outcomes_of_fewer_people_of_a_class_than_may_take_part_do_not_leave(table, models, ill, told):
+    """One person's outcome came back, and the sums held their probability to the last digit, with the diagnosis."""
+    bundle = read_bundle(models[0] / "champion")
+    labels = np.full(len(table.frame), None, object)
+    firsts = np.sort(np.unique(table.subjects, return_index=True)[1])
+    labels[firsts[:30]] = ["depressed"] * ill + ["not_depressed"] * (30 - ill)
+    some = replace(table, frame=table.frame.assign(label=labels))
+    rows = whole_rows(some, watched_plan(bundle), {bundle.digest: bundle}, site="ada", least=5, least_of_a_class=5)
+    outcomes = contribution(rows, drift.ask_about(bundle.digest, {}, ()))["outcomes"]
+    assert outcomes.sum(axis=0).tolist() == ([told, ill] if told else [0, 0])
+    assert (outcomes == np.round(outcomes)).all(), "numbers of people, and nothing that a score could be read from"
+
+
+def watched_plan(bundle) -> Plan:
+    manifest = bundle.manifest
+    return plan(kind="monitor", parent=bundle.digest, statistics=KINDS["monitor"], features=manifest.features, extractors=dict(manifest.extractors))
+
+
+def test_a_share_of_people_that_stays_the_same_is_no_change_however_long_the_periods_are(models):
+    """Of 100 people 15 have the device and are told of, of 20 three have it and are not; watched by shares, most consortia heard an alarm."""
+    bundle = read_bundle(models[0] / "champion")
+    rng = np.random.default_rng(1)
+
+    def period(people: int) -> Counts:
+        names = np.zeros(3)
+        for _ in range(10):
+            of_one = int(rng.binomial(people, 0.15))
+            site = Counts(model=bundle.digest, recordings=people, names={"device": {"headset": of_one, "handset": people - of_one}})
+            names += drift._named(site, "device", ("headset", "handset"), 5)
+        score = np.bincount(rng.integers(20, size=10 * people), minlength=20).tolist()
+        devices = {name: int(n) for name, n in zip(("headset", "handset", "other"), names, strict=True) if n}
+        return Counts(model=bundle.digest, recordings=10 * people, cells={"score": score}, names={"device": devices})
+
+    false = 0
+    for _ in range(20):
+        watching = Watch(Reference.of(bundle.manifest, reference_of(period(100))))
+        false += any(watch(watching, period(20), f"week-{week}") for week in range(5))
+    # At most 5 % within 1,000 recordings.
+    assert false <= 2
+
+
+def test_a_device_that_no_site_told_of_in_the_reference_is_news(models):
+    bundle = read_bundle(models[0] / "champion")
+
+    def counts(**devices: int) -> Counts:
+        people = sum(devices.values())
+        return Counts(model=bundle.digest, recordings=people, cells={"score": [people, *[0] * 19]}, names={"device": devices})
+
+    watching = Watch(Reference.of(bundle.manifest, reference_of(counts(handset=90, other=10))))
+    assert watch(watching, counts(handset=46, headset=4), "spring") == ()
+    (alarm,) = watch(watching, counts(handset=44, headset=6), "summer")
+    assert (alarm.channel, alarm.statistic, alarm.value) == ("device=headset", "new_name", 10)
+
+
+@pytest.mark.parametrize("steep", ["head", "map"])
+def test_a_model_that_looks_at_the_few_people_in_a_slit_is_not_asked(watched, tmp_path, steep):
+    """No question of training may be so steep; a challenger that people installed was."""
+    trained = train_across(sites_of(rows_of(table_of(240, seed=1))), settings_of(table_of(2)))
+    model = trained.model
+    if steep == "head":
+        model.head.coef_ = np.append(31.0, model.head.coef_[1:])
+    else:
+        model.calibrator.scale_ = 1000.0
+    made = publish(trained, tmp_path / "steep", name="voice", version="2", sites=3, cohort_digest="c" * 64, key=None, replicates=50)
+    asked = Plan.model_validate(watched.plan.model_dump() | {"parent": made.digest})
+    watched.set_policy("ada", plan=asked, kinds=["monitor"], extra=f'[models]\n"{made.digest}" = "{tmp_path / "steep"}"\n')
+    assert watched.node("ada").rehearse(asked) == "model_too_steep"
 
 
 def test_nobody_asks_about_a_model_that_the_plan_does_not_name(watched, models):

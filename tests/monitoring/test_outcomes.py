@@ -1,7 +1,7 @@
 """Calibration is watched with outcomes that come late and in part, and the tolerated shift raises no alarm."""
 
 import os
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from scipy.special import expit
 from clinical_ser.errors import InvalidValueError, MonitoringError
 from clinical_ser.monitoring.counts import read_strict
 from clinical_ser.monitoring.outcomes import EVERYONE, OutcomeState, OutcomeWatch, outcome_gains, read_outcomes
+from clinical_ser.monitoring.seen import Memory
 
 START = date(2030, 1, 1)
 AS_OF = START + timedelta(days=400)
@@ -103,6 +104,39 @@ def test_outcomes_enter_when_they_are_mature_and_once(tmp_path):
     assert second.state.people == 600
     with pytest.raises(MonitoringError, match="tolerance"):
         OutcomeWatch(run_length=10_000, tolerance=0.3, state=kept)
+
+
+def test_a_person_is_taken_once_over_months_of_files(tmp_path):
+    frame = outcomes(60).assign(subject=[f"s{k}" for k in range(60)])
+    first, memory = OutcomeWatch(run_length=10_000), Memory()
+    first.take(written(tmp_path, frame), START + timedelta(days=110), memory)
+    assert first.state.people == 60
+    later = (START + timedelta(days=150)).isoformat()
+    again = frame.assign(screened_at=later, outcome_at=later, outcome="1", subject=[f"s{k}" for k in range(30, 90)])
+    second, kept = OutcomeWatch(run_length=10_000, state=first.state), Memory(memory.seen)
+    second.take(written(tmp_path, again), AS_OF, kept)
+    assert second.state.people == 90
+    assert len(kept.seen.tags) == 90
+    assert not any("s1" in tag for tag in kept.seen.tags)
+
+
+@pytest.mark.parametrize("day", ["9999-12-31", "0001-01-01", "9999-12-31T23:59:59-12:00", "1899-12-31"])
+def test_days_that_no_calendar_can_add_to_are_a_problem_of_their_row(tmp_path, day):
+    frame = outcomes(3)
+    frame.loc[1, "screened_at"] = day
+    rows = written(tmp_path, frame)
+    assert [problem.row for problem in rows.problems] == [2]
+    assert OutcomeWatch(run_length=100).take(rows, AS_OF) == []
+
+
+def test_cells_that_parquet_has_and_csv_has_not_are_read_or_reported(tmp_path):
+    days = [datetime(2030, 1, 1, 23, tzinfo=timezone(-timedelta(hours=5))), None, datetime(2030, 1, 1, tzinfo=UTC)]
+    frame = pd.DataFrame({"screened_at": days, "log_odds": [0.1, 0.2, 0.3], "outcome": pd.array([1, 0, None], "Int64"), "outcome_at": days})
+    frame.assign(other=[[1], [2], [3]]).to_parquet(tmp_path / "o.parquet")
+    rows = read_outcomes(tmp_path / "o.parquet")
+    assert [(problem.row, problem.reason) for problem in rows.problems] == [(2, "screened_at is missing")]
+    assert rows.frame["day"].tolist() == [date(2030, 1, 1), date(2030, 1, 2)]
+    assert rows.frame["outcome"].isna().tolist() == [True, False]
 
 
 def test_what_comes_back_after_the_window_is_counted_and_not_used(tmp_path):

@@ -1,5 +1,6 @@
 """A reference, days of counts after it, and alarms that say what changed, since when and how much."""
 
+import json
 from datetime import date, timedelta
 
 import numpy as np
@@ -110,9 +111,20 @@ def test_a_day_is_taken_once_and_only_of_the_references_model(verified, referenc
         watching.take(counts, day=DAY, label="again")
     with pytest.raises(InvalidValueError):
         watching.take(Counts(model="b" * 64, recordings=1), day=DAY + timedelta(days=1), label="other")
-    watching.with_table("c" * 64)
-    with pytest.raises(MonitoringError, match="before"):
-        watching.with_table("c" * 64)
+    with pytest.raises(MonitoringError, match="shorter periods"):
+        watching.take(Counts(model=verified.digest, recordings=2**53), day=DAY + timedelta(days=1), label="huge")
+
+
+def test_watching_starts_after_the_references_last_day(verified, reference):
+    dated = reference.model_copy(update={"last_day": DAY})
+    counts = drawn(verified, np.random.default_rng(5), 3)
+    watching = Watch(dated)
+    with pytest.raises(MonitoringError, match="in order"):
+        watching.take(counts, day=DAY, label="of the reference")
+    watching.take(counts, day=DAY + timedelta(days=1), label="after it")
+    # A state that says less than its reference does not bring it back.
+    early = Watch(dated, Watch(dated).state.model_copy(update={"last_day": DAY - timedelta(days=9)}))
+    assert not early.is_new(DAY)
 
 
 def test_a_reference_needs_people_and_a_sensible_rate(verified):
@@ -134,8 +146,8 @@ def test_a_state_that_is_not_the_references_is_refused(verified, reference):
         Watch(other, kept)
     first = next(iter(kept.channels))
     short = kept.channels[first].model_copy(update={"bag": (1, 2, 3)})
-    less = kept.channels[first].model_copy(update={"bag": (0,) * len(kept.channels[first].bag)})
-    for channels in ({first: kept.channels[first]}, kept.channels | {first: short}, kept.channels | {first: less}):
+    less, more = (kept.channels[first].model_copy(update={"bag": (n,) * len(kept.channels[first].bag)}) for n in (0, 2**53))
+    for channels in ({first: kept.channels[first]}, *(kept.channels | {first: wrong} for wrong in (short, less, more))):
         with pytest.raises(MonitoringError):
             Watch(reference, kept.model_copy(update={"channels": channels}))
 
@@ -161,3 +173,32 @@ def test_a_state_with_impossible_times_raises_no_other_error_than_an_alarm(verif
     again = Watch(reference, watching.state.model_copy(update={"channels": late}))
     alarms = days(again, verified, np.random.default_rng(10), 2, 30, shares=SHIFTED)
     assert alarms[0].channel == "feature.a"
+
+
+GROUPS = [f"sex=g{k}" for k in range(40)]
+DETECTOR = {"roberts": [0.0] * 9, "cusum": [1.0] * 9, "begun": [0] * 9}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"outcomes": {"groups": GROUPS, "channels": dict.fromkeys(GROUPS, DETECTOR)}},
+        {"outcomes": {"groups": ["everyone", "everyone"], "channels": {"everyone": DETECTOR}}},
+        {"outcomes": {"groups": ["sex=f"], "channels": {"sex=f": DETECTOR}}},
+        {"outcomes": {"tolerance": -1.0}},
+        {"outcomes": {"people": 2**60}},
+        {"batches": 2**60},
+        {"new_names": {"device=x": 10**400}},
+        {"new_names": {"device=x": -1}},
+        {"seen": {"key": None, "tags": ["0" * 24]}},
+        {"seen": {"key": "x" * 64}},
+        {"seen": {"key": "0" * 64, "tags": ["jane"]}},
+        {"last_day": "2030-02-30"},
+        {"tables": []},
+    ],
+)
+def test_a_hostile_state_is_refused_by_its_schema(reference, wrong):
+    raw = {**json.loads(Watch(reference).state.to_bytes()), **wrong}
+    with pytest.raises(MonitoringError) as refused:
+        read_strict(State, json.dumps(raw).encode(), "The state")
+    assert "jane" not in str(refused.value)

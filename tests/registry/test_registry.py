@@ -558,3 +558,48 @@ def test_a_process_without_a_home_has_no_registry(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 3_999_999_999)
     with pytest.raises(RegistryError, match="set CLINICAL_SER_HOME"):
         Registry.default()
+
+
+@pytest.mark.parametrize("folder", ["names", "records", "evaluations", "bundles", "names/ward", "."])
+@pytest.mark.parametrize("how", ["open", "link"])
+def test_a_folder_that_others_may_write_in_or_that_is_a_link_is_not_believed(tmp_path, folder, how):
+    registry = Registry(tmp_path / "registry")
+    digest = keep(registry, tmp_path)
+    registry.switch("ward", expected=None, action="opened", pointers=Pointers(champion=digest), bundle=digest, actor="qa")
+    registry.attach(digest, b"{}\n")
+    assert registry.verify() == ()
+    path = registry.folder / folder
+    if how == "open":
+        path.chmod(0o777)
+    elif folder == ".":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        assert registry.find("ward") == digest  # its owner's choice
+        return
+    else:
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RegistryTamperedError, match=r"others may write in it|but a link"):
+        registry.history("ward"), registry.bundle(digest), registry.record(digest), registry.attachments(digest)
+    assert registry.verify()
+    if folder == "names/ward":
+        assert registry.names() == ("ward",)
+
+
+def test_a_rehearsal_says_what_a_switch_would_and_writes_nothing(tmp_path):
+    registry = Registry(tmp_path / "registry")
+    digest = keep(registry, tmp_path)
+    good = {"expected": None, "action": "opened", "pointers": Pointers(champion=digest), "bundle": digest, "actor": "qa", "reason": ""}
+    registry.rehearse("ward", **good)
+    assert registry.head("ward") is None
+    for name, changed, error in (
+        ("ward", {"reason": "x" * 2001}, InvalidValueError),
+        ("ward", {"actor": "x" * 257}, InvalidValueError),
+        ("ward", {"expected": "a" * 64}, RegistryConflictError),
+        ("ward", {"bundle": "a" * 64}, InvalidValueError),
+        ("ward", {"approvals": ("a" * 64,)}, InvalidValueError),
+        ("0123456789", {}, InvalidValueError),
+    ):
+        for act in (registry.rehearse, registry.switch):
+            with pytest.raises(error):
+                act(name, **(good | changed))
