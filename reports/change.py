@@ -225,7 +225,16 @@ def _explanations(comparison: Comparison) -> Iterable[Block]:
         columns = [Column("Figure"), Column("Site"), Column("Value"), Column("Recordings", "count"), Column("Meaning", wide=True)]
         yield Table.of("Whether the challenger goes by what the champion went by", columns, cells)
     left = comparison.epsilon_left
-    yield Paragraph("What is left of the privacy budget: " + ("nobody said." if left is None else f"epsilon {left:g}, by the ledger of the sites."))
+    yield Paragraph(
+        "What is left of the privacy budget: " + ("nobody said." if left is None else f"epsilon {left:g}, {_LEFT_BY[comparison.epsilon_from]}.")
+    )
+
+
+_LEFT_BY = {
+    "records": "as the registry's records of all bundles of this name say",
+    "hand": "as whoever ran the gate typed in; no record was asked",
+    None: "by nobody's word",
+}
 
 
 def _signatures(comparison: Comparison, plan: ChangePlan, approvals: Sequence[Approval]) -> Iterable[Block]:
@@ -242,12 +251,16 @@ def _signatures(comparison: Comparison, plan: ChangePlan, approvals: Sequence[Ap
 
 
 def _methods(comparison: Comparison) -> Iterable[Block]:
+    checked = all(site.members_checked for site in comparison.sites)
+    whom = "whom neither learned from" if checked else "who are said to have taught neither: not every site could check it"
     yield Paragraph(
-        "Both models answered the same recordings of the same people, whom neither learned from. People, with all their recordings, were drawn "
+        f"Both models answered the same recordings of the same people, {whom}. People, with all their recordings, were drawn "
         f"{count(comparison.replicates)} times at each site; a difference is taken within each draw. Intervals have a nominal level of "
         f"{100 * comparison.level:g} %, so each end by itself holds at {100 * (1 + comparison.level) / 2:g} %."
     )
     yield Paragraph(
+        "The difference of two shares has a paired score interval (Newcombe 1998, Stat Med 17:2635, method 10), which is no point where both models "
+        "answered everybody alike. "
         "Sites are pooled as means weighted by people; their errors add as those of independent people (Zou & Donner 2008, Stat Med 27:1693). A "
         "worst site or group is judged by the worst end of any interval (Berger & Hsu 1996, Stat Sci 11:283). Non-inferiority as in Piaggio et al. "
         "2012, JAMA 308:2594. The plan follows the three parts of FDA's guidance on predetermined change control plans (December 2024, August 2025)."

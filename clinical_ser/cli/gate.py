@@ -14,7 +14,7 @@ from clinical_ser.control.gate import Comparison, Verdict, compare, left_by_reco
 from clinical_ser.control.parts import ChangePlan, Modification
 from clinical_ser.control.plan import Change, read_plan
 from clinical_ser.control.promotion import covered, members_of
-from clinical_ser.control.site_figures import LARGEST_SUMMARY_BYTES, SiteFigures
+from clinical_ser.control.site_figures import LARGEST_SUMMARY_BYTES, summaries_from_json
 from clinical_ser.errors import InvalidValueError
 from clinical_ser.evaluation.figure import Figure
 from clinical_ser.folders import user_folder
@@ -38,7 +38,8 @@ def gate(
         list[str] | None, typer.Option(help="A site and its frozen feature table: SITE=TABLE (repeatable).", show_default=False)
     ] = None,
     summary: Annotated[
-        list[Path] | None, typer.Option(help="Summary that another site made of its holdout (repeatable).", show_default=False)
+        list[Path] | None,
+        typer.Option(help="Summary that another site made of its holdout, or sites.json of a federated run (repeatable).", show_default=False),
     ] = None,
     modification: Annotated[
         str | None, typer.Option(help="Of the plan; needed for a challenger that is not in the registry.", show_default=False)
@@ -52,7 +53,7 @@ def gate(
     """Judge a challenger against the champion by the plan; exit 1 if a requirement is not met."""
     asked = read_plan(plan)
     tables = _tables(holdout or [])
-    summaries = [SiteFigures.from_json(_bytes(path)) for path in summary or []]
+    summaries = [one for path in summary or [] for one in summaries_from_json(_bytes(path))]
     if not tables and not summaries:
         raise InvalidValueError("--holdout", None, "the holdouts of the plan, or summaries of them with --summary")
     check_output_folder(output_folder)

@@ -152,10 +152,24 @@ class Memory:
             raise TrainingError(f"The memory does not follow its schema {SCHEMA!r} ({faults}).") from None
 
 
-def memory_of(model: TrainedModel, rows: TableRows, *, folds: int = 5, seed: int = 0) -> Memory:
-    """Return the memory of a model that was trained in one place, while its rows are still there.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What was said out of fold of the rows that a model learned from.
 
-    Scores out of fold are those of heads with the model's own strength; `update` keeps those that it makes itself.
+    Attributes
+    ----------
+    margins
+        Shape (rows,) or (rows, classes), before calibration.
+    log_odds
+        The same after it, as they are counted.
+    """
+
+    margins: Array
+    log_odds: Array
+
+
+def memory_of(model: TrainedModel, rows: TableRows, answers: Answers | None = None, *, folds: int = 5, seed: int = 0) -> Memory:
+    """Return the memory of a model that was trained in one place, while its rows are still there.
 
     Parameters
     ----------
@@ -163,25 +177,26 @@ def memory_of(model: TrainedModel, rows: TableRows, *, folds: int = 5, seed: int
         As trained; its head is linear, or fused of linear ones.
     rows
         The rows that it learned from, columns in the model's order.
+    answers
+        What was said of the rows out of fold when the model was trained; None: it is made again, with the model's own strength.
     folds, seed
-        Of the people, for what is judged out of fold.
+        Of the people, for that.
 
     Raises
     ------
     TrainingError
         The head is of another kind, which has no such memory.
     """
-    whole = _memory_of(model, rows, folds, seed)
+    whole = _memory_of(model, rows, answers, folds, seed)
     if model.interpretable is None:
         return whole
     own = [model.features.index(name) for name in model.interpretable.features]
-    twin = _memory_of(
-        model.interpretable, TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame), folds, seed
-    )
+    fewer = TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame)
+    twin = _memory_of(model.interpretable, fewer, None, folds, seed)
     return replace(whole, interpretable=twin)
 
 
-def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> Memory:
+def _memory_of(model: TrainedModel, rows: TableRows, answers: Answers | None, folds: int, seed: int) -> Memory:
     parts, columns = linear_parts(model.head), part_columns(model.head)
     classes, balanced = len(model.task.classes), not model.binary
     totals = np.bincount(rows.target, minlength=classes).astype(np.float64)
@@ -199,7 +214,7 @@ def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> M
             raise TrainingError("These are not the rows that the model learned from: its coefficients are not their minimum.")
         heads.append(replace(posterior, scatter=loss.scatter(mode)))
     weight = subject_weights(rows.subjects, len(rows.target))
-    log_odds = at_answering_shares(model.calibrator.apply(out_of_fold_margins(model, rows, Z, folds=folds, seed=seed)), model.class_shares)
+    log_odds = (answers or answers_again(model, rows, Z, folds=folds, seed=seed)).log_odds
     return Memory(
         bundle=None,
         features=model.features,
@@ -212,15 +227,15 @@ def _memory_of(model: TrainedModel, rows: TableRows, folds: int, seed: int) -> M
     )
 
 
-def out_of_fold_margins(model: TrainedModel, rows: TableRows, Z: Array, *, folds: int = 5, seed: int = 0) -> Array:
-    """Return the margins of heads with a model's strength that never heard the subjects, shape (rows,) or (rows, classes)."""
+def answers_again(model: TrainedModel, rows: TableRows, Z: Array, *, folds: int = 5, seed: int = 0) -> Answers:
+    """Return what heads with a model's strength that never heard the subjects say."""
     labels = np.array(model.task.classes)[rows.target]
     least = min(len(np.unique(rows.subjects[rows.target == k])) for k in range(len(model.task.classes)))
     found = np.zeros(model.head.margins(Z).shape)
     for fold in group_k_fold(rows.subjects, rows.target, k=min(folds, least), seed=seed):
         head = model.head.settled().fit(Z[fold.train], labels[fold.train], groups=rows.subjects[fold.train])
         found[fold.test] = head.margins(Z[fold.test])
-    return found
+    return Answers(found, at_answering_shares(model.calibrator.apply(found), model.class_shares))
 
 
 def linear_parts(head: Head) -> tuple[LinearHead, ...]:

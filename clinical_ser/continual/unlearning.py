@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clinical_ser.continual.affine import AffineLoss, affine_design, calibrator_at
 from clinical_ser.continual.linear import Loss, Rows, coordinates_of, head_at
-from clinical_ser.continual.memory import Memory, linear_parts, out_of_fold_margins, part_columns, prior_of, weights_of
+from clinical_ser.continual.memory import Answers, Memory, answers_again, linear_parts, part_columns, prior_of, weights_of
 from clinical_ser.continual.posterior import Array, Posterior
 from clinical_ser.continual.updating import backgrounds_of, fused_of, secret_draws
 from clinical_ser.errors import TrainingError
@@ -26,7 +26,7 @@ from clinical_ser.models.binned import Binned
 from clinical_ser.models.fused_head import FusedHead
 from clinical_ser.models.heads import Head
 from clinical_ser.models.rows import Rows as TableRows
-from clinical_ser.models.trained import Refit, TrainedModel, at_answering_shares
+from clinical_ser.models.trained import Refit, TrainedModel
 from clinical_ser.models.weights import subject_weights
 
 MOST_BYTES = 256 << 20
@@ -65,16 +65,13 @@ class Contributions:
     totals: Array
 
     @classmethod
-    def of(
-        cls, model: TrainedModel, memory: Memory, rows: TableRows, tags: Sequence[str], margins: Array | None = None, log_odds: Array | None = None
-    ) -> Self:
+    def of(cls, model: TrainedModel, memory: Memory, rows: TableRows, tags: Sequence[str], answers: Answers | None = None) -> Self:
         """Return those of the rows that a model learned from, one tag a row; without out-of-fold answers these are made as `memory_of` makes them."""
         people, person = np.unique(np.asarray(tags), return_inverse=True)
         Z = model.preprocessor.transform(rows.X)
         weight = weights_of(rows.target, memory.class_totals, balanced=not model.binary)
-        found = out_of_fold_margins(model, rows, Z) if margins is None else margins
-        said = at_answering_shares(model.calibrator.apply(found), model.class_shares) if log_odds is None else log_odds
-        return cls(tuple(people.tolist()), person.astype(np.int64), Z, rows.target, weight, found, said, memory.class_totals)
+        said = answers or answers_again(model, rows, Z)
+        return cls(tuple(people.tolist()), person.astype(np.int64), Z, rows.target, weight, said.margins, said.log_odds, memory.class_totals)
 
     def of_people(self, tags: AbstractSet[str]) -> "Contributions | None":
         """Return those of some people; None where there are none."""

@@ -19,7 +19,7 @@ from clinical_ser.cohorts.splits import Fold, check_fold, group_k_fold
 from clinical_ser.cohorts.table import FeatureTable
 from clinical_ser.continual.affine import calibrate
 from clinical_ser.continual.linear import Loss, Rows, coordinates_of, head_at
-from clinical_ser.continual.memory import Memory, linear_parts, part_columns, prior_of, prior_offset, weights_of
+from clinical_ser.continual.memory import Answers, Memory, linear_parts, part_columns, prior_of, prior_offset, weights_of
 from clinical_ser.continual.posterior import TOLERANCE, Array, Posterior, minimise
 from clinical_ser.errors import InvalidValueError, TrainingError
 from clinical_ser.models.background import Background, Backgrounds
@@ -93,10 +93,8 @@ class Updated:
     """The new model, and what it says out of fold of the new recordings."""
     memory: Memory | None
     """For the next one; None where there was none to begin with."""
-    margins: Array | None = None
-    """Shape (rows,) or (rows, classes), out of fold, before calibration; None where coefficients learned nothing."""
-    log_odds: Array | None = None
-    """The same after calibration by the other folds, as they were counted in the memory."""
+    answers: Answers | None = None
+    """What was said of the new rows out of fold; None where coefficients learned nothing."""
 
 
 def update(
@@ -305,7 +303,7 @@ class _Update:
             people=self.known.people + np.bincount(rows.target, self.people, minlength=self.classes),
             scores=old + self._binned(log_odds, everyone),
         )
-        return Updated(training, memory, margins, log_odds)
+        return Updated(training, memory, Answers(margins, log_odds))
 
     def _weights(self, target: NDArray[np.int64]) -> Array:
         return weights_of(target, self.totals, balanced=not self.model.binary)

@@ -17,14 +17,15 @@ from threadpoolctl import threadpool_limits
 
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.cohorts.table import FeatureTable
-from clinical_ser.continual.memory import Memory, memory_of
+from clinical_ser.continual.memory import Answers, Memory, memory_of
 from clinical_ser.continual.recalibration import Justified, Step, justified, recalibrate
 from clinical_ser.continual.self_training import Intake, update_with_unlabelled
 from clinical_ser.continual.unlearning import Contributions
 from clinical_ser.continual.updating import Updated, UpdateOptions, check_measured_alike, rows_for, update
 from clinical_ser.control.parts import ChangePlan
-from clinical_ser.control.plan import Change, check_change
+from clinical_ser.control.plan import Change, check_change, require_filled_in
 from clinical_ser.control.promotion import MEMBERS, may, propose
+from clinical_ser.control.site_figures import table_digest
 from clinical_ser.errors import InvalidValueError, OutsidePlanError, RegistryError, TrainingError
 from clinical_ser.evaluation.card import Card
 from clinical_ser.evaluation.evaluating import EvaluationOptions
@@ -36,7 +37,7 @@ from clinical_ser.models.saving import save
 from clinical_ser.models.signing import SigningKey
 from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
 from clinical_ser.models.trained import TrainedModel
-from clinical_ser.models.training import TrainingOptions, cohort_digest, train
+from clinical_ser.models.training import Training, TrainingOptions, cohort_digest, train
 from clinical_ser.registry import Record, Registry
 
 MEMORY, CONTRIBUTIONS = "memory.json", "contributions.npz"
@@ -103,9 +104,26 @@ def take_in(registry: Registry, bundle: Path, record: Record, table: FeatureTabl
     if cohort_digest(rows.frame["recording"], rows.target) != read.manifest.cohort_digest:
         raise InvalidValueError("--table", "a table that this model was not trained on", "the very table that `train` was given")
     check_not_forgotten(registry, tags_of(registry, rows))
+    # Trained once more as its card says, so that what was said out of fold is what threshold and prediction sets were made of.
+    options = replace(options_of(read, Card.from_json(read.files["card.json"])), refits=2)
+    answers = _answers(train(table, model.task, options), rows)
     with threadpool_limits(limits=1):
-        private = _private(registry, model, memory_of(model, rows).of(read.digest), rows, None, Heard.nobody(), keep_contributions=keep_contributions)
+        memory = memory_of(model, rows, answers).of(read.digest)
+        private = _private(registry, model, memory, rows, answers, Heard.nobody(), keep_contributions=keep_contributions)
     return registry.add(bundle, record, private=private)
+
+
+def _answers(training: Training, rows: Rows) -> Answers | None:
+    """Return what a training run said out of fold of all its rows; None where a split judged some of them only."""
+    if training.margins is None or len(training.out_of_fold) != len(rows.target):
+        return None
+    if training.out_of_fold["recording"].tolist() != rows.frame["recording"].tolist():
+        return None
+    frame, classes = training.out_of_fold, training.model.task.classes
+    if training.model.binary:
+        return Answers(training.margins, frame["log_odds"].to_numpy(np.float64))
+    p = frame[[f"probability.{label}" for label in classes]].to_numpy(np.float64)
+    return Answers(training.margins, np.log(np.maximum(p, 1e-12)))
 
 
 def learn(
@@ -169,16 +187,19 @@ class _Learner:
     def learn(self, unlabelled: FeatureTable | None) -> Learned:
         """Choose, ask the plan, do it, and keep it."""
         how = self.how
+        require_filled_in(self.plan)
         if (unlabelled is None) != (how.unlabelled_weight is None):
             raise InvalidValueError("unlabelled", "a table without a weight, or a weight without a table", "both, or neither")
         if self.parent is None:
             raise RegistryError(f"Nothing answers as {self.name!r}: `model promote --first` lets a first bundle answer.")
         if how.keep_contributions and TrainedModel.from_bundle(self.champion).interpretable is not None:
             raise InvalidValueError("--keep-contributions", "for a model with embeddings", "one without: it is trained again to forget a person")
+        self._check_not_a_holdout()
         if how.method == "retrain":
             return self._retrained()
         model, memory = TrainedModel.from_bundle(self.champion), memory_in(self.registry, self.parent)
-        rows = rows_for(model, self.table).rows
+        # The plan's least numbers are asked first, and our own after them: people are collected once.
+        rows = rows_for(model, self.table, least=0).rows
         self._check_new_people(rows)
         found, step = self._step(model, memory, rows)
         if step == "none":
@@ -273,8 +294,8 @@ class _Learner:
             private = {MEMBERS: before.and_(tags_of(registry, rows)).to_bytes()}
             if updated.memory is not None:
                 # Of a recalibration nothing is kept by person: coefficients learned nothing.
-                keep = how.keep_contributions and updated.margins is not None
-                private = _private(registry, model, updated.memory.of(digest), rows, updated, before, keep_contributions=keep)
+                keep = how.keep_contributions and updated.answers is not None
+                private = _private(registry, model, updated.memory.of(digest), rows, updated.answers, before, keep_contributions=keep)
             record = Record.of(
                 read_bundle(folder),
                 change=kind,
@@ -286,9 +307,19 @@ class _Learner:
                 plan=self.plan.digest,
                 because=how.trigger,
             )
-            registry.add(folder, record, private=private)
+            if digest in registry.digests():
+                # The same people and draws give the same bundle: made before, and withdrawn perhaps.
+                registry.add(folder, registry.record(digest), private=private)
+            else:
+                registry.add(folder, record, private=private)
         propose(registry, self.name, digest, self.plan, recorder=self.recorder, reason=how.trigger)
         return digest, card
+
+    def _check_not_a_holdout(self) -> None:
+        digest = table_digest(self.table)
+        for holdout in self.plan.holdout:
+            if holdout.sha256 == digest:
+                raise TrainingError(f"The table is the frozen holdout of site {holdout.site!r}: nothing learns from it, or it would test nothing.")
 
     def _check_new_people(self, rows: Rows | FeatureTable) -> None:
         assert self.parent is not None
@@ -392,13 +423,12 @@ def check_not_forgotten(registry: Registry, tags: AbstractSet[str]) -> None:
 
 
 def _private(
-    registry: Registry, model: TrainedModel, memory: Memory, rows: Rows, updated: Updated | None, before: Heard, *, keep_contributions: bool
+    registry: Registry, model: TrainedModel, memory: Memory, rows: Rows, answers: Answers | None, before: Heard, *, keep_contributions: bool
 ) -> dict[str, bytes]:
     tags = [registry.tag(subject) for subject in rows.subjects.tolist()]
     kept = {MEMORY: memory.to_bytes(), MEMBERS: before.and_(frozenset(tags)).to_bytes()}
     if keep_contributions:
         if model.interpretable is not None:
             raise InvalidValueError("--keep-contributions", "for a model with embeddings", "one without: it is trained again to forget a person")
-        answers = () if updated is None else (updated.margins, updated.log_odds)
-        kept[CONTRIBUTIONS] = Contributions.of(model, memory, rows, tags, *answers).to_bytes()
+        kept[CONTRIBUTIONS] = Contributions.of(model, memory, rows, tags, answers).to_bytes()
     return kept

@@ -31,7 +31,7 @@ from clinical_ser.explain.effects import Explainer
 from clinical_ser.models.bundle import VerifiedBundle
 from clinical_ser.models.reference import Person
 from clinical_ser.models.rows import Rows, select_rows
-from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object
+from clinical_ser.models.strict_json import StrictJsonError, canonical_json, parse_canonical_object, parse_json
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.models.training import cohort_digest
 from clinical_ser.models.weights import subject_weights
@@ -116,6 +116,19 @@ class SiteFigures(Strict):
             return cls.model_validate_json(raw)
         except (StrictJsonError, ValidationError):
             raise ChangePlanError("The file is no site's summary of this version; `clinical-ser gate` makes one at the site.") from None
+
+
+def summaries_from_json(raw: bytes) -> tuple[SiteFigures, ...]:
+    """Read one summary, or a list of them as a federated run leaves it (`sites.json`); ChangePlanError for bytes that are neither."""
+    if not raw.startswith(b"["):
+        return (SiteFigures.from_json(raw),)
+    try:
+        listed = parse_json(raw) if len(raw) <= LARGEST_SUMMARY_BYTES else None
+    except StrictJsonError:
+        listed = None
+    if not isinstance(listed, list) or not listed:
+        raise ChangePlanError("The file is no list of sites' summaries.")
+    return tuple(SiteFigures.from_json(canonical_json(one)) for one in listed)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class Training:
     subjects_learned_from: int
     simulated: bool
     options: TrainingOptions = field(default_factory=TrainingOptions)
+    margins: NDArray[np.float64] | None = None
+    """Of the rows of `out_of_fold`, by heads that never heard them, before calibration; None of a model that was trained otherwise."""
 
 
 def train(table: FeatureTable, task: Task, options: TrainingOptions | None = None, *, progress: Progress | None = None) -> Training:
@@ -216,6 +218,7 @@ def _train_on(table: FeatureTable, selected: Selection, options: TrainingOptions
         subjects_learned_from=len(np.unique(everyone.subjects)),
         simulated=bool(marked(table.frame, "simulated").any()),
         options=options,
+        margins=margins,
     )
 
 

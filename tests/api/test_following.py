@@ -110,7 +110,7 @@ def test_another_champion_answers_without_a_restart_no_request_or_job_is_lost_an
         running.following.grace_s = 0.2
         crew = running.workers
         [worker] = [each.process for each in crew._all]
-        first = client.screen(interview(brief, 2), LATER, subject="first").headers["location"]
+        first = client.screen(interview(brief, 1), LATER, subject="first").headers["location"]
         wait_until_running(client, first)
         os.kill(worker.pid, signal.SIGSTOP)
         second = client.screen(brief, LATER, subject="second").headers["location"]

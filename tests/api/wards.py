@@ -45,4 +45,4 @@ def until(told: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not told():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.1)

@@ -1,14 +1,19 @@
 """`pccp`, `gate` and `model approve|shadow|promote|rollback|withdraw`: from an example plan to a champion and back."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from clinical_ser.audit.configuration import LogConfiguration
+from clinical_ser.cli import model_changes
 from clinical_ser.cohorts.table import write_table
+from clinical_ser.control.plan import read_plan
 from clinical_ser.control.site_figures import table_digest
 from clinical_ser.models.bundle import read_bundle, write_bundle
+from clinical_ser.monitoring.counts import Counts
+from clinical_ser.monitoring.journal import Journal
 from clinical_ser.registry import Record, Registry
 from tests.control.made import KEYS, LEAD, MODEL, PERSONS, QUALITY, filled_in
 from tests.tables import table_of
@@ -26,7 +31,7 @@ def keys(tmp_path):
 
 @pytest.fixture
 def tables(tmp_path):
-    made = {"north": table_of(100, seed=5), "south": table_of(100, seed=6)}
+    made = {"north": table_of(120, seed=5), "south": table_of(120, seed=6)}
     for site, table in made.items():
         write_table(table, tmp_path / f"{site}.parquet")
     return made
@@ -113,6 +118,11 @@ def test_from_the_gate_to_a_new_champion_and_back(run, tmp_path, plan, keys, tab
     assert "All requirements are met" in done.out
     assert "not checked whether" in done.out
     assert (out / "report.html").read_text(encoding="utf-8").count(challenger) >= 1
+    both = [json.loads((out / f"{site}.figures.json").read_bytes()) for site in tables]
+    (tmp_path / "sites.json").write_text(json.dumps(both), encoding="utf-8")
+    listed = run("gate", MODEL, challenger[:12], "--plan", plan, "--summary", tmp_path / "sites.json", "-o", tmp_path / "listed")
+    assert listed.code == 0, listed.err
+    assert (tmp_path / "listed" / "comparison.json").read_bytes() == (out / "comparison.json").read_bytes()
     again = ("--summary", out / "north.figures.json", "--summary", out / "south.figures.json")
     assert run("gate", MODEL, challenger[:12], "--plan", plan, *again, "-o", tmp_path / "again").code == 0
     assert (tmp_path / "again" / "comparison.json").read_bytes() == (out / "comparison.json").read_bytes()
@@ -124,13 +134,14 @@ def test_from_the_gate_to_a_new_champion_and_back(run, tmp_path, plan, keys, tab
     for role, key in keys.items():
         assert run("pccp", "sign", plan, "--role", role, "--name", PERSONS[role], "--key", key).code == 0
     assert json.loads(run("pccp", "check", plan, "--json").out)["ready"]
+    assert "is not the challenger" in run("model", "promote", challenger[:12], "--plan", plan).err
+    assert run("model", "shadow", challenger[:12], "--plan", plan).code == 0
     unsigned = run("model", "promote", challenger[:12], "--plan", plan)
     assert "Approvals are missing" in unsigned.err
     assert run("model", "approve", out / "comparison.json", "--plan", plan, "--role", LEAD, "--name", "Ada Roe", "--key", keys[QUALITY]).code == 1
     for role, key in keys.items():
         done = run("model", "approve", out / "comparison.json", "--plan", plan, "--role", role, "--name", PERSONS[role], "--key", key)
         assert done.code == 0, done.err
-    assert run("model", "shadow", challenger[:12], "--plan", plan).code == 0
     done = run("model", "promote", challenger[:12], "--plan", plan)
     assert done.code == 0, done.err
     assert Registry.default().pointers(MODEL).champion == challenger
@@ -138,8 +149,42 @@ def test_from_the_gate_to_a_new_champion_and_back(run, tmp_path, plan, keys, tab
     assert Registry.default().pointers(MODEL).champion == champion
     assert run("model", "withdraw", MODEL, "--reason", "for good", "--champion").code == 0
     with LogConfiguration.load(LogConfiguration.default_path()).read() as reader:
-        actions = [record.payload.action for record in reader.records() if record.event.kind == "model"]
-    assert actions == ["activated", "refused", "refused", "activated", "rolled_back", "rolled_back"]
+        records = list(reader.records())
+    actions = [record.payload.action for record in records if record.event.kind == "model"]
+    assert actions == ["activated", "refused", "refused", "refused", "activated", "rolled_back", "rolled_back"]
+    settings = [record.payload.setting for record in records if record.event.kind == "configuration"]
+    # Who ran the gate, signed the plan and approved is on record too, and not only what came of it.
+    for role in KEYS:
+        assert f"model {MODEL}: approval by {role}" in settings
+        assert "plan clinic-depression-changes 1: signature by " + role in settings
+    assert any(setting.startswith(f"model {MODEL}: gate under plan") for setting in settings)
+
+
+def test_a_first_champion_is_bound_to_a_plan_or_it_is_said_that_it_is_not(run, plan, keys, tables, challenger, bundle):
+    champion = read_bundle(bundle).digest
+    unsigned = run("model", "promote", champion[:12], "--first", MODEL, "--plan", plan, "--reason", "first release")
+    assert unsigned.code == 1
+    assert "not signed by its own roles" in unsigned.err
+    for role, key in keys.items():
+        assert run("pccp", "sign", plan, "--role", role, "--name", PERSONS[role], "--key", key).code == 0
+    done = run("model", "promote", champion[:12], "--first", MODEL, "--plan", plan, "--reason", "first release")
+    assert done.code == 0, done.err
+    assert Registry.default().head(MODEL).plan == read_plan(plan).digest
+    other = run("model", "promote", champion[:12], "--first", "another-name", "--reason", "first release")
+    assert "trusted on first use" in other.out
+    assert run("model", "withdraw", "another-name", "--reason", "harm", "--champion").code == 0
+    assert "--to" in run("model", "rollback", "another-name", "--reason", "back").err
+    assert run("model", "rollback", "another-name", "--reason", "back", "--to", champion[:12]).code == 0
+
+
+def test_the_servers_own_journal_is_asked_where_none_is_named(run, tmp_path, plan, keys, tables, challenger, bundle, monkeypatch):
+    journal, configuration = tmp_path / "counts", tmp_path / "server.toml"
+    configuration.write_text(f'[monitoring]\nfolder = "{journal}"\n', encoding="utf-8")
+    monkeypatch.setenv("CLINICAL_SER_SERVER", str(configuration))
+    assert model_changes._journal(None, read_plan(plan)) is None
+    asking = read_plan(plan).model_copy(update={"protocol": read_plan(plan).protocol.model_copy(update={"shadow_recordings": 5})})
+    Journal(journal).add(date(2030, 1, 1), Counts(model=challenger, recordings=3))
+    assert model_changes._journal(None, asking).models() == (challenger,)
 
 
 def test_a_challenger_outside_the_plan_is_refused_before_anything_is_compared(run, tmp_path, plan, tables, challenger, bundle):

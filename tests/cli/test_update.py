@@ -10,6 +10,8 @@ from clinical_ser.audit.configuration import LogConfiguration
 from clinical_ser.audit.events import Configuration, ModelChange
 from clinical_ser.cohorts.table import write_table
 from clinical_ser.continual.unlearning import Contributions
+from clinical_ser.control.plan import example_plan
+from clinical_ser.control.site_figures import table_digest
 from clinical_ser.control.unlearning import destroy_what_is_left
 from clinical_ser.errors import AuditUnavailableError
 from clinical_ser.models.bundle import read_bundle
@@ -89,6 +91,19 @@ def test_what_the_plan_does_not_cover_is_refused_by_name_before_any_work_and_rec
     refused = [each for each in payloads if isinstance(each, ModelChange) and each.action == "refused"]
     assert len(refused) == 4
     assert [entry.action for entry in Registry.default().history(MODEL)][-4:] == ["refused"] * 4
+
+
+def test_a_frozen_holdout_and_a_plan_that_is_not_filled_in_teach_nothing(run, tmp_path, champion, plan):
+    table = people(100, 33)
+    path = saved(tmp_path, table)
+    (tmp_path / "frozen.toml").write_text(filled_in(digests=(table_digest(table), "2" * 64)), encoding="utf-8")
+    refused = run("update", path, "--plan", tmp_path / "frozen.toml", "--version", "2", "--method", "update")
+    assert refused.code == 1
+    assert "frozen holdout" in refused.err
+    (tmp_path / "example.toml").write_text(example_plan(), encoding="utf-8")
+    refused = run("update", path, "--plan", tmp_path / "example.toml", "--version", "2", "--method", "update")
+    assert refused.code == 1
+    assert "not filled in" in refused.err
 
 
 def test_people_whom_the_champion_knows_are_not_heard_twice(run, tmp_path, plan, champion):

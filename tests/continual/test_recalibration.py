@@ -13,7 +13,7 @@ from tests.continual.made import DEPRESSION, people, rows_of, thinned
 @pytest.fixture(scope="module")
 def champion():
     table = people(500, 1, prefix="old")
-    model = train(table, DEPRESSION, TrainingOptions(refits=20)).model
+    model = train(table, DEPRESSION, TrainingOptions(refits=5)).model
     return model, memory_of(model, rows_of(model, table))
 
 

@@ -88,7 +88,7 @@ def test_a_fold_is_judged_by_a_head_that_heard_nobody_of_it(champion):
     fold = one.training.out_of_fold["fold"].to_numpy()
     assert np.array_equal(fold, two.training.out_of_fold["fold"])
     same = (fold == fold[7]) & (np.arange(80) != 7)
-    moved = np.abs(one.margins - two.margins)
+    moved = np.abs(one.answers.margins - two.answers.margins)
     assert moved[same].max() == 0
     assert moved[fold != fold[7]].min() > 0
 

@@ -310,6 +310,10 @@ def test_people_that_taught_a_model_are_no_holdout(models, holdouts):
         with pytest.raises(LeakError, match=f"1 of the holdout's people taught the {who}") as error:
             site_figures(plan, "north", *models, holdouts["north"], members=members)
         assert "s0003" not in str(error.value)
+    both = {model.digest: frozenset({"tag of x"}) for model in models}
+    for incomplete, checked in ((frozenset(), True), (frozenset({models[1].digest}), False)):
+        members = Members(tag=tag, of=both, incomplete=incomplete)
+        assert site_figures(plan, "north", *models, holdouts["north"], members=members).members_checked is checked
     taught = table_of(120, seed=0)
     with pytest.raises(LeakError, match="very recordings"):
         site_figures(quick({"north": taught, "south": holdouts["south"]}), "north", *models, taught)

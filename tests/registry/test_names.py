@@ -212,3 +212,13 @@ def test_every_model_in_the_package_is_sound():
         if entry.origin is ModelOrigin.SHIPPED:
             assert entry.problem is None
             assert entry.model == entry.name
+
+
+def test_a_name_that_is_a_link_is_listed_with_its_problem_and_finds_nothing(own, registry, tmp_path):
+    switch(registry, "ward", champion=keep(registry, tmp_path))
+    (registry.folder / "names" / "ward").rename(tmp_path / "elsewhere")
+    (registry.folder / "names" / "ward").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RegistryTamperedError, match="but a link"):
+        find_model("ward")
+    [entry] = [entry for entry in list_models(trusted=TRUSTED) if entry.name == "ward"]
+    assert "but a link" in entry.problem

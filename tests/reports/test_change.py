@@ -56,6 +56,16 @@ def test_what_is_not_met_stands_first_and_by_name():
     assert "cannot be judged" in html_report(lost, PLAN)
 
 
+def test_what_was_typed_in_or_not_checked_is_not_called_checked():
+    assert "typed in" in html_report(MET, PLAN)
+    booked = comparison(PLAN, A, B, modification="update", epsilon=(4.0, "records"))
+    assert "registry's records" in html_report(booked, PLAN).replace("&#39;", "'").replace("&#x27;", "'")
+    assert "typed in" not in html_report(booked, PLAN)
+    assert "whom neither learned from" in html_report(MET, PLAN)
+    unknown = MET.model_copy(update={"sites": tuple(one.model_copy(update={"members_checked": False}) for one in MET.sites)})
+    assert "whom neither learned from" not in html_report(unknown, PLAN)
+
+
 def test_every_figure_is_said_in_words_and_given_as_a_table():
     [picture] = [block for section in document_of(MET, PLAN).sections for block in section.blocks if isinstance(block, Picture)]
     assert picture.finding.startswith("All sites: 0.010 [")
