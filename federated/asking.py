@@ -52,8 +52,9 @@ OTHERS: dict[str, frozenset[str]] = {
 OF_TREES = {"tree_start", "tree_sums", "tree_centres"}
 ENSEMBLES = frozenset(TREES + name for name in ("left_out", "draw", "start", "feature", "edge", "value"))
 ZEROS = frozenset(TREES + name for name in ("cover", "centre", "feature_centre"))
-OF_STEPS = 3
-"""Answers of a recalibration that are compared: as it was, with an intercept, and with a slope too; two of them may become the model."""
+OF_STEPS = 4
+"""Answers of a recalibration that are compared: as it was, with an intercept, and with a slope too; two of them may become the model. The fourth is
+the map of nothing, which tells the mean margin."""
 OFTENER = {"newton": 2, "calibration": 2, "moments": 2, "reference": 3}
 """How often one exchange may ask for a statistic; for every other once."""
 

@@ -77,6 +77,8 @@ class Answers:
         One an answer, shape (numbers,): how far it lies from no change.
     loss
         Shape (answers,), of the data alone, where the last totals were asked.
+    centre
+        The people's mean margin, 0 before the first totals.
     decrement
         Shape (answers,); infinite before the first totals.
     """
@@ -90,7 +92,7 @@ class Answers:
         for freedom, prior in zip(self.freedom, self.prior, strict=True):
             check_priors([prior], np.zeros((1, freedom.size)))
         self.away = [np.zeros(freedom.size) for freedom in self.freedom]
-        self.loss = np.zeros(len(self.freedom))
+        self.loss, self.centre = np.zeros(len(self.freedom)), 0.0
         self.hessian = [prior.whole for prior in self.prior]
         self.decrement = np.full(len(self.freedom), np.inf)
         self._objective = np.full(len(self.freedom), np.inf)
@@ -103,13 +105,16 @@ class Answers:
 
     def ask(self, judged: Mapping[str, NDArray[Any]]) -> Ask:
         """Return the question for the next step; `judged` as `margins.out_of_fold` reads it."""
-        system = np.zeros_like(self.draw)
-        arrays = {**judged, "theta": self.theta, "system": system, "left_out": self.left_out, "draw": self.draw}
+        # A last map of nothing: where all are as likely as not, curvatures are people, and their sums the mean margin.
+        theta = np.vstack([self.theta, np.zeros(2)])
+        left_out, draw = np.append(self.left_out, EVERYBODY), np.append(self.draw, EVERYBODY)
+        arrays = {**judged, "theta": theta, "system": np.zeros_like(draw), "left_out": left_out, "draw": draw}
         return Ask(calibration.Calibration.name, arrays)
 
     def step(self, totals: Arrays) -> None:
         """Take the Newton step that the totals allow; a step that made an answer worse is halved instead."""
-        self.loss = totals["sums"][:, 0].copy()
+        self.loss = totals["sums"][:-1, 0].copy()
+        self.centre = float(totals["sums"][-1, 4] / totals["sums"][-1, 5])
         for i, (freedom, prior) in enumerate(zip(self.freedom, self.prior, strict=True)):
             value, pull = prior.penalty(self.away[i])
             _, g_a, g_b, h_aa, h_ab, h_bb = totals["sums"][i]
@@ -303,12 +308,13 @@ class _RecalibrationRun(Run):
         # The map has brought log-odds to the new people's prevalence.
         stated = tuple((shares / shares.sum()).tolist())
         found, *again = self._maps[settings.folds :]
+        centre = self._answers.centre
         return replace(
             parent,
-            calibrator=found.after(parent.calibrator),
+            calibrator=found.after(parent.calibrator, centre),
             conformal=binned.conformal(settings.coverage),
             operating_point=binned.operating_point(settings.task.target_sensitivity),
-            refits=tuple(Refit(refit.head, one.after(refit.calibrator), stated) for refit, one in zip(parent.refits, again, strict=True)),
+            refits=tuple(Refit(refit.head, one.after(refit.calibrator, centre), stated) for refit, one in zip(parent.refits, again, strict=True)),
             class_shares=stated,
         )
 

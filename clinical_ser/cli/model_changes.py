@@ -14,6 +14,7 @@ from clinical_ser.control.approval import approve as approve_comparison
 from clinical_ser.control.gate import LARGEST_COMPARISON_BYTES, Comparison
 from clinical_ser.control.parts import ChangePlan
 from clinical_ser.control.plan import read_plan
+from clinical_ser.control.unlearning import destroy_what_is_left, knows_forgotten
 from clinical_ser.errors import ChangePlanError, InvalidValueError
 from clinical_ser.models.signing import default_key_path
 from clinical_ser.monitoring.journal import Journal
@@ -91,6 +92,7 @@ def promote(
             reason=reason,
         )
     _tell(entry, f"{digest[:12]} answers as {literal(entry.name)}")
+    destroy_what_is_left(registry)
     if first is not None and plan is None:
         output.print(
             f"  [yellow]![/yellow] no plan is bound to {literal(entry.name)}: the first plan that promotes will be trusted on first use. "
@@ -111,6 +113,10 @@ def rollback(
     registry = Registry.default()
     entry = promotion.rollback(registry, name, recorder=Recorder.find(), reason=reason, to=registry.find(to) if to else None)
     _tell(entry, f"{(entry.pointers.champion or '')[:12]} answers again as {literal(name)}")
+    if gone := knows_forgotten(registry, entry.pointers.champion or ""):
+        output.print(
+            f"  [yellow]![/yellow] it learned from {gone} people who were to be forgotten: `registry forget` makes a candidate without them again"
+        )
 
 
 def withdraw(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from clinical_ser.audit.answering import Recorder
+from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import FAILED, literal, output, print_json, print_line
 from clinical_ser.cli.train import own_key
 from clinical_ser.cohorts.table import read_table
@@ -85,6 +86,8 @@ def add(
         digest = take_in(registry, folder, record, read_table(table), keep_contributions=keep_contributions)
     else:
         digest = registry.add(folder, record)
+    recorder = Recorder.find()
+    recorder.record(Configuration(actor=recorder.actor, setting=f"registry: {record.name} added", old=None, new=digest), purpose=Purpose.OPERATIONS)
     output.print(f"Bundle {digest[:_SHOWN]} added as {literal(record.name)} {literal(record.version)}, {taken.signature.state}.")
 
 
@@ -152,6 +155,8 @@ def list_(as_json: AsJson = False) -> None:
     if as_json:
         print_line(json.dumps([_kept(registry, record.bundle, held).model_dump(mode="json") for record in registry.records()]))
         return
+    if not registry.digests():
+        output.print("The registry is empty: `registry add` takes a bundle in.")
     for record in registry.records():
         roles = ", ".join(f"{one.name}@{one.role}" for one in held.get(record.bundle, ()))
         output.print(f"{record.bundle[:_SHOWN]}  {literal(record.name)} {literal(record.version)}  [bold]{literal(roles)}[/bold]".rstrip())

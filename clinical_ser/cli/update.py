@@ -90,13 +90,17 @@ def _show(found: Learned, name: str, plan: Path) -> None:
             f"  {found.intake.offered} recordings without labels save {_nats(found.intake.gain)} of log-loss on labelled people out of fold: {taken}."
         )
     if found.digest is None:
-        output.print(f"Nothing needs to change: {literal(name)} answers new people as well as it was released to.")
+        output.print(f"Nothing is to be done: what new people say is within what {literal(name)} was not sure of on the day of its release.")
         return
     assert found.card is not None
     for warning in found.card.warnings:
         output.print(f"  [yellow]![/yellow] {literal(warning)}")
+    if found.displaced is not None and found.displaced != found.digest:
+        output.print(f"  [yellow]![/yellow] it takes the place of challenger {found.displaced[:12]}, and ends that one's time in the shadow")
     output.print(f"The challenger of {literal(name)} is {found.digest[:12]} ({found.change}); it answers nothing yet.")
-    output.print(f"  Compare it on the frozen holdouts: {program()} gate {literal(name)} {literal(name)}@challenger --plan {literal(plan)} -o DIR")
+    output.print(
+        f"  Compare it on the frozen holdouts: {program()} gate {literal(name)} {literal(name)}@challenger --plan {literal(plan)} --holdout SITE=TABLE -o DIR"
+    )
 
 
 def _show_test(found: Justified) -> None:

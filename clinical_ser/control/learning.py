@@ -81,6 +81,8 @@ class Learned:
     justified: Justified | None
     intake: Intake | None
     card: Card | None
+    displaced: str | None = None
+    """The challenger before, which is none any more, with its time in the shadow."""
 
 
 def take_in(registry: Registry, bundle: Path, record: Record, table: FeatureTable, *, keep_contributions: bool = False) -> str:
@@ -219,9 +221,10 @@ class _Learner:
         details: dict[str, float | int | str | bool] = {"step": step, "forgetting": how.options.forgetting, "seed": how.options.seed}
         if intake is not None:
             details |= {"unlabelled_weight": intake.weight if intake.used else 0.0, "unlabelled_offered": intake.offered}
+        before = self.registry.pointers(self.name).challenger
         heard = intake.subjects if intake is not None and intake.used else ()
         digest, card = self._kept(updated, kind, rows, details, heard)
-        return Learned(digest, kind, found, intake, card)
+        return Learned(digest, kind, found, intake, card, before)
 
     @property
     def parent(self) -> str | None:

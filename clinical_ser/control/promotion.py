@@ -422,6 +422,9 @@ def rollback(registry: Registry, name: str, *, recorder: Recorder, reason: str, 
         raise RegistryError(f"{name!r} has no champion before the one that it has now{again}.")
     before = to or earlier[-1]
     was = head.pointers
+    if gone := len(members_of(registry, [before]).of.get(before, frozenset()) & registry.forgotten()):
+        # Safety goes first; that it brings them back is written down, and said.
+        reason = f"{reason[:1800]} [It learned from {gone} people who were to be forgotten: a candidate without them is due.]"
     return _switched(
         registry,
         name,

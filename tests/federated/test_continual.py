@@ -239,7 +239,7 @@ def test_a_recalibration_over_sites_is_the_one_of_all_rows_in_one_place(parent, 
     assert other.operating_point.threshold == one.operating_point.threshold
     assert other.class_shares == pytest.approx(one.class_shares)
     np.testing.assert_allclose(found.trained.memory.calibrator.whole, alone.memory.calibrator.whole, atol=1e-5)
-    np.testing.assert_allclose(found.trained.memory.scores.mass, alone.memory.scores.mass)
+    np.testing.assert_allclose(found.trained.memory.scores.mass, alone.memory.scores.mass, atol=1e-6)
     assert found.exchanges <= 10
     assert found.trained.everybody.sum() == 150
 
