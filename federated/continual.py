@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clinical_ser.continual.linear import coordinates_of
 from clinical_ser.continual.memory import Memory
+from clinical_ser.continual.updating import secret_draws
 from clinical_ser.errors import TrainingError
 from clinical_ser.models.background import Background, Backgrounds
 from clinical_ser.models.binned import Binned
@@ -53,6 +54,7 @@ def update_across(
     memory: Memory,
     forgetting: float = 1.0,
     *,
+    secret: bytes | None = None,
     progress: Callable[[int, str], None] = NO_PROGRESS,
 ) -> Trained:
     """Lead an update: what `clinical_ser.continual.updating.update` does with all new rows in one place.
@@ -70,6 +72,8 @@ def update_across(
         The champion, with a linear head, and what is kept of its data.
     forgetting
         Above 0 and up to 1: what a person of then is worth in people of now.
+    secret
+        As in `clinical_ser.continual.updating.UpdateOptions`: sites see the refits, and must not know the draws.
     progress
         As in `train_across`.
 
@@ -85,16 +89,18 @@ def update_across(
     TrainingError
         The head is not linear, the memory is another model's, too few new people, or totals that no rows can have.
     """
-    return _UpdateRun(sums, settings, progress, parent, memory.discounted(forgetting)).train()
+    return _UpdateRun(sums, settings, progress, parent, memory.discounted(forgetting), secret).train()
 
 
 class _UpdateRun(Run):
     """One update; what differs from a training is where steps begin, and what is added to totals."""
 
-    def __init__(self, sums: Sums, settings: Settings, progress: Callable[[int, str], None], parent: TrainedModel, known: Memory):
+    def __init__(
+        self, sums: Sums, settings: Settings, progress: Callable[[int, str], None], parent: TrainedModel, known: Memory, secret: bytes | None
+    ):
         check_beginning(settings, parent, known)
         super().__init__(sums, settings, progress)
-        self._parent, self._known = parent, known
+        self._parent, self._known, self._secret = parent, known, secret
 
     def _who(self) -> Cohort:
         (who,) = self._total("cohort", [self._ask_who()])
@@ -115,7 +121,7 @@ class _UpdateRun(Run):
         settings, parent = self._settings, self._parent
         folds, draws = settings.folds, settings.refits
         (head,), strength = self._known.heads, _head(parent).strength_
-        rng = np.random.default_rng([settings.seed, 1])
+        rng = secret_draws(self._secret)
         drawn = [(head.drawn(rng), self._known.calibrator.drawn(rng)) for _ in range(draws)]
         left_out, nobody = np.append(np.arange(folds), EVERYBODY), np.full(folds + 1, EVERYBODY)
         everybody, samples = np.full(draws, EVERYBODY), np.arange(draws)

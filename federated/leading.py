@@ -99,7 +99,9 @@ def _update(plan: Plan, sums: SecureSums, at: Coordinator) -> str:
     memory = _memory(plan, at)
     _check_frozen(plan, parent)
     assert plan.forgetting is not None
-    trained = update_across(sums, plan.settings, parent, memory, plan.forgetting)
+    # The same in every attempt at this run, and known to whoever has the coordinator's key alone.
+    secret = at.identity.sign(b"clinical-ser drawn posteriors\n", plan.digest.encode())
+    trained = update_across(sums, plan.settings, parent, memory, plan.forgetting, secret=secret)
     return _published(plan, sums, at, trained, "Updated")
 
 

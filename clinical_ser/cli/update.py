@@ -98,9 +98,8 @@ def _show(found: Learned, name: str, plan: Path) -> None:
     if found.displaced is not None and found.displaced != found.digest:
         output.print(f"  [yellow]![/yellow] it takes the place of challenger {found.displaced[:12]}, and ends that one's time in the shadow")
     output.print(f"The challenger of {literal(name)} is {found.digest[:12]} ({found.change}); it answers nothing yet.")
-    output.print(
-        f"  Compare it on the frozen holdouts: {program()} gate {literal(name)} {literal(name)}@challenger --plan {literal(plan)} --holdout SITE=TABLE -o DIR"
-    )
+    compared = f"gate {literal(name)} {literal(name)}@challenger --plan {literal(plan)} --holdout SITE=TABLE -o DIR"
+    output.print(f"  Compare it on the frozen holdouts: {program()} {compared}")
 
 
 def _show_test(found: Justified) -> None:

@@ -39,8 +39,8 @@ STEPS: tuple[Step, ...] = ("none", "intercept", "slope", "full")
 """From the smallest answer to the largest; `slope` has an intercept too, `full` is an update of all coefficients."""
 LEVEL = 0.05
 DOUBT = 3.0
-"""Times the calibrator's own covariance: it takes the heads of the folds for the one that answers, and its ridge for knowledge. Champions of 150 and 400
-people with 73 features, asked about 6,000 others, needed 3.1 and 2.6 times its variance in scale, and 1.6 and 1.3 times in offset."""
+"""Times the calibrator's own covariance: it takes the heads of the folds for the one that answers, and its ridge for knowledge. Champions of 150 and
+400 people with 73 features, asked about 6,000 others, needed 3.1 and 2.6 times its variance in scale, and 1.6 and 1.3 times in offset."""
 
 
 class Tried(Strict):

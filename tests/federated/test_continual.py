@@ -205,10 +205,10 @@ def test_an_update_through_nodes_with_masks_gives_what_tables_in_memory_give(tmp
     made = make_consortium(tmp_path, table=new, features=FEATURES, **given)
     for name in made.names:
         made.set_policy(name, kinds=["update"])
-    masked = update_across(made.sums(), made.plan.settings, parent.model, parent.memory, 0.9)
+    masked = update_across(made.sums(), made.plan.settings, parent.model, parent.memory, 0.9, secret=b"here")
     nodes = {name: made.node(name) for name in made.names}
     tables = {name: node._rows(node._policy(), made.plan)[0] for name, node in nodes.items()}
-    pooled = update_across(PooledSums(tables), made.plan.settings, parent.model, parent.memory, 0.9)
+    pooled = update_across(PooledSums(tables), made.plan.settings, parent.model, parent.memory, 0.9, secret=b"here")
     np.testing.assert_allclose(masked.model.head.coef_, pooled.model.head.coef_, atol=1e-8)
     np.testing.assert_allclose(masked.memory.heads[0].precision, pooled.memory.heads[0].precision, atol=1e-6)
     np.testing.assert_allclose(masked.everybody, pooled.everybody, atol=1e-6)
