@@ -143,6 +143,9 @@ def test_a_person_is_taken_out_and_what_is_left_to_do_is_said(run, tmp_path, pla
     assert registry.pointers(MODEL).champion == champion
     assert registry.record(candidate).change == "unlearned"
     assert registry.bundle(candidate).manifest.version == "1+forgot1"
+    # One of 80 moves the threshold a little: it is made of what was said out of fold in training, and not of something like it.
+    before, after = (registry.bundle(digest).manifest.operating_point.threshold for digest in (champion, candidate))
+    assert abs(after - before) < 0.15
     tag = registry.tag("s0007")
     assert tag in registry.private(champion, "members.json").decode()
     assert tag not in registry.private(candidate, "members.json").decode()
