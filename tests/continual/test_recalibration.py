@@ -17,9 +17,13 @@ def champion():
     return model, memory_of(model, rows_of(model, table))
 
 
-def test_a_model_that_is_still_right_is_left_alone(champion):
-    steps = [justified(champion[0], None, people(150, 100 + i)).step for i in range(12)]
-    assert steps.count("none") >= 10
+def test_a_model_that_is_as_right_as_on_the_day_of_its_release_is_left_alone():
+    """Small champions, which are not quite right: what they were not sure of themselves is no drift."""
+    steps = []
+    for seed in range(12):
+        model = train(people(150, 500 + seed, prefix="old"), DEPRESSION, TrainingOptions(refits=2, seed=seed)).model
+        steps.append(justified(model, None, people(400, 100 + seed)).step)
+    assert steps.count("none") >= 9
 
 
 def test_another_prevalence_wants_an_intercept_and_a_weaker_signal_a_slope(champion):
