@@ -18,6 +18,7 @@ from clinical_ser.cli.console import check_output_file, complain, literal, outpu
 from clinical_ser.cohorts.table import read_table, replaced
 from clinical_ser.errors import InvalidValueError, MonitoringError, RegistryConflictError, RegistryError
 from clinical_ser.file_lock import FileLock
+from clinical_ser.folders import is_folder
 from clinical_ser.models.bundle import VerifiedBundle, read_bundle
 from clinical_ser.models.trained import TrainedModel
 from clinical_ser.monitoring.batches import ROWS, Batch, batches_of_journal, batches_of_table, days_of, weeks_of
@@ -258,7 +259,13 @@ def _take(watching: Watch, batches: Sequence[Batch], memory: Memory, weeks_until
 
 def _batches(bundle: VerifiedBundle, memory: Memory, table: Path | None, journal: Path | None, last: date, people: int) -> tuple[Batch, ...]:
     if journal is not None:
-        return batches_of_journal(Journal(journal), bundle.digest, last=last)
+        # A mistyped folder must not read as a quiet year.
+        if not is_folder(journal):
+            raise InvalidValueError("--journal", "a folder that is not there", "the folder of counts that the server keeps (`monitoring.folder`)")
+        days = batches_of_journal(Journal(journal), bundle.digest, last=last)
+        if not days:
+            complain("Nothing counted", "the journal has no day of this model yet; was it served, and is this its folder?")
+        return days
     if table is None:
         return ()
     rows = read_table(table)

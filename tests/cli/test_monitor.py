@@ -94,6 +94,16 @@ def test_a_journal_is_watched_day_by_day_and_goes_on_from_its_state(run, bundle,
     assert "80 people" in out
 
 
+def test_a_journal_that_is_not_there_or_holds_nothing_is_no_quiet_year(run, bundle, reference, tmp_path):
+    missing = run("monitor", "watch", bundle, "--reference", reference, "--journal", tmp_path / "mistyped")
+    assert missing.code == 2
+    assert "mistyped" not in missing.err
+    (tmp_path / "empty").mkdir()
+    nothing = run("monitor", "watch", bundle, "--reference", reference, "--journal", tmp_path / "empty")
+    assert nothing.code == 0
+    assert "Nothing counted" in nothing.err
+
+
 def test_a_table_without_dates_is_not_taken_twice(run, bundle, tables, reference, tmp_path):
     words = ("monitor", "watch", bundle, "--reference", reference, "--table", tables / "same.parquet", "--state", tmp_path / "state.json")
     assert run(*words).code == 0
