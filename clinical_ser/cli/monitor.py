@@ -187,7 +187,7 @@ def watch(
             watching.with_outcomes(calibration.state)
         watching.with_seen(memory.seen)
         # The record first: an alarm whose state was kept and whose record was not would be lost. Killed in between, it is recorded again.
-        record(alarms, bundle.digest)
+        cases = record(alarms, bundle.digest)
         if state is not None:
             _write(state, watching.state.to_bytes())
     found = Watched(
@@ -206,6 +206,9 @@ def watch(
         print_json(found, indent=2)
     else:
         _show(found)
+        for case in cases:
+            name, identifier = case.split()
+            output.print(f"Case {identifier} of {literal(name)}: a change that answers it is made with `update --trigger {identifier}`.")
     if alarms:
         raise typer.Exit(ALARM)
 
@@ -300,10 +303,10 @@ def _alone_with(state: Path | None) -> Iterator[None]:
         lock.release()
 
 
-def record(alarms: Sequence[Alarm], model: str) -> None:
+def record(alarms: Sequence[Alarm], model: str) -> tuple[str, ...]:
     """Record alarms in the site's audit log, where it has one, and in the history of each name under which the model has a role.
 
-    One event a family: a microphone that was changed moves fifty features, and is one case.
+    One event a family: a microphone that was changed moves fifty features, and is one case. Returns `NAME alarm:ID`; `update --trigger` takes it.
     """
     cases = _cases(alarms)
     recorder = Recorder.find()
@@ -312,8 +315,7 @@ def record(alarms: Sequence[Alarm], model: str) -> None:
         statistic, value, limit = alarm.recorded
         payload = DriftAlarm(actor=recorder.actor, what=_what(alarm, others), statistic=statistic, value=value, limit=limit, since=since)
         recorder.record(payload, purpose=Purpose.OPERATIONS, model=model)
-    if cases:
-        _open_case(model, "; ".join(_what(alarm, others) for alarm, others in cases)[:1000])
+    return _open_case(model, "; ".join(_what(alarm, others) for alarm, others in cases)[:1000]) if cases else ()
 
 
 def _cases(alarms: Sequence[Alarm]) -> list[tuple[Alarm, int]]:
@@ -328,22 +330,27 @@ def _what(alarm: Alarm, others: int) -> str:
     return f"{alarm.channel} {alarm.direction}{f' and {others} more of its family' if others else ''}"
 
 
-def _open_case(model: str, reason: str) -> None:
+def _open_case(model: str, reason: str) -> tuple[str, ...]:
     try:
         kept = Registry.default()
     except RegistryError:  # a process without a home has no registry
-        return
+        return ()
+    opened = []
     for name in kept.names():
         for attempt in range(_TRIES):
             head = kept.head(name)
             if head is None or not head.pointers.of(model):
                 break
             try:
-                kept.switch(name, expected=head.digest, action="alarm", pointers=head.pointers, bundle=model, actor=operator().id, reason=reason)
+                entry = kept.switch(
+                    name, expected=head.digest, action="alarm", pointers=head.pointers, bundle=model, actor=operator().id, reason=reason
+                )
+                opened.append(f"{name} alarm:{entry.digest[:12]}")
                 break
             except RegistryConflictError:
                 if attempt == _TRIES - 1:
                     raise
+    return tuple(opened)
 
 
 def _show(found: Watched) -> None:

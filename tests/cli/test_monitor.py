@@ -222,7 +222,9 @@ def test_an_alarm_is_recorded_in_the_audit_log_and_in_the_history_of_the_models_
     registry = Registry.default()
     digest = registry.add(bundle, Record.of(read_bundle(bundle), change="imported", name="screening"))
     registry.switch("screening", expected=None, action="opened", pointers=Pointers(champion=digest), actor="a person")
-    assert run("monitor", "watch", bundle, "--reference", reference, "--table", tables / "moved.parquet").code == 4
+    done = run("monitor", "watch", bundle, "--reference", reference, "--table", tables / "moved.parquet")
+    assert done.code == 4
+    assert f"--trigger alarm:{registry.head('screening').digest[:12]}" in done.out
     with LogConfiguration.find().read() as reader:
         recorded = [payload for record in reader.records(0, reader.size) if isinstance(payload := record.payload, DriftAlarm)]
     # One a family, and one for what is new: fifty features that one microphone moved are one case.
