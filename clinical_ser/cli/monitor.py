@@ -383,20 +383,13 @@ def _show_outcomes(returned: Returned, calibrated: Sequence[GroupCalibration]) -
     by_score = ", ".join(percent(share) for share in returned.missing_by_score)
     output.print(f"Outcomes: {returned.mature} of {returned.given} screenings are old enough{missing} (by thirds of the score: {by_score}).")
     output.print("Those without one are taken to be like those of the same score with one; nothing here can check that.")
-    shown = Table("group", "people", "observed", "expected", "O/E (95 %)", "intercept", "slope", "AUROC (95 %)", box=None)
     for group in calibrated:
+        # Lines, no table: an interval that is cut at the edge of the terminal says nothing.
         area = group.auroc
-        shown.add_row(
-            literal(group.name),
-            str(group.people),
-            str(group.observed),
-            f"{group.expected:.1f}",
-            f"{_figure(group.ratio.value)} ({_figure(group.ratio.low)}-{_figure(group.ratio.high)})",
-            _figure(group.intercept),
-            _figure(group.slope),
-            "too few" if area is None else f"{_figure(area.value)} ({_figure(area.low)}-{_figure(area.high)})",
-        )
-    output.print(shown)
+        ratio = f"{_figure(group.ratio.value)} ({_figure(group.ratio.low)} to {_figure(group.ratio.high)})"
+        ranked = "too few for an AUROC" if area is None else f"AUROC {_figure(area.value)} ({_figure(area.low)} to {_figure(area.high)})"
+        output.print(f"  [bold]{literal(group.name)}[/bold]: {group.people} people, {group.observed} ill, {group.expected:.1f} expected; O/E {ratio}")
+        output.print(f"    intercept {_figure(group.intercept)}, slope {_figure(group.slope)}; {ranked}; 95 % intervals")
 
 
 def _show_agreement(one: Agreement) -> None:
