@@ -1,5 +1,6 @@
 """`clinical-ser gate`: champion against challenger on the plan's frozen holdouts; a comparison and its report out, for two roles to sign."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import FAILED, check_output_folder, errors, literal, output, print_json, program
 from clinical_ser.cohorts.table import FeatureTable, read_table, replaced
+from clinical_ser.control.approval import Approval
 from clinical_ser.control.gate import Comparison, Verdict, compare, left_by_records
 from clinical_ser.control.parts import ChangePlan, Modification
 from clinical_ser.control.plan import Change, read_plan
@@ -87,18 +89,27 @@ def gate(
     else:
         show(found)
         if found.met:
-            output.print(f"Next: {program()} model approve {literal(output_folder / COMPARISON)} --plan {literal(plan)} --role ROLE --name NAME")
+            approve = f"model approve {literal(output_folder / COMPARISON)} --plan {literal(plan)} --role ROLE --name NAME --key KEY"
+            output.print(f"Next: {program()} {approve}")
     if not found.met:
         raise typer.Exit(FAILED)
 
 
 def write_comparison(found: Comparison, plan: ChangePlan, folder: Path) -> None:
     """Write comparison.json, report.html, report.pdf and a summary a site; each replaces what is there in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, {COMPARISON: found.to_json()} | {f"{site.site}.figures.json": site.to_json() for site in found.sites})
+    write_reports(found, plan, folder)
+
+
+def write_reports(found: Comparison, plan: ChangePlan, folder: Path, approvals: Sequence[Approval] = ()) -> None:
+    """Write report.html and report.pdf with the signatures that there are."""
     from reports.change import html_report, pdf_report
 
-    files = {COMPARISON: found.to_json(), "report.html": html_report(found, plan).encode(), "report.pdf": pdf_report(found, plan)}
-    files |= {f"{site.site}.figures.json": site.to_json() for site in found.sites}
-    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, {"report.html": html_report(found, plan, approvals).encode(), "report.pdf": pdf_report(found, plan, approvals)})
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         with replaced(folder / name) as unfinished:
             unfinished.write_bytes(content)

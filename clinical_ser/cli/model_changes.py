@@ -8,6 +8,7 @@ import typer
 from clinical_ser.audit.answering import Recorder
 from clinical_ser.audit.events import Configuration, Purpose
 from clinical_ser.cli.console import literal, output, program
+from clinical_ser.cli.gate import write_reports
 from clinical_ser.control import promotion
 from clinical_ser.control.approval import RoleKey, read_signatures
 from clinical_ser.control.approval import approve as approve_comparison
@@ -48,6 +49,9 @@ def approve(
     registry.attach(read.challenger, signed.to_json())
     output.print(f"Approved as {literal(role)} by key {signed.key_id}: comparison {read.digest[:12]} of bundle {read.challenger[:12]}.")
     output.print(f'  "{literal(signed.meaning)}"')
+    approvals = promotion.approvals_of(registry, read)
+    write_reports(read, asked, comparison.parent, approvals)
+    output.print(f"  {len(approvals)} of {len(asked.role)} roles have signed; report.html and report.pdf beside the comparison say so.")
 
 
 def shadow(bundle: Bundle, plan: PlanOption, reason: Annotated[str, typer.Option(help="Why.", show_default=False)] = "") -> None:

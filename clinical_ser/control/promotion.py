@@ -692,6 +692,14 @@ def _times_made(registry: Registry, name: str, kind: str) -> list[datetime]:
     return [entry.time for entry in promoted if entry.bundle and registry.record(entry.bundle).change == kind]
 
 
+def approvals_of(registry: Registry, comparison: Comparison) -> tuple[Approval, ...]:
+    """Return the approvals of a comparison that the registry keeps, oldest first; whether they count is for `promote` to say."""
+    if comparison.challenger not in registry.digests():
+        return ()
+    found = [one for one in _attached(registry, comparison.challenger)[1] if one.comparison == comparison.digest]
+    return tuple(sorted(found, key=lambda one: one.time))
+
+
 def _attached(registry: Registry, digest: str) -> tuple[list[Comparison], list[Approval], list[str]]:
     """Return what is attached to a bundle and can be read, and what is wrong with the rest that says it is a comparison or an approval."""
     comparisons: list[Comparison] = []

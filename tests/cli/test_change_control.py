@@ -142,6 +142,8 @@ def test_from_the_gate_to_a_new_champion_and_back(run, tmp_path, plan, keys, tab
     for role, key in keys.items():
         done = run("model", "approve", out / "comparison.json", "--plan", plan, "--role", role, "--name", PERSONS[role], "--key", key)
         assert done.code == 0, done.err
+    signed = (out / "report.html").read_text(encoding="utf-8")
+    assert all(person in signed for person in PERSONS.values())
     done = run("model", "promote", challenger[:12], "--plan", plan)
     assert done.code == 0, done.err
     assert Registry.default().pointers(MODEL).champion == challenger
