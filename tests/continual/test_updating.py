@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clinical_ser.cohorts.tasks import get_task
 from clinical_ser.continual.memory import Memory, memory_of
 from clinical_ser.continual.updating import UpdateOptions, update
 from clinical_ser.errors import InvalidValueError, TrainingError
@@ -160,3 +161,26 @@ def test_what_does_not_fit_is_refused_by_name(champion):
     for options in ({"forgetting": 0.0}, {"folds": 1}, {"seed": -1}):
         with pytest.raises(InvalidValueError):
             UpdateOptions(**options)
+
+
+def test_several_classes_are_updated_as_if_all_people_were_there():
+    def made(count, seed, prefix):
+        table = people(count, seed, prefix=prefix)
+        X = table.frame[list(table.feature_names)[:3]].to_numpy()
+        noisy = X + np.random.default_rng(seed).gumbel(size=X.shape)
+        return replace(table, frame=table.frame.assign(label=np.array(["angry", "calm", "sad"])[noisy.argmax(axis=1)]))
+
+    old, new = made(240, 41, "old"), made(150, 42, "new")
+    task = get_task("emotion")
+    model = train(old, task, TrainingOptions(refits=3)).model
+    updated = update(model, memory_of(model, rows_of(model, old)), new)
+    both = replace(old, frame=pd.concat([old.frame, new.frame], ignore_index=True).assign(row=range(1, 391)))
+    rows = rows_of(model, both)
+    at_once = type(model.head)(model.head.column_families, model.task.classes, strength=model.head.strength_, balanced=True)
+    at_once.fit(model.preprocessor.transform(rows.X), np.array(model.task.classes)[rows.target])
+    Z = model.preprocessor.transform(rows_of(model, new).X)
+    heads = (updated.training.model.head, at_once, model.head)
+    ours, theirs, before = (head.margins(Z) - head.margins(Z).mean(axis=1, keepdims=True) for head in heads)
+    assert np.abs(ours - theirs).max() < np.abs(before - theirs).max() / 3
+    updated.training.model.check_fit()
+    assert set(updated.training.out_of_fold["status"]) <= {"classified", "indeterminate"}
