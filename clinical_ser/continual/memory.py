@@ -190,9 +190,7 @@ def memory_of(model: TrainedModel, rows: TableRows, answers: Answers | None = No
     whole = _memory_of(model, rows, answers, folds, seed)
     if model.interpretable is None:
         return whole
-    own = [model.features.index(name) for name in model.interpretable.features]
-    fewer = TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame)
-    twin = _memory_of(model.interpretable, fewer, None, folds, seed)
+    twin = _memory_of(model.interpretable, rows.of_features(model.interpretable.features), None, folds, seed)
     return replace(whole, interpretable=twin)
 
 

@@ -293,9 +293,7 @@ def recalibrate(
         whole = _Recalibration(model, memory, table, selected, step, chosen).run()
         if model.interpretable is None:
             return whole
-        own = [model.features.index(name) for name in model.interpretable.features]
-        rows = selected.rows
-        fewer = replace(selected, rows=TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame))
+        fewer = replace(selected, rows=selected.rows.of_features(model.interpretable.features))
         twin = _Recalibration(model.interpretable, memory.interpretable if memory else None, table, fewer, step, chosen).run()
     known = None if whole.memory is None else replace(whole.memory, interpretable=twin.memory)
     return Updated(replace(whole.training, model=replace(whole.training.model, interpretable=twin.training.model)), known)

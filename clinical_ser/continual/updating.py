@@ -32,7 +32,6 @@ from clinical_ser.models.interpretable import EMBEDDING, reproduction
 from clinical_ser.models.linear_head import LinearHead
 from clinical_ser.models.operating_point import OperatingPoint
 from clinical_ser.models.rounding import rounded
-from clinical_ser.models.rows import Rows as TableRows
 from clinical_ser.models.rows import Selection, select_rows
 from clinical_ser.models.trained import Calibrator, Refit, TrainedModel, at_answering_shares
 from clinical_ser.models.training import (
@@ -182,9 +181,9 @@ def _with_twin(
     if model.interpretable is None or memory.interpretable is None:
         return whole
     # The twin without embeddings learns from the same people in the same folds, so that it can always be asked.
-    own = [model.features.index(name) for name in model.interpretable.features]
     rows = selected.rows
-    fewer = replace(selected, rows=TableRows(rows.X[:, own], model.interpretable.features, rows.target, rows.subjects, rows.frame))
+    fewer = replace(selected, rows=rows.of_features(model.interpretable.features))
+    own = [model.features.index(name) for name in model.interpretable.features]
     plain = None if unlabelled is None else replace(unlabelled, X=unlabelled.X[:, own])
     twin = _Update(model.interpretable, memory.interpretable, table, fewer, options, plain, report).run()
     updated = whole.training.model

@@ -33,6 +33,11 @@ class Rows:
         """Return the rows at `index`."""
         return Rows(self.X[index], self.names, self.target[index], self.subjects[index], self.frame.iloc[index])
 
+    def of_features(self, names: Sequence[str]) -> "Rows":
+        """Return the same rows with some of their features, in this order."""
+        own = [self.names.index(name) for name in names]
+        return Rows(self.X[:, own], tuple(names), self.target, self.subjects, self.frame)
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
